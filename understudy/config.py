@@ -1,0 +1,344 @@
+"""The params of a run: frozen pydantic models, one section per concern, unknown keys refused.
+
+What changes a reported number has no default here: `params.yaml` states it. Operational settings, which
+change where things happen and not what comes out, have their default on the field.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal, Self, TypeVar, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from understudy.errors import ConfigError
+
+
+M = TypeVar("M", bound=BaseModel)
+
+
+class Section(BaseModel):
+    """Base of every section: frozen, strict about names."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class SplitsConfig(Section):
+    """Fractions of groups (not rows) held out, decided by a hash of the group."""
+
+    validation: float = Field(ge=0, lt=1)
+    test: float = Field(gt=0, lt=1)
+
+    @model_validator(mode="after")
+    def _leave_some_for_training(self) -> Self:
+        if self.validation + self.test >= 1:
+            raise ValueError(f"validation {self.validation} + test {self.test} leave nothing to train on")
+        return self
+
+
+class DataConfig(Section):
+    """Where the demonstrations are and which of them are accepted."""
+
+    source: str = Field(min_length=1)
+    max_prompt_chars: int = Field(gt=0)
+    max_response_chars: int = Field(gt=0)
+    max_bad_fraction: float = Field(ge=0, le=1)
+    near_duplicate_threshold: float | None = Field(gt=0, le=1)
+    splits: SplitsConfig
+    unicode_form: Literal["keep", "NFC"]
+
+
+class ScratchConfig(Section):
+    """Shape of a from-scratch Llama-style policy and of its tokenizer."""
+
+    vocab_size: int = Field(ge=259)
+    hidden_size: int = Field(gt=0)
+    intermediate_size: int = Field(gt=0)
+    num_layers: int = Field(gt=0)
+    num_heads: int = Field(gt=0)
+    num_kv_heads: int = Field(gt=0)
+    context_tokens: int = Field(gt=8)
+
+
+class LoraConfig(Section):
+    """Low-rank adapters (peft) instead of full fine-tuning."""
+
+    rank: int = Field(gt=0)
+    alpha: float = Field(gt=0)
+    dropout: float = Field(ge=0, lt=1)
+    target_modules: tuple[str, ...] | Literal["all-linear"]
+
+
+class ModelConfig(Section):
+    """The policy's origin: a new small model, or any Hugging Face causal LM folder or name."""
+
+    init: Literal["scratch", "pretrained"]
+    scratch: ScratchConfig | None
+    path: str | None
+    gguf_file: str | None
+    revision: str | None
+    trust_remote_code: bool
+    lora: LoraConfig | None
+    precision: Literal["fp32", "bf16", "fp16"]
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> Self:
+        if self.init == "scratch" and self.scratch is None:
+            raise ValueError("init is scratch but model.scratch is null; give its shape")
+        if self.init == "pretrained" and not self.path:
+            raise ValueError("init is pretrained but model.path is null; name a folder or a model")
+        if self.trust_remote_code and not self.revision:
+            raise ValueError("trust_remote_code needs model.revision, so that the code is pinned")
+        return self
+
+
+class SftConfig(Section):
+    """Supervised warm start; the objective is one of Eq 7, 12, 14."""
+
+    objective: Literal["token_nll", "occupancy", "trajectory"]
+    discount: float = Field(gt=0, le=1)
+    absorbing: bool
+    epochs: float = Field(gt=0)
+    batch_tokens: int = Field(gt=0)
+    batching: Literal["length_bucketed", "packed"]
+    gradient_accumulation: int = Field(gt=0)
+    learning_rate: float = Field(gt=0)
+    weight_decay: float = Field(ge=0)
+    label_smoothing: float = Field(ge=0, lt=1)
+    schedule: Literal["cosine", "constant"]
+    warmup_fraction: float = Field(ge=0, lt=1)
+    max_grad_norm: float = Field(gt=0)
+    evaluations_per_epoch: float = Field(gt=0)
+    checkpoint_every_steps: int = Field(gt=0)
+
+
+class RolloutConfig(Section):
+    """How responses are sampled from the policy during alignment."""
+
+    prompts_per_round: int = Field(gt=0)
+    responses_per_prompt: int = Field(ge=2)
+    max_response_tokens: int = Field(gt=0)
+    temperature: float = Field(gt=0)
+    top_p: float = Field(gt=0, le=1)
+
+
+class DiscriminatorConfig(Section):
+    """The network that tells expert from policy, and how it is trained."""
+
+    loss: Literal["logistic", "bradley_terry", "bradley_terry_variance", "variational"]
+    form: Literal["plain", "airl"]
+    init: Literal["sft", "shared_lora"]
+    learning_rate: float = Field(gt=0)
+    weight_decay: float = Field(ge=0)
+    dropout: float = Field(ge=0, lt=1)
+    label_smoothing: float = Field(ge=0, lt=0.5)
+    warmup_updates: int = Field(ge=0)
+    updates_per_round: int = Field(gt=0)
+    batch_pairs: int = Field(gt=0)
+    replay_rounds: int = Field(ge=0)
+    replay_fraction: float = Field(ge=0, lt=1)
+    max_grad_norm: float = Field(gt=0)
+
+
+class AlignConfig(Section):
+    """The adversarial loop: which divergence, at which level, by which update."""
+
+    method: Literal["adversarial", "selfplay", "iterative_sft", "rlhf"]
+    divergence: str
+    level: Literal["token", "sequence"]
+    absorbing: bool
+    discount: float = Field(gt=0, le=1)
+    reward_clip: float = Field(gt=0)
+    policy_update: Literal["rloo", "ppo"]
+    num_rounds: int = Field(gt=0)
+    rollout: RolloutConfig
+    discriminator: DiscriminatorConfig
+    learning_rate: float = Field(gt=0)
+    weight_decay: float = Field(ge=0)
+    schedule: Literal["cosine", "constant"]
+    warmup_fraction: float = Field(ge=0, lt=1)
+    max_grad_norm: float = Field(gt=0)
+    kl_coefficient_start: float = Field(ge=0)
+    kl_coefficient_end: float = Field(ge=0)
+    held_out_every_rounds: int = Field(gt=0)
+    checkpoint_every_rounds: int = Field(gt=0)
+
+
+class JudgeConfig(Section):
+    """One judge of sampled quality; a higher score is better."""
+
+    name: str = Field(min_length=1)
+    kind: Literal["callable", "exact_match", "reward_model"]
+    target: str | None  # "file.py:function" or "package.module:function"; a folder for reward_model
+
+    @model_validator(mode="after")
+    def _target_where_needed(self) -> Self:
+        if self.kind != "exact_match" and not self.target:
+            raise ValueError(f"judge {self.name!r} of kind {self.kind} needs a target")
+        return self
+
+
+class EvaluationConfig(Section):
+    """What is measured on the test split."""
+
+    max_prompts: int = Field(gt=0)
+    max_response_tokens: int = Field(gt=0)
+    temperatures: tuple[float, ...] = Field(min_length=1)  # searched on the validation split
+    judges: tuple[JudgeConfig, ...]
+    tuning_judge: str | None
+    confidence: float = Field(gt=0.5, lt=1)
+    bootstrap_samples: int = Field(ge=100)
+    samples_shown: int = Field(ge=0)
+    sft_longer: bool
+
+    @model_validator(mode="after")
+    def _tuning_judge_exists(self) -> Self:
+        names = [judge.name for judge in self.judges]
+        if len(set(names)) != len(names):
+            raise ValueError(f"two judges share a name: {names}")
+        if self.tuning_judge is not None and self.tuning_judge not in names:
+            raise ValueError(f"tuning_judge {self.tuning_judge!r} is not among the judges {names}")
+        return self
+
+
+class RegistryConfig(Section):
+    """The name under which models are registered."""
+
+    name: str = Field(min_length=1, pattern=r"^[^/:]+$")
+    alias: str = Field(min_length=1)
+
+
+class TrackingConfig(Section):
+    """MLflow; `uri` null means a sqlite store in the working directory."""
+
+    uri: str | None = None
+    experiment: str = "understudy"
+    system_metrics: bool = True
+
+
+class StorageConfig(Section):
+    """Where content lives; `uri` null means a folder in the working directory, else s3://bucket/prefix."""
+
+    uri: str | None = None
+    endpoint_url: str | None = None
+    dvc_remote: str | None = None
+
+
+class NotifyConfig(Section):
+    """Where the outcome is sent, if anywhere; the URL may hold a secret, so only its variable is named."""
+
+    webhook_url_env: str | None = None
+    timeout_seconds: float = Field(default=10.0, gt=0)
+
+
+class RuntimeConfig(Section):
+    """How this machine is used."""
+
+    threads: int = Field(default=2, ge=1)
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+
+
+class Params(Section):
+    """A whole run."""
+
+    seed: int = Field(ge=0)
+    data: DataConfig
+    model: ModelConfig
+    sft: SftConfig
+    align: AlignConfig
+    evaluation: EvaluationConfig
+    registry: RegistryConfig
+    tracking: TrackingConfig = TrackingConfig()
+    storage: StorageConfig = StorageConfig()
+    notify: NotifyConfig = NotifyConfig()
+    runtime: RuntimeConfig = RuntimeConfig()
+
+
+def load_params(path: Path, overrides: Iterable[str] = ()) -> Params:
+    """Read a params file and apply `a.b=c` overrides (values parsed as YAML).
+
+    Raises:
+        ConfigError: naming every problem at once.
+    """
+    if not path.is_file():
+        raise ConfigError(
+            f"Params file {str(path)!r} does not exist. Run in the project's folder, or name one with --params FILE."
+        )
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not valid YAML: {error}. Correct the line it names.") from error
+    if not isinstance(data, dict):
+        raise ConfigError(f"{path} holds {type(data).__name__}, not a mapping of sections such as `data:` and `sft:`.")
+    for override in overrides:
+        _apply_override(data, override)
+    return validate(Params, data, where=str(path))
+
+
+def validate(model: type[M], data: Any, where: str) -> M:
+    """Validate `data`; raise one ConfigError that lists every problem with the closest valid name."""
+    try:
+        return model.model_validate(data)
+    except ValidationError as error:
+        problems = [_problem(model, item) for item in error.errors(include_url=False)]
+        count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
+        raise ConfigError(f"{where}: {count}:\n" + "\n".join(f"  - {problem}" for problem in problems)) from error
+
+
+def section_sha256(*values: BaseModel | Mapping[str, Any] | str | int) -> str:
+    """Digest of configuration values, independent of key order."""
+    plain = [value.model_dump(mode="json") if isinstance(value, BaseModel) else value for value in values]
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
+
+
+def _apply_override(data: dict[str, Any], override: str) -> None:
+    key, separator, text = override.partition("=")
+    if not separator or not key:
+        raise ConfigError(f"--set {override!r} is not of the form section.key=value, for example sft.epochs=2.")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--set {override!r}: the value is not valid YAML: {error}") from error
+    *parents, last = key.split(".")
+    node = data
+    for parent in parents:
+        child = node.setdefault(parent, {})
+        if child is None:
+            child = node[parent] = {}
+        if not isinstance(child, dict):
+            raise ConfigError(f"--set {override!r}: {parent!r} is a value ({child!r}), it has no keys below it.")
+        node = child
+    node[last] = value
+
+
+def _problem(model: type[BaseModel], item: Any) -> str:
+    location = [str(part) for part in item["loc"]]
+    name = ".".join(location)
+    if item["type"] == "extra_forbidden":
+        valid = _field_names(model, location[:-1])
+        close = difflib.get_close_matches(location[-1], valid, n=1, cutoff=0.5)
+        hint = f"did you mean {'.'.join([*location[:-1], close[0]])!r}?" if close else f"valid: {', '.join(valid)}"
+        return f"{name}: unknown key; {hint}"
+    if item["type"] == "missing":
+        return f"{name}: missing; it has no default, state it"
+    message = item["msg"].removeprefix("Value error, ")
+    given = f" (given: {item['input']!r})" if not isinstance(item["input"], dict) else ""
+    return f"{name or 'params'}: {message}{given}"
+
+
+def _field_names(model: type[BaseModel], location: list[str]) -> list[str]:
+    current: type[BaseModel] | None = model
+    for part in location:
+        field = current.model_fields.get(part) if current is not None else None
+        if field is None:
+            return sorted(current.model_fields) if current is not None else []
+        options = (field.annotation, *get_args(field.annotation))
+        options += tuple(inner for option in options for inner in get_args(option))
+        nested = [option for option in options if isinstance(option, type) and issubclass(option, BaseModel)]
+        current = nested[0] if nested else current
+    return sorted(current.model_fields) if current is not None else []
