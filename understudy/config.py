@@ -105,8 +105,7 @@ class SftConfig(Section):
     absorbing: bool
     epochs: float = Field(gt=0)
     batch_tokens: int = Field(gt=0)
-    batching: Literal["length_bucketed", "packed"]
-    gradient_accumulation: int = Field(gt=0)
+    micro_batches_per_step: int = Field(gt=0)  # over all processes, each of about batch_tokens
     learning_rate: float = Field(gt=0)
     weight_decay: float = Field(ge=0)
     label_smoothing: float = Field(ge=0, lt=1)

@@ -1,0 +1,178 @@
+"""Any Hugging Face causal language model as a policy, with one token layout for training and sampling.
+
+Shapes: B sequences, P prompt columns, T response columns, S = P + T, V vocabulary.
+Layout of a batch: prompts end at column P (padded on the left), responses start there (padded on the right),
+so that response logits are the contiguous columns P-1 … S-2 for every architecture.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from understudy.errors import ConfigError
+
+Message = dict[str, str]
+
+
+@dataclass(frozen=True)
+class TokenBatch:
+    """Prompts and responses in the common layout; `mask_BT` marks response tokens, EOS included."""
+
+    ids_BS: Tensor
+    attention_BS: Tensor
+    response_BT: Tensor
+    mask_BT: Tensor
+
+    @property
+    def prompt_columns(self) -> int:
+        """Columns before the first response token, P."""
+        return self.ids_BS.shape[1] - self.response_BT.shape[1]
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens that are not padding."""
+        return int(self.attention_BS.sum())
+
+
+class LanguageModel:
+    """A causal LM with its tokenizer, and how prompts, responses and the end of a response are written.
+
+    Args:
+        model: a Hugging Face causal LM (or its peft wrapper).
+        tokenizer: its tokenizer; must have an EOS token. A missing padding token is replaced by EOS,
+            which is safe because padding is always masked by position, never by id.
+
+    Raises:
+        ConfigError: the tokenizer has no EOS, without which stopping can neither be learned nor sampled.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any) -> None:
+        if tokenizer.eos_token_id is None:
+            raise ConfigError(
+                "The tokenizer has no EOS token, so the end of a response cannot be learned. "
+                "Set eos_token in its tokenizer_config.json to the token that ends a turn."
+            )
+        self.model = model
+        self.tokenizer = tokenizer
+        self.end_token_id: int = _end_of_turn_id(tokenizer)
+        self.pad_token_id: int = (
+            tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+        )
+        self.context_tokens = _context_tokens(model, tokenizer)
+        parameters = inspect.signature(_inner(model).forward).parameters
+        self._takes_positions = "position_ids" in parameters
+        self._takes_logits_to_keep = "logits_to_keep" in parameters
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.model.parameters()).device
+
+    def encode_prompt(self, messages: Sequence[Message]) -> list[int]:
+        """Token ids of a conversation up to where the response begins, by the chat template if there is one."""
+        if self.tokenizer.chat_template:
+            text = self.tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, tokenize=False)
+        else:
+            text = (self.tokenizer.bos_token or "") + "\n\n".join(m["content"] for m in messages) + "\n"
+        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def encode_response(self, response: str) -> list[int]:
+        """Token ids of a response, the end token last."""
+        return [*self.tokenizer(response, add_special_tokens=False)["input_ids"], self.end_token_id]
+
+    def decode(self, response_ids: Sequence[int]) -> str:
+        """Text of response ids; the end token and other special tokens are left out."""
+        return str(self.tokenizer.decode(list(response_ids), skip_special_tokens=True))
+
+    def batch(self, prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]]) -> TokenBatch:
+        """Lay out prompts and responses on the model's device."""
+        num_prompt = max(len(ids) for ids in prompts)
+        num_response = max(len(ids) for ids in responses)
+        shape = (len(prompts), num_prompt + num_response)
+        ids_BS = torch.full(shape, self.pad_token_id, dtype=torch.long)
+        attention_BS = torch.zeros(shape, dtype=torch.long)
+        for row, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
+            start, end = num_prompt - len(prompt), num_prompt + len(response)
+            ids_BS[row, start:end] = torch.tensor([*prompt, *response], dtype=torch.long)
+            attention_BS[row, start:end] = 1
+        ids_BS, attention_BS = ids_BS.to(self.device), attention_BS.to(self.device)
+        return TokenBatch(ids_BS, attention_BS, ids_BS[:, num_prompt:], attention_BS[:, num_prompt:].bool())
+
+    def forward_arguments(self, attention_BS: Tensor) -> dict[str, Tensor]:
+        """Attention mask, and positions counted from the first real token where the model takes them."""
+        arguments = {"attention_mask": attention_BS}
+        if self._takes_positions:
+            arguments["position_ids"] = (attention_BS.cumsum(-1) - 1).clamp(min=0)
+        return arguments
+
+    def keep_arguments(self, columns: Tensor | int) -> dict[str, Any]:
+        """Ask for logits of some columns only, where the model can."""
+        return {"logits_to_keep": columns} if self._takes_logits_to_keep else {}
+
+    def response_logits(self, batch: TokenBatch, module: Any = None) -> Tensor:
+        """Next-token logits at each response position, float32, shape (B, T, V).
+
+        Args:
+            batch: prompts and responses.
+            module: call this instead of `self.model`, for example its distributed wrapper.
+        """
+        first, num_response = batch.prompt_columns - 1, batch.response_BT.shape[1]
+        columns = torch.arange(first, first + num_response, device=batch.ids_BS.device)
+        logits = (module or self.model)(
+            input_ids=batch.ids_BS,
+            use_cache=False,
+            **self.forward_arguments(batch.attention_BS),
+            **self.keep_arguments(columns),
+        ).logits
+        if logits.shape[1] != num_response:
+            logits = logits[:, first : first + num_response]
+        return logits.float()
+
+    def response_logps(self, batch: TokenBatch, module: Any = None) -> Tensor:
+        """Log-probability of each response token, zero where masked, shape (B, T)."""
+        return token_logps(self.response_logits(batch, module), batch)
+
+    def save(self, folder: Path) -> None:
+        """Write a plain Hugging Face folder (safetensors); adapters are merged into the weights."""
+        model = self.model
+        if hasattr(model, "merge_and_unload"):
+            model = model.merge_and_unload()
+        model.save_pretrained(folder, safe_serialization=True)
+        self.tokenizer.save_pretrained(folder)
+
+
+def token_logps(logits_BTV: Tensor, batch: TokenBatch) -> Tensor:
+    """Log-probability of each response token under logits, zero where masked, shape (B, T)."""
+    chosen_BT = logits_BTV.gather(-1, batch.response_BT.unsqueeze(-1)).squeeze(-1)
+    return (chosen_BT - logits_BTV.logsumexp(-1)).masked_fill(~batch.mask_BT, 0.0)
+
+
+def _inner(model: Any) -> Any:
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def _context_tokens(model: Any, tokenizer: Any) -> int:
+    config = _inner(model).config
+    limits = [getattr(config, name, None) for name in ("max_position_embeddings", "n_positions", "n_ctx")]
+    limits.append(tokenizer.model_max_length if tokenizer.model_max_length < 10**9 else None)
+    return min([int(limit) for limit in limits if limit], default=2048)
+
+
+def _end_of_turn_id(tokenizer: Any) -> int:
+    """The special token that the chat template writes after an assistant turn, else EOS."""
+    eos = int(tokenizer.eos_token_id)
+    if not tokenizer.chat_template:
+        return eos
+    marker = "understudy-marker"
+    turns = [{"role": "user", "content": "x"}, {"role": "assistant", "content": marker}]
+    text = tokenizer.apply_chat_template(turns, tokenize=False)
+    after = tokenizer(text.rpartition(marker)[2].lstrip(), add_special_tokens=False)["input_ids"]
+    special = set(tokenizer.all_special_ids) | set(getattr(tokenizer, "added_tokens_decoder", {}))
+    return int(after[0]) if after and after[0] in special else eos

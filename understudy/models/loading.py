@@ -1,0 +1,144 @@
+"""Where a policy comes from: a new small model, a Hugging Face folder or name, or a GGUF file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from understudy.config import LoraConfig, ModelConfig, ScratchConfig
+from understudy.errors import ConfigError
+from understudy.models.language_model import LanguageModel
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+CHAT_TEMPLATE = (
+    "{% for message in messages %}<|{{ message['role'] }}|>{{ message['content'] }}<|end|>{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+SPECIAL_TOKENS = ["<|end|>", "<|pad|>", "<|system|>", "<|user|>", "<|assistant|>"]
+
+
+def create_policy(config: ModelConfig, training_texts: Iterable[str], seed: int) -> LanguageModel:
+    """Return the policy that SFT starts from.
+
+    Args:
+        config: the `model` section.
+        training_texts: texts of the training split; read only when a tokenizer is trained.
+        seed: of the initial weights.
+
+    Raises:
+        ConfigError: the folder, name or file cannot be loaded, with what was tried and the remedy.
+    """
+    if config.init == "scratch":
+        assert config.scratch is not None
+        tokenizer = train_tokenizer(training_texts, config.scratch)
+        policy = LanguageModel(_scratch_model(config.scratch, tokenizer, seed), tokenizer)
+    else:
+        policy = _load_pretrained(config)
+    if config.lora is not None:
+        policy = LanguageModel(add_lora(policy.model, config.lora, seed), policy.tokenizer)
+    return policy
+
+
+def load_policy(folder: Path | str, precision: str = "fp32") -> LanguageModel:
+    """Load a policy that an earlier step wrote, or any local Hugging Face folder.
+
+    Raises:
+        ConfigError: the folder cannot be loaded.
+    """
+    return _from_pretrained(str(folder), dtype=DTYPES[precision])
+
+
+def train_tokenizer(texts: Iterable[str], config: ScratchConfig) -> Any:
+    """Train a byte-level BPE tokenizer with a chat template; the same texts give the same tokenizer."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=config.vocab_size,
+        special_tokens=SPECIAL_TOKENS,
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        eos_token="<|end|>",
+        pad_token="<|pad|>",
+        additional_special_tokens=SPECIAL_TOKENS[2:],
+        chat_template=CHAT_TEMPLATE,
+        model_max_length=config.context_tokens,
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def add_lora(model: Any, config: LoraConfig, seed: int) -> Any:
+    """Wrap a model with low-rank adapters; only they are trained."""
+    import peft
+
+    torch.manual_seed(seed)
+    targets = config.target_modules if isinstance(config.target_modules, str) else list(config.target_modules)
+    return peft.get_peft_model(
+        model,
+        peft.LoraConfig(
+            r=config.rank,
+            lora_alpha=config.alpha,
+            lora_dropout=config.dropout,
+            target_modules=targets,
+            task_type="CAUSAL_LM",
+        ),
+    )
+
+
+def _scratch_model(config: ScratchConfig, tokenizer: Any, seed: int) -> Any:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(seed)
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=config.hidden_size,
+            intermediate_size=config.intermediate_size,
+            num_hidden_layers=config.num_layers,
+            num_attention_heads=config.num_heads,
+            num_key_value_heads=config.num_kv_heads,
+            max_position_embeddings=config.context_tokens,
+            tie_word_embeddings=True,
+            bos_token_id=None,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )
+
+
+def _load_pretrained(config: ModelConfig) -> LanguageModel:
+    assert config.path is not None
+    return _from_pretrained(
+        config.path,
+        dtype=DTYPES[config.precision],
+        **({"gguf_file": config.gguf_file} if config.gguf_file else {}),
+        **({"revision": config.revision} if config.revision else {}),
+        trust_remote_code=config.trust_remote_code,
+    )
+
+
+def _from_pretrained(path: str, **arguments: Any) -> LanguageModel:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer_arguments = {name: value for name, value in arguments.items() if name != "dtype"}
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path, **tokenizer_arguments)
+        use_safetensors = {} if "gguf_file" in arguments else {"use_safetensors": True}
+        model = AutoModelForCausalLM.from_pretrained(path, **use_safetensors, **arguments)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise ConfigError(
+            f"model {path!r} cannot be loaded as a causal language model: {error}. "
+            "Name a folder with config.json, safetensors weights and a tokenizer, or a model in the local cache."
+        ) from error
+    return LanguageModel(model, tokenizer)
