@@ -1,0 +1,90 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from models.families import FAMILIES, random_policy
+from understudy.errors import ConfigError
+from understudy.models.generation import SamplingSettings, choose_tokens, generate
+from understudy.models.language_model import LanguageModel
+
+PROMPTS = ["alpha", "alpha beta gamma", "name: value\nother", "x"]
+
+
+def _prompts(policy: LanguageModel) -> list[list[int]]:
+    return [policy.encode_prompt([{"role": "user", "content": text}]) for text in PROMPTS]
+
+
+def _naive_greedy(policy: LanguageModel, prompt: list[int], max_tokens: int) -> list[int]:
+    """No padding, no cache, no batch: deliberately independent of generate."""
+    ids, out = torch.tensor([prompt]), []
+    with torch.no_grad():
+        while len(out) < max_tokens:
+            token = int(policy.model(input_ids=ids).logits[0, -1].argmax())
+            out.append(token)
+            if token == policy.end_token_id:
+                break
+            ids = torch.cat([ids, torch.tensor([[token]])], dim=1)
+    return out
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_greedy_equals_naive_decoding_without_cache_or_padding(family: str) -> None:
+    policy = random_policy(family)
+    prompts = _prompts(policy)
+    rollouts = generate(policy, prompts, SamplingSettings(12, greedy=True), torch.Generator(), responses_per_prompt=2)
+    expected = [_naive_greedy(policy, prompt, 12) for prompt in prompts for _ in range(2)]
+    assert rollouts.responses == expected
+    assert rollouts.finished == [row[-1] == policy.end_token_id for row in expected]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_response_logps_equal_unpadded_forward(family: str) -> None:
+    policy = random_policy(family)
+    prompts = _prompts(policy)
+    responses = [policy.encode_response(text) for text in ["beta", "", "gamma delta epsilon", "12\n"]]
+    batch = policy.batch(prompts, responses)
+    logps_BT = policy.response_logps(batch)
+    for row, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
+        logits = policy.model(input_ids=torch.tensor([prompt + response])).logits[0].float().log_softmax(-1)
+        expected = [float(logits[len(prompt) - 1 + i, token]) for i, token in enumerate(response)]
+        torch.testing.assert_close(logps_BT[row, : len(response)], torch.tensor(expected), atol=2e-4, rtol=1e-4)
+        assert logps_BT[row, len(response) :].abs().sum() == 0
+
+
+def test_sampled_first_tokens_follow_the_model_by_chi_square() -> None:
+    """Error rate: a correct sampler fails this with probability 1e-4 over seeds; the seed is fixed."""
+    from scipy.stats import chisquare
+
+    policy = random_policy("llama")
+    prompt = _prompts(policy)[0]
+    draws = 4000
+    rollouts = generate(policy, [prompt], SamplingSettings(1), torch.Generator().manual_seed(1), draws)
+    with torch.no_grad():
+        probability_V = policy.model(input_ids=torch.tensor([prompt])).logits[0, -1].double().softmax(-1)
+    observed = torch.bincount(torch.tensor([row[0] for row in rollouts.responses]), minlength=len(probability_V))
+    expected_V = probability_V * draws
+    common = expected_V >= 5
+    seen = [*observed[common].tolist(), int(observed[~common].sum())]
+    due = [*expected_V[common].tolist(), float(expected_V[~common].sum())]
+    assert chisquare(seen, due).pvalue > 1e-4
+
+
+def test_top_p_keeps_the_smallest_set_reaching_the_mass() -> None:
+    logits = torch.tensor([[0.5, 0.3, 0.15, 0.05]]).log().repeat(2000, 1)
+    tokens = choose_tokens(logits, SamplingSettings(1, top_p=0.75), torch.Generator().manual_seed(0))
+    assert set(tokens.tolist()) == {0, 1}
+
+
+def test_same_seed_gives_same_responses_and_other_seed_does_not() -> None:
+    policy = random_policy("gpt2")
+    first, second, third = (
+        generate(policy, _prompts(policy), SamplingSettings(10), torch.Generator().manual_seed(seed), 3).responses
+        for seed in (5, 5, 6)
+    )
+    assert first == second != third
+
+
+def test_prompt_longer_than_context_is_refused_with_both_numbers() -> None:
+    policy = random_policy("llama")
+    with pytest.raises(ConfigError, match="70 tokens but the model's context holds 64"):
+        generate(policy, [[5] * 70], SamplingSettings(4), torch.Generator())
