@@ -1,0 +1,197 @@
+"""Content in a bucket of any S3 service: files first, the manifest last and only if it is not there yet."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from understudy.errors import ConfigError, IntegrityError, ServiceUnreachable, UnderstudyError
+from understudy.platform.manifest import MANIFEST, Entry, manifest_bytes, parse_manifest, verify_file
+from understudy.platform.storage import Store, without_secrets
+
+_BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
+_CONNECT_TIMEOUT_SECONDS = 5
+_READ_TIMEOUT_SECONDS = 60
+_ATTEMPTS = 3
+_PART_BYTES = 16 << 20
+_ALREADY_THERE = {"PreconditionFailed", "412"}
+_NOT_FOUND = {"NoSuchKey", "404", "NotFound"}
+_MANIFEST_ATTEMPTS = 5
+
+
+@dataclass(frozen=True)
+class Location:
+    """A bucket and a key prefix in it."""
+
+    bucket: str
+    prefix: str
+
+    @classmethod
+    def parse(cls, uri: str) -> Location:
+        """Split `s3://bucket/prefix`; raise ConfigError when it is not one."""
+        bucket, _, prefix = uri.removeprefix("s3://").partition("/")
+        if not uri.startswith("s3://") or not _BUCKET.fullmatch(bucket):
+            raise ConfigError(f"{without_secrets(uri)!r} is not of the form s3://bucket/prefix. Keys go in AWS_… only.")
+        return cls(bucket, prefix.strip("/"))
+
+    @property
+    def uri(self) -> str:
+        """The URI again."""
+        return f"s3://{self.bucket}/{self.prefix}".rstrip("/")
+
+    def key(self, path: str) -> str:
+        """Return the full key of a path below the prefix."""
+        return f"{self.prefix}/{path}" if self.prefix else path
+
+
+class S3Store(Store):
+    """A prefix in a bucket; the endpoint comes from AWS_ENDPOINT_URL."""
+
+    def __init__(self, root: str, cache: Path) -> None:
+        super().__init__(Location.parse(root).uri, cache)
+
+    def check(self) -> None:
+        """Raise ServiceUnreachable when the bucket does not answer or may not be used."""
+        location = Location.parse(self.root)
+        with reachable(location) as client:
+            client.head_bucket(Bucket=location.bucket)
+
+    def _put(self, folder: Path, entries: list[Entry], uri: str) -> None:
+        location = Location.parse(uri)
+        with reachable(location) as client:
+            there = _sizes(client, location)
+            for entry in entries:
+                if there.get(location.key(entry.path)) != entry.size:
+                    _upload(client, location, folder / entry.path, entry)
+            if location.key(MANIFEST) not in there:
+                _put_manifest(client, location, manifest_bytes(entries))
+
+
+def download(location: Location, sha256: str, folder: Path) -> None:
+    """Bring the content at `location` into the empty `folder`, the manifest last.
+
+    Raises:
+        IntegrityError: no manifest, or a digest that differs.
+        ServiceUnreachable: the bucket does not answer.
+    """
+    with reachable(location) as client:
+        data = _read(client, location, MANIFEST)
+        for entry in parse_manifest(data, sha256, where=location.uri):
+            target = folder / entry.path
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with _named(location, entry.path):
+                client.download_file(location.bucket, location.key(entry.path), str(target), Config=_transfer())
+            try:
+                verify_file(target, entry)
+            except IntegrityError as error:
+                there = f"{location.uri}/{entry.path}"
+                raise IntegrityError(str(error).replace(str(target), there)) from error
+        (folder / MANIFEST).write_bytes(data)
+
+
+@contextmanager
+def reachable(location: Location) -> Iterator[Any]:
+    """Give a client whose every wait is bounded; turn its errors into ones that name the place, not the keys."""
+    import boto3
+    from boto3.exceptions import S3UploadFailedError
+    from botocore.config import Config
+    from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
+
+    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    where = location.uri + (f" at {without_secrets(endpoint)}" if endpoint else "")
+    config = Config(
+        connect_timeout=_CONNECT_TIMEOUT_SECONDS,
+        read_timeout=_READ_TIMEOUT_SECONDS,
+        retries={"total_max_attempts": _ATTEMPTS, "mode": "standard"},
+        # Most services other than AWS serve buckets by path, not as a host name.
+        s3={"addressing_style": "path" if endpoint else "auto"},
+    )
+    region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or "us-east-1"
+    try:
+        client = boto3.session.Session().client("s3", endpoint_url=endpoint, region_name=region, config=config)
+    except ValueError as error:  # not a URL
+        raise ConfigError(
+            f"AWS_ENDPOINT_URL {without_secrets(endpoint or '')!r} is not a URL. Use http(s)://host:port."
+        ) from error
+    try:
+        yield client
+    except NoCredentialsError as error:
+        raise ConfigError(f"{where}: no credentials. Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY.") from error
+    except ClientError as error:
+        code = error.response.get("Error", {}).get("Code", "unknown")
+        raise ServiceUnreachable(
+            f"Object storage {where} refused {error.operation_name} ({code}). "
+            "Check that the bucket exists and that the AWS_… credentials may read and write it."
+        ) from error
+    except (BotoCoreError, S3UploadFailedError) as error:
+        raise ServiceUnreachable(
+            f"Object storage {where} does not answer ({type(error).__name__}). "
+            "Check storage.uri, AWS_ENDPOINT_URL and the network, then run the same command again."
+        ) from error
+
+
+def _sizes(client: Any, location: Location) -> dict[str, int]:
+    pages = client.get_paginator("list_objects_v2").paginate(Bucket=location.bucket, Prefix=location.prefix + "/")
+    return {item["Key"]: int(item["Size"]) for page in pages for item in page.get("Contents", ())}
+
+
+def _upload(client: Any, location: Location, path: Path, entry: Entry) -> None:
+    client.upload_file(
+        str(path),
+        location.bucket,
+        location.key(entry.path),
+        ExtraArgs={"ChecksumAlgorithm": "SHA256"},
+        Config=_transfer(),
+    )
+    try:
+        verify_file(path.resolve(), entry)
+    except IntegrityError as error:
+        client.delete_object(Bucket=location.bucket, Key=location.key(entry.path))
+        raise UnderstudyError(f"{path} changed while it was being stored. Let no other process write there.") from error
+
+
+def _put_manifest(client: Any, location: Location, data: bytes) -> None:
+    from botocore.exceptions import ClientError
+
+    for attempt in range(1, _MANIFEST_ATTEMPTS + 1):
+        try:
+            client.put_object(Bucket=location.bucket, Key=location.key(MANIFEST), Body=data, IfNoneMatch="*")
+            return
+        except ClientError as error:
+            code = str(error.response.get("Error", {}).get("Code"))
+            if code in _ALREADY_THERE:
+                return  # another writer of the same content was first
+            if code != "ConditionalRequestConflict" or attempt == _MANIFEST_ATTEMPTS:
+                raise
+
+
+def _read(client: Any, location: Location, path: str) -> bytes:
+    with _named(location, path):
+        return bytes(client.get_object(Bucket=location.bucket, Key=location.key(path))["Body"].read())
+
+
+@contextmanager
+def _named(location: Location, path: str) -> Iterator[None]:
+    """Turn "no such key" into an IntegrityError that names the missing file."""
+    from botocore.exceptions import ClientError
+
+    try:
+        yield
+    except ClientError as error:
+        if str(error.response.get("Error", {}).get("Code")) not in _NOT_FOUND:
+            raise
+        raise IntegrityError(
+            f"{location.uri}/{path} does not exist, so the content was never completed or was deleted. "
+            "Run the step that writes it again."
+        ) from error
+
+
+def _transfer() -> Any:
+    from boto3.s3.transfer import TransferConfig
+
+    return TransferConfig(multipart_threshold=_PART_BYTES, multipart_chunksize=_PART_BYTES, max_concurrency=4)

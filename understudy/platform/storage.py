@@ -1,0 +1,258 @@
+"""Content-addressed storage: `<root>/<kind>/<sha256>/…`, on this machine or in a bucket.
+
+The sha256 is that of the folder's manifest, so equal content has one place, writing it twice changes nothing,
+and a reader can check all of it. The manifest is written last: a folder without one was never completed.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import shutil
+import time
+import uuid
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit, urlunsplit
+
+from understudy.errors import ConfigError, IntegrityError, UnderstudyError
+from understudy.platform.manifest import (
+    MANIFEST,
+    Entry,
+    describe_folder,
+    manifest_bytes,
+    manifest_sha256,
+    verify_file,
+    verify_folder,
+)
+
+_KIND = re.compile(r"[a-z0-9][a-z0-9_.-]{0,62}")
+_ABANDONED_AFTER_SECONDS = 24 * 3600
+_FULL_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+@dataclass(frozen=True)
+class Stored:
+    """Where content lies (absolute path or s3:// URI) and the digest that names it."""
+
+    uri: str
+    sha256: str
+
+
+class Store(ABC):
+    """A place for content; `cache` is the local folder in which remote content is kept for reading."""
+
+    def __init__(self, root: str, cache: Path) -> None:
+        self.root = root
+        self.cache = cache
+
+    def put_folder(self, folder: Path, kind: str) -> Stored:
+        """Store every file below `folder`; the same content again writes nothing.
+
+        Raises:
+            UnderstudyError: a full disk, a missing or empty folder, or files that changed meanwhile.
+            ServiceUnreachable: the bucket does not answer, within a bounded time.
+        """
+        if not _KIND.fullmatch(kind):
+            raise ValueError(f"kind {kind!r} must be lower-case letters, digits, dot, dash or underscore")
+        entries = describe_folder(folder)
+        sha256 = manifest_sha256(entries)
+        uri = f"{self.root}/{kind}/{sha256}"
+        self._put(folder, entries, uri)
+        return Stored(uri=uri, sha256=sha256)
+
+    def fetch(self, uri: str, sha256: str, into: Path | None = None) -> Path:
+        """Return a local folder with the content of `uri`, every digest verified.
+
+        Local content is used in place and must not be written to; remote content is kept in the cache.
+        With `into`, a folder that does not exist yet, a private copy is made there.
+
+        Raises:
+            IntegrityError: naming the file and both digests, when content and digest differ.
+            ServiceUnreachable: the bucket does not answer, within a bounded time.
+        """
+        if uri.startswith("s3://"):
+            folder = self._fetch_remote(uri, sha256)
+        else:
+            folder = Path(uri.removeprefix("file://"))
+            verify_folder(folder, sha256)
+        return folder if into is None else _copy_out(folder, sha256, into)
+
+    def _fetch_remote(self, uri: str, sha256: str) -> Path:
+        from understudy.platform.object_storage import Location, download
+
+        location = Location.parse(uri)
+        kind = location.prefix.split("/")[-2] if "/" in location.prefix else "content"
+        target = self.cache / kind / sha256
+        if target.exists():
+            try:
+                verify_folder(target, sha256)
+                return target
+            except IntegrityError:
+                _discard(target)
+        with aside_of(target) as aside:
+            download(location, sha256, aside)
+            verify_folder(aside, sha256)
+            place(aside, target)
+        return target
+
+    @abstractmethod
+    def check(self) -> None:
+        """Raise at once when nothing could be stored here: before a run, not at its end."""
+
+    @abstractmethod
+    def _put(self, folder: Path, entries: list[Entry], uri: str) -> None: ...
+
+
+class LocalStore(Store):
+    """A folder on this machine."""
+
+    def check(self) -> None:
+        """Raise ConfigError when the folder cannot be written."""
+        try:
+            Path(self.root).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(
+                f"Storage folder {self.root} cannot be made: {error.strerror}. Set storage.uri to a folder you own."
+            ) from error
+        if not os.access(self.root, os.W_OK | os.X_OK):
+            raise ConfigError(f"Storage folder {self.root} cannot be written. Set storage.uri to a folder you own.")
+
+    def _put(self, folder: Path, entries: list[Entry], uri: str) -> None:
+        target = Path(uri)
+        if target.exists():
+            try:
+                verify_folder(target, target.name)
+                return
+            except IntegrityError:
+                _discard(target)
+        with aside_of(target) as aside:
+            _copy_files(folder, entries, aside)
+            place(aside, target)
+
+
+def open_store(uri: str | None, workdir: Path) -> Store:
+    """Return the store at `uri`: None for `<workdir>/store`, a folder, or `s3://bucket/prefix`.
+
+    Raises:
+        ConfigError: for any other scheme.
+    """
+    cache = workdir.absolute() / "store"
+    if uri is None or not uri.strip():
+        return LocalStore(str(cache), cache)
+    if uri.startswith("s3://"):
+        from understudy.platform.object_storage import S3Store
+
+        return S3Store(uri.rstrip("/"), cache)
+    scheme = uri.partition("://")[0] if "://" in uri else "file"
+    if scheme != "file":
+        raise ConfigError(f"storage.uri {without_secrets(uri)!r}: {scheme}:// is not known. Use a folder or s3://…")
+    return LocalStore(str(Path(uri.removeprefix("file://")).expanduser().absolute()), cache)
+
+
+def without_secrets(uri: str) -> str:
+    """Return a URI fit for messages: no user, no password, no query."""
+    if "://" not in uri:
+        return uri
+    parts = urlsplit(uri)
+    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+
+
+@contextmanager
+def aside_of(target: Path) -> Iterator[Path]:
+    """Give a new folder beside `target` to write in; it is gone afterwards, whatever happens.
+
+    Raises:
+        UnderstudyError: when the disk is full.
+    """
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _remove_abandoned(target.parent)
+        aside = target.parent / f".aside-{uuid.uuid4().hex}"
+        aside.mkdir()
+        try:
+            yield aside
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
+    except OSError as error:
+        if error.errno not in _FULL_DISK:
+            raise
+        raise UnderstudyError(
+            f"The disk of {target.parent} is full ({error.strerror}) while writing {target.name}; nothing was kept "
+            "of it. Free some space or set storage.uri to another disk, then run the same command again."
+        ) from error
+
+
+def place(aside: Path, target: Path) -> None:
+    """Make `aside` durable and move it to `target` in one step; another writer's equal content may win."""
+    for parent, _, files in os.walk(aside):
+        for name in files:
+            _fsync(Path(parent) / name)
+        _fsync(Path(parent))
+    try:
+        aside.rename(target)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
+        return
+    _fsync(target.parent)
+
+
+def _copy_files(folder: Path, entries: list[Entry], aside: Path) -> None:
+    for entry in entries:
+        copy = aside / entry.path
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(folder / entry.path, copy)
+        try:
+            verify_file(copy, entry)
+        except IntegrityError as error:
+            raise UnderstudyError(
+                f"{folder / entry.path} changed while it was being stored. Let no other process write there."
+            ) from error
+        copy.chmod(0o444)  # content is shared by everything that names it
+    (aside / MANIFEST).write_bytes(manifest_bytes(entries))
+    (aside / MANIFEST).chmod(0o444)
+
+
+def _copy_out(folder: Path, sha256: str, into: Path) -> Path:
+    if into.exists():
+        raise ConfigError(
+            f"{into} exists already; content is only copied into a new folder. Name another or remove it."
+        )
+    with aside_of(into) as aside:
+        shutil.copytree(folder, aside, dirs_exist_ok=True, copy_function=shutil.copyfile)
+        verify_folder(aside, sha256)
+        place(aside, into)
+    return into
+
+
+def _discard(folder: Path) -> None:
+    """Take a damaged folder out of its place in one step, then delete it."""
+    grave = folder.parent / f".aside-{uuid.uuid4().hex}"
+    try:
+        folder.rename(grave)
+    except FileNotFoundError:
+        return
+    shutil.rmtree(grave, ignore_errors=True)
+
+
+def _remove_abandoned(parent: Path) -> None:
+    """Remove what killed processes left long ago, so that it does not fill the disk."""
+    for aside in parent.glob(".aside-*"):
+        try:
+            if time.time() - aside.stat().st_mtime > _ABANDONED_AFTER_SECONDS:
+                shutil.rmtree(aside, ignore_errors=True)
+        except FileNotFoundError:
+            continue
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
