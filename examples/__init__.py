@@ -1,0 +1,1 @@
+"""Demonstration sources: each writes rows of prompt, response and group as JSONL."""

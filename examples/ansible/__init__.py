@@ -1,0 +1,1 @@
+"""Default demonstrations: task name to module call, from the ansible wheel."""

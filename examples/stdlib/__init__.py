@@ -1,0 +1,1 @@
+"""Fallback demonstrations: signature to docstring, from the CPython standard library."""

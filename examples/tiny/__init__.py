@@ -1,0 +1,1 @@
+"""A tiny instruction task from a seeded generator, for tests."""
