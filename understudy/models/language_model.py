@@ -7,11 +7,13 @@ so that response logits are the contiguous columns P-1 … S-2 for every archite
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -139,11 +141,18 @@ class LanguageModel:
         """Log-probability of each response token, zero where masked, shape (B, T)."""
         return token_logps(self.response_logits(batch, module), batch)
 
+    def without_adapters(self) -> contextlib.AbstractContextManager[None]:
+        """Within this context the model is the frozen one that its adapters were added to."""
+        if hasattr(self.model, "disable_adapter"):
+            return cast("contextlib.AbstractContextManager[None]", self.model.disable_adapter())
+        return contextlib.nullcontext()
+
     def save(self, folder: Path) -> None:
         """Write a plain Hugging Face folder (safetensors); adapters are merged into the weights."""
         model = self.model
         if hasattr(model, "merge_and_unload"):
-            model = model.merge_and_unload()
+            # A copy, so that a run can go on training after it saved.
+            model = copy.deepcopy(model).merge_and_unload()
         model.save_pretrained(folder, safe_serialization=True)
         self.tokenizer.save_pretrained(folder)
 

@@ -12,8 +12,6 @@ from understudy.config import LoraConfig, ModelConfig, ScratchConfig
 from understudy.errors import ConfigError
 from understudy.models.language_model import LanguageModel
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|{{ message['role'] }}|>{{ message['content'] }}<|end|>{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
@@ -43,13 +41,15 @@ def create_policy(config: ModelConfig, training_texts: Iterable[str], seed: int)
     return policy
 
 
-def load_policy(folder: Path | str, precision: str = "fp32") -> LanguageModel:
+def load_policy(folder: Path | str) -> LanguageModel:
     """Load a policy that an earlier step wrote, or any local Hugging Face folder.
+
+    Weights are float32; lower precision is a matter of autocast in the loops.
 
     Raises:
         ConfigError: the folder cannot be loaded.
     """
-    return _from_pretrained(str(folder), dtype=DTYPES[precision])
+    return _from_pretrained(str(folder))
 
 
 def train_tokenizer(texts: Iterable[str], config: ScratchConfig) -> Any:
@@ -121,7 +121,6 @@ def _load_pretrained(config: ModelConfig) -> LanguageModel:
     assert config.path is not None
     return _from_pretrained(
         config.path,
-        dtype=DTYPES[config.precision],
         **({"gguf_file": config.gguf_file} if config.gguf_file else {}),
         **({"revision": config.revision} if config.revision else {}),
         trust_remote_code=config.trust_remote_code,
@@ -131,11 +130,10 @@ def _load_pretrained(config: ModelConfig) -> LanguageModel:
 def _from_pretrained(path: str, **arguments: Any) -> LanguageModel:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    tokenizer_arguments = {name: value for name, value in arguments.items() if name != "dtype"}
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path, **tokenizer_arguments)
+        tokenizer = AutoTokenizer.from_pretrained(path, **arguments)
         use_safetensors = {} if "gguf_file" in arguments else {"use_safetensors": True}
-        model = AutoModelForCausalLM.from_pretrained(path, **use_safetensors, **arguments)
+        model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, **use_safetensors, **arguments)
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise ConfigError(
             f"model {path!r} cannot be loaded as a causal language model: {error}. "

@@ -1,0 +1,100 @@
+"""A scalar (or a few) per response token on a language model's backbone: discriminator, reward model, value.
+
+Shapes: B sequences, T response columns, H hidden width, n outputs.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from understudy.errors import IntegrityError
+from understudy.models.language_model import LanguageModel, TokenBatch
+
+
+class ScalarHead(nn.Module):
+    """Backbone, dropout and a linear head that starts at zero, so that nothing is preferred at first.
+
+    The output at a response position has read the prompt and the response up to and including that token.
+    """
+
+    def __init__(self, backbone: nn.Module, layout: LanguageModel, num_outputs: int, dropout: float) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.dropout = nn.Dropout(dropout)
+        hidden_size = backbone.config.get_text_config().hidden_size  # type: ignore[union-attr,operator]
+        self.head = nn.Linear(hidden_size, num_outputs)
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
+        # In a list so that the policy is not registered as a part of this module.
+        self._layout = [layout]
+        self._adapted: list[Any] = []
+
+    @classmethod
+    def copied_from(cls, policy: LanguageModel, num_outputs: int, dropout: float) -> ScalarHead:
+        """A head on an own, trainable copy of the policy's backbone."""
+        return cls(copy.deepcopy(policy.model.base_model), policy, num_outputs, dropout)
+
+    @classmethod
+    def shared_with(cls, reference: LanguageModel, rank: int, num_outputs: int, dropout: float) -> ScalarHead:
+        """A head on the frozen reference's backbone with its own low-rank adapters: one trunk in memory.
+
+        From now on the reference must be read inside `reference.without_adapters()`.
+        """
+        import peft
+
+        config = peft.LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM")
+        adapted = peft.get_peft_model(reference.model, config)
+        reference.model = adapted
+        module = cls(adapted.get_base_model().base_model, reference, num_outputs, dropout)
+        module._adapted = [adapted]
+        return module
+
+    def forward(self, batch: TokenBatch) -> Tensor:
+        """Outputs at each response token, float32, shape (B, T, n)."""
+        arguments = self._layout[0].forward_arguments(batch.attention_BS)
+        hidden_BSH = self.backbone(input_ids=batch.ids_BS, use_cache=False, **arguments).last_hidden_state
+        hidden_BTH = hidden_BSH[:, batch.prompt_columns :]
+        return self.head(self.dropout(hidden_BTH)).float()
+
+    def save(self, folder: Path, description: dict[str, Any]) -> None:
+        """Write config.json, model.safetensors (adapters merged) and description.json."""
+        from safetensors.torch import save_file
+
+        folder.mkdir(parents=True, exist_ok=True)
+        backbone: Any = self.backbone
+        if self._adapted:
+            backbone = copy.deepcopy(self._adapted[0]).merge_and_unload().base_model
+        backbone.config.save_pretrained(folder)
+        named = {f"backbone.{name}": value for name, value in backbone.named_parameters()}
+        named |= {f"head.{name}": value for name, value in self.head.named_parameters()}
+        tensors = {name: value.detach().cpu().contiguous() for name, value in named.items()}
+        save_file(tensors, folder / "model.safetensors")
+        text = json.dumps({"num_outputs": self.head.out_features, **description}, indent=1, sort_keys=True)
+        (folder / "description.json").write_text(text, encoding="utf-8")
+
+
+def load_scalar_head(folder: Path, layout: LanguageModel) -> ScalarHead:
+    """Load what `save` wrote from a copied backbone.
+
+    Raises:
+        IntegrityError: the weights do not fit the configuration.
+    """
+    from safetensors.torch import load_file
+    from transformers import AutoConfig, AutoModel
+
+    description = json.loads((folder / "description.json").read_text(encoding="utf-8"))
+    backbone = AutoModel.from_config(AutoConfig.from_pretrained(folder), dtype=torch.float32)
+    module = ScalarHead(backbone, layout, description["num_outputs"], dropout=0.0)
+    result = module.load_state_dict(load_file(folder / "model.safetensors"), strict=False)
+    if result.unexpected_keys or result.missing_keys:
+        raise IntegrityError(
+            f"{folder}: weights do not fit config.json: missing {result.missing_keys[:3]}, "
+            f"unexpected {result.unexpected_keys[:3]}. Run the align step again."
+        )
+    return module

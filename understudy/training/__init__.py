@@ -1,0 +1,1 @@
+"""The loops: supervised warm start and the alternating adversarial loop, resumable to the last bit."""

@@ -1,0 +1,154 @@
+"""Checkpoints as safetensors and JSON that survive being killed at any moment.
+
+A checkpoint is a folder `step-NNNNNNNN` with `tensors.safetensors`, `state.json` and, written last,
+`manifest.json` with their digests. It is written aside and renamed; a folder without a valid manifest is not
+one. Randomness needs no state: every step seeds itself from (run seed, step).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from understudy.errors import UnderstudyError
+
+_MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What was saved at a step."""
+
+    step: int
+    tensors: dict[str, Tensor]
+    state: dict[str, Any]
+
+
+class Checkpoints:
+    """The checkpoints of one lineage (same data, code, configuration and parent) in a folder."""
+
+    def __init__(self, folder: Path, keep: int = 2) -> None:
+        self.folder = folder
+        self.keep = keep
+
+    def save(self, step: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
+        """Write a checkpoint atomically and drop all but the newest `keep`.
+
+        Raises:
+            UnderstudyError: the disk refuses the write; the older checkpoints stay as they were.
+        """
+        final = self.folder / f"step-{step:08d}"
+        aside = self.folder / f".{final.name}.{os.getpid()}"
+        try:
+            aside.mkdir(parents=True, exist_ok=True)
+            _write(aside, tensors, state)
+            if final.exists():
+                shutil.rmtree(final)
+            os.rename(aside, final)
+            _sync_folder(self.folder)
+        except OSError as error:
+            shutil.rmtree(aside, ignore_errors=True)
+            raise UnderstudyError(
+                f"Checkpoint of step {step} could not be written to {self.folder}: {error.strerror or error}. "
+                "The previous checkpoint is intact; free disk space and run the same command to resume."
+            ) from error
+        for old in self._folders()[: -self.keep]:
+            shutil.rmtree(old, ignore_errors=True)
+
+    def latest(self, device: torch.device | str = "cpu") -> Checkpoint | None:
+        """Return the newest checkpoint whose digests hold, or None."""
+        from safetensors.torch import load_file
+
+        for folder in reversed(self._folders()):
+            if _is_whole(folder):
+                tensors = load_file(folder / "tensors.safetensors", device=str(device))
+                state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+                return Checkpoint(int(folder.name.removeprefix("step-")), tensors, state)
+        return None
+
+    def clear(self) -> None:
+        """Remove all checkpoints, once the step's output is stored."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _folders(self) -> list[Path]:
+        return sorted(self.folder.glob("step-*"))
+
+
+def optimizer_tensors(name: str, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Flatten an optimiser's per-parameter state into named tensors."""
+    return {
+        f"{name}.{index}.{key}": value
+        for index, values in optimizer.state_dict()["state"].items()
+        for key, value in values.items()
+    }
+
+
+def restore_optimizer(name: str, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    """Put back what `optimizer_tensors` saved; learning rates are a function of the step and not stored."""
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        if key.startswith(f"{name}."):
+            index, field = key.removeprefix(f"{name}.").split(".", 1)
+            state.setdefault(int(index), {})[field] = value
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def trainable_tensors(name: str, module: torch.nn.Module) -> dict[str, Tensor]:
+    """Named trainable parameters (tied weights once), for saving."""
+    return {f"{name}.{key}": value.detach() for key, value in module.named_parameters() if value.requires_grad}
+
+
+@torch.no_grad()
+def restore_parameters(name: str, module: torch.nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Put back what `trainable_tensors` saved."""
+    for key, value in module.named_parameters():
+        if value.requires_grad:
+            value.copy_(tensors[f"{name}.{key}"])
+
+
+def _write(folder: Path, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
+    from safetensors.torch import save_file
+
+    # safetensors refuses tensors that share memory, and views of a larger one.
+    save_file({key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()}, folder / "tensors.safetensors")
+    (folder / "state.json").write_text(json.dumps(state), encoding="utf-8")
+    names = ("tensors.safetensors", "state.json")
+    for name in names:
+        _sync_file(folder / name)
+    (folder / _MANIFEST).write_text(json.dumps({name: _sha256(folder / name) for name in names}), encoding="utf-8")
+    _sync_file(folder / _MANIFEST)
+
+
+def _is_whole(folder: Path) -> bool:
+    try:
+        digests = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
+        return bool(digests) and all(_sha256(folder / name) == digest for name, digest in digests.items())
+    except (OSError, ValueError):
+        return False
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _sync_file(path: Path) -> None:
+    with path.open("rb") as stream:
+        os.fsync(stream.fileno())
+
+
+def _sync_folder(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
