@@ -136,7 +136,9 @@ class DiscriminatorConfig(Section):
     weight_decay: float = Field(ge=0)
     dropout: float = Field(ge=0, lt=1)
     label_smoothing: float = Field(ge=0, lt=0.5)
-    warmup_updates: int = Field(ge=0)
+    lora_rank: int = Field(gt=0)  # read with init: shared_lora
+    warmup_rounds: int = Field(ge=0)  # before the first policy update
+    warmup_updates_per_round: int = Field(gt=0)
     updates_per_round: int = Field(gt=0)
     batch_pairs: int = Field(gt=0)
     replay_rounds: int = Field(ge=0)
