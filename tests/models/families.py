@@ -15,7 +15,7 @@ SCRATCH = ScratchConfig(
 )
 COMMON: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
 GROUPED: dict[str, Any] = COMMON | {"num_key_value_heads": 2, "max_position_embeddings": 64}
-FAMILIES = ["gpt2", "llama", "llama_untied", "qwen2", "qwen3", "gemma", "gemma2", "gemma3", "gpt_neox", "mistral_window"]
+FAMILIES = "gpt2 llama llama_untied qwen2 qwen3 gemma gemma2 gemma3 gpt_neox mistral_window".split()
 
 
 def tokenizer() -> Any:

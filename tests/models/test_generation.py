@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 from models.families import FAMILIES, random_policy
+
 from understudy.errors import ConfigError
 from understudy.models.generation import SamplingSettings, choose_tokens, generate
 from understudy.models.language_model import LanguageModel
@@ -45,7 +46,7 @@ def test_response_logps_equal_unpadded_forward(family: str) -> None:
     batch = policy.batch(prompts, responses)
     logps_BT = policy.response_logps(batch)
     for row, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
-        logits = policy.model(input_ids=torch.tensor([prompt + response])).logits[0].float().log_softmax(-1)
+        logits = policy.model(input_ids=torch.tensor([prompt + response])).logits[0].float().log_softmax(-1).detach()
         expected = [float(logits[len(prompt) - 1 + i, token]) for i, token in enumerate(response)]
         torch.testing.assert_close(logps_BT[row, : len(response)], torch.tensor(expected), atol=2e-4, rtol=1e-4)
         assert logps_BT[row, len(response) :].abs().sum() == 0

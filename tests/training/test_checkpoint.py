@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from understudy.errors import UnderstudyError
 from understudy.training.checkpoint import (
     Checkpoints,
@@ -53,7 +54,8 @@ def test_full_disk_keeps_the_previous_and_says_so(tmp_path: Path, monkeypatch: p
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "rename", full)
-    with pytest.raises(UnderstudyError, match="step 2 could not be written .*No space left.*previous checkpoint is intact"):
+    expected = "step 2 could not be written .*No space left.*previous checkpoint is intact"
+    with pytest.raises(UnderstudyError, match=expected):
         checkpoints.save(2, {"w": torch.ones(1)}, {})
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000001"]
 
@@ -72,7 +74,8 @@ def test_optimizer_and_parameters_round_trip_to_identical_updates() -> None:
 
     layer, optimizer = network()
     update(layer, optimizer, 1)
-    saved = {key: value.clone() for key, value in (trainable_tensors("m", layer) | optimizer_tensors("o", optimizer)).items()}
+    live = trainable_tensors("m", layer) | optimizer_tensors("o", optimizer)
+    saved = {key: value.clone() for key, value in live.items()}
     update(layer, optimizer, 2)
     other, other_optimizer = network()
     restore_parameters("m", other, saved)

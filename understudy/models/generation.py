@@ -78,7 +78,13 @@ def generate(
     policy.model.eval()
     try:
         responses, finished = _decode(
-            policy, prompts, settings, generator, responses_per_prompt, min(settings.max_response_tokens, room), on_token
+            policy,
+            prompts,
+            settings,
+            generator,
+            responses_per_prompt,
+            min(settings.max_response_tokens, room),
+            on_token,
         )
     finally:
         policy.model.train(was_training)
@@ -143,9 +149,7 @@ def _decode(
     return responses, finished_B.tolist()
 
 
-def _read_prompts(
-    policy: LanguageModel, prompts: Sequence[Sequence[int]], repeats: int
-) -> tuple[Tensor, Tensor, Any]:
+def _read_prompts(policy: LanguageModel, prompts: Sequence[Sequence[int]], repeats: int) -> tuple[Tensor, Tensor, Any]:
     from transformers import DynamicCache
 
     batch = policy.batch(prompts, [[] for _ in prompts])

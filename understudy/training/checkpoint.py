@@ -119,7 +119,10 @@ def _write(folder: Path, tensors: Mapping[str, Tensor], state: Mapping[str, Any]
     from safetensors.torch import save_file
 
     # safetensors refuses tensors that share memory, and views of a larger one.
-    save_file({key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()}, folder / "tensors.safetensors")
+    save_file(
+        {key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()},
+        folder / "tensors.safetensors",
+    )
     (folder / "state.json").write_text(json.dumps(state), encoding="utf-8")
     names = ("tensors.safetensors", "state.json")
     for name in names:

@@ -28,7 +28,10 @@ class Loop:
 
     def log(self, step: int, metrics: Mapping[str, float], timings: Mapping[str, float]) -> None:
         """Report to the tracker and keep what does not depend on the clock as the run's history."""
-        self.history.append({"step": step, **metrics})
+        entry = {"step": step, **metrics}
+        # A resumed run measures once more what it measured just before it was stopped.
+        if not self.history or self.history[-1] != entry:
+            self.history.append(entry)
         if self.accelerator.is_main_process:
             self.tracker.log(step, {**metrics, **timings})
 

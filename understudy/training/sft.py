@@ -172,9 +172,7 @@ class _SftRun:
                 accelerator.backward(nll_sum * accelerator.num_processes / weight)
             loss_sum += nll_sum.detach()
         loss = float(accelerator.reduce(loss_sum, reduction="sum")) / weight
-        rate = learning_rate(
-            self.step, self.total_steps, config.learning_rate, config.schedule, config.warmup_fraction
-        )
+        rate = learning_rate(self.step, self.total_steps, config.learning_rate, config.schedule, config.warmup_fraction)
         set_learning_rate(self.optimizer, rate)
         where = f"sft step {self.step}, rows {[example.id for batch in chosen for example in batch][:8]}"
         norm = finite_update(accelerator, self.policy.model, self.optimizer, config.max_grad_norm, loss, where)

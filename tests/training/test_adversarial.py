@@ -1,0 +1,151 @@
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+from training.helpers import align_config, examples, loop, random_policy
+
+from understudy.config import AlignConfig
+from understudy.errors import ConfigError, Preempted, TrainingDiverged
+from understudy.models.scalar_head import ScalarHead, load_scalar_head
+from understudy.training.adversarial import AlignResult, Models, align, auc, objective_from
+from understudy.training.loop import Loop
+from understudy.training.replay import Replay, Sample
+
+
+def _models(config: AlignConfig, seed: int = 0) -> Models:
+    policy, reference = random_policy("llama", seed), random_policy("llama", seed)
+    torch.manual_seed(7)
+    num_outputs = objective_from(config).num_outputs
+    return Models(policy, reference, ScalarHead.copied_from(reference, num_outputs, config.discriminator.dropout))
+
+
+def _run(folder: Path, *overrides: str, stop_after: int | None = None) -> tuple[Models, AlignResult, Loop]:
+    config = align_config(*overrides)
+    models = _models(config)
+    rows = examples(models.policy)
+    asked = iter(range(10**6))
+    surroundings = loop(folder, lambda: stop_after is not None and next(asked) + 1 >= stop_after)
+    return models, align(models, rows[:18], rows[18:], config, 1, surroundings), surroundings
+
+
+def _all_weights(models: Models) -> list[torch.Tensor]:
+    modules = (models.policy.model, models.discriminator)
+    return [value.detach() for module in modules for value in module.parameters()]
+
+
+def _same(first: Models, second: Models) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(_all_weights(first), _all_weights(second), strict=True))
+
+
+def test_two_runs_are_bit_identical_and_both_networks_moved(tmp_path: Path) -> None:
+    first, one, _ = _run(tmp_path / "a")
+    second, two, _ = _run(tmp_path / "b")
+    assert _same(first, second)
+    assert dataclasses.replace(one, train_seconds=0) == dataclasses.replace(two, train_seconds=0)
+    fresh = _models(align_config())
+    assert not torch.equal(first.policy.model.lm_head.weight, fresh.policy.model.lm_head.weight)
+    assert float(first.discriminator.head.weight.detach().abs().sum()) > 0
+    assert torch.equal(first.reference.model.lm_head.weight, fresh.reference.model.lm_head.weight)
+
+
+@pytest.mark.parametrize("stop_after", [1, 2, 3])
+def test_stopped_and_resumed_ends_with_the_same_weights(tmp_path: Path, stop_after: int) -> None:
+    whole, result, history = _run(tmp_path / "whole")
+    with pytest.raises(Preempted, match=f"Stopped at round {stop_after}"):
+        _run(tmp_path / "parts", stop_after=stop_after)
+    resumed, again, resumed_history = _run(tmp_path / "parts")
+    assert _same(whole, resumed)
+    assert again.compute_token_passes == result.compute_token_passes
+    assert resumed_history.history == history.history
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["align.divergence=js"],
+        ["align.divergence=forward_kl", "align.level=token"],
+        ["align.divergence=alpha:0.5", "align.level=token", "align.absorbing=false", "align.discount=0.9"],
+        ["align.discriminator.loss=bradley_terry"],
+        ["align.discriminator.loss=bradley_terry_variance", "align.level=token"],
+        ["align.discriminator.loss=variational", "align.divergence=js"],
+        ["align.discriminator.form=airl", "align.level=token"],
+        ["align.discriminator.form=airl"],
+    ],
+    ids=lambda overrides: ",".join(o.removeprefix("align.") for o in overrides),
+)
+def test_rows_of_the_table_run_by_configuration_alone(tmp_path: Path, overrides: list[str]) -> None:
+    _, result, surroundings = _run(tmp_path, *overrides)
+    last = surroundings.history[-1]
+    assert result.num_rounds == 4
+    assert {"reward", "kl", "discriminator_accuracy", "policy_loss", "held_out_auc"} <= set(last)
+    assert all(value == value for value in last.values())
+
+
+def test_warm_up_leaves_the_policy_alone(tmp_path: Path) -> None:
+    _, _, surroundings = _run(tmp_path)
+    assert "policy_loss" not in surroundings.history[0] and "policy_loss" in surroundings.history[1]
+
+
+def test_shared_trunk_holds_the_reference_once_and_does_not_change_it(tmp_path: Path) -> None:
+    config = align_config()
+    policy, reference = random_policy("llama"), random_policy("llama")
+    before = reference.model.lm_head.weight.detach().clone()
+    batch = reference.batch([[5, 6]], [[7, 8, 9]])
+    logp_before = reference.response_logps(batch).detach()
+    discriminator = ScalarHead.shared_with(reference, rank=2, num_outputs=1, dropout=0.0)
+    rows = examples(policy)
+    align(Models(policy, reference, discriminator), rows[:18], rows[18:], config, 1, loop(tmp_path))
+    with reference.without_adapters(), torch.no_grad():
+        assert torch.equal(reference.response_logps(batch), logp_before)
+    assert torch.equal(reference.model.get_base_model().lm_head.weight, before)
+    discriminator.eval()
+    discriminator.save(tmp_path / "saved", {"level": "sequence"})
+    loaded = load_scalar_head(tmp_path / "saved", policy).eval()
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(batch), discriminator(batch), atol=1e-5, rtol=1e-5)
+
+
+def test_discriminator_round_trips_through_its_folder(tmp_path: Path) -> None:
+    models, _, _ = _run(tmp_path / "run")
+    models.discriminator.save(tmp_path / "saved", {})
+    batch = models.policy.batch([[5, 6]], [[7, 8, 9]])
+    models.discriminator.eval()
+    with torch.no_grad():
+        loaded = load_scalar_head(tmp_path / "saved", models.policy).eval()
+        assert torch.equal(loaded(batch), models.discriminator(batch))
+
+
+def test_not_finite_reward_stops_before_the_update(tmp_path: Path) -> None:
+    config = align_config()
+    models = _models(config)
+    with torch.no_grad():
+        models.discriminator.head.bias.fill_(float("nan"))
+    rows = examples(models.policy)
+    expected = r"align round 0, discriminator update on rows \['row-.*nothing was updated"
+    with pytest.raises(TrainingDiverged, match=expected):
+        align(models, rows, [], config, 1, loop(tmp_path))
+
+
+def test_no_response_within_the_horizon_is_refused(tmp_path: Path) -> None:
+    config = align_config("align.rollout.max_response_tokens=1")
+    models = _models(config)
+    rows = examples(models.policy)
+    with pytest.raises(ConfigError, match="None of 24 demonstrations has a response of at most 1 tokens"):
+        align(models, rows, [], config, 1, loop(tmp_path))
+
+
+def test_auc_by_hand() -> None:
+    assert auc(torch.tensor([2.0, 1.0]), torch.tensor([1.0, 0.0])) == (1 + 1 + 0.5 + 1) / 4
+
+
+def test_replay_forgets_the_oldest_and_round_trips() -> None:
+    replay = Replay(2)
+    for index in range(3):
+        replay.add([Sample(index, [index, 9], index % 2 == 0), Sample(index, [4], True)])
+    assert [sample.row for sample in replay.samples] == [1, 1, 2, 2]
+    other = Replay(2)
+    other.restore(replay.tensors())
+    assert other.rounds == replay.rounds
