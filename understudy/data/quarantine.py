@@ -1,0 +1,54 @@
+"""Where refused rows go: one JSON line each, with source, line, reason, particulars and the raw text escaped."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from typing import Any, BinaryIO
+
+import orjson
+
+from understudy.data.rows import RowProblem
+
+RAW_LIMIT_CHARS = 500
+
+
+class Quarantine:
+    """Writes refused rows to an open binary file and counts them by reason."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.by_reason: Counter[str] = Counter()
+
+    @property
+    def num_rows(self) -> int:
+        """Rows refused so far."""
+        return self.by_reason.total()
+
+    def add(self, source: str, line: int, problem: RowProblem, raw: bytes | dict[str, Any] | None) -> None:
+        """Write one refused row; bytes that are not UTF-8 appear as `\\xNN`, long text is cut off."""
+        record = {
+            "source": source.encode("utf-8", "backslashreplace").decode(),
+            "line": line,
+            "reason": problem.reason,
+            "detail": problem.detail.encode("utf-8", "backslashreplace").decode(),
+            "raw": _shown(raw),
+        }
+        self.by_reason[problem.reason] += 1
+        self._file.write(orjson.dumps(record) + b"\n")
+
+    def most_frequent(self, num_reasons: int = 3) -> str:
+        """Name the most frequent reasons with their counts; equal counts in the order of their names."""
+        ranked = sorted(self.by_reason.items(), key=lambda item: (-item[1], item[0]))[:num_reasons]
+        return ", ".join(f"{reason} ({count})" for reason, count in ranked)
+
+
+def _shown(raw: bytes | dict[str, Any] | None) -> str:
+    if raw is None:
+        return ""
+    if isinstance(raw, bytes):
+        # Four bytes a character at most, so the cut never leaves half a character inside the limit.
+        text = raw[: 4 * RAW_LIMIT_CHARS + 4].rstrip(b"\r\n").decode("utf-8", "backslashreplace")
+    else:
+        text = json.dumps(raw, ensure_ascii=False, default=repr).encode("utf-8", "backslashreplace").decode()
+    return text if len(text) <= RAW_LIMIT_CHARS else text[:RAW_LIMIT_CHARS] + "…"

@@ -1,0 +1,261 @@
+"""One raw row to one demonstration, or to the one reason why it is refused.
+
+Accepted forms: `prompt` and `response` texts, or chat `messages` of `{"role", "content"}` whose last assistant
+turn is the demonstration (what follows it is dropped, what precedes it is the context). Optional: `id` and
+`group` (text or whole number), `metadata` (an object). A null counts as absent; other fields are ignored and
+named in the summary. Text is kept as it is: a carriage return is accepted only before a newline.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import unicodedata
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple, NoReturn
+
+import orjson
+
+REASONS = (
+    "not UTF-8",
+    "lone surrogate",
+    "not JSON",
+    "not an object",
+    "duplicate key",
+    "mixed forms",
+    "missing field",
+    "empty field",
+    "wrong type",
+    "unknown role",
+    "no user turn",
+    "no assistant turn",
+    "control character",
+    "too long",
+    "duplicate id",
+)
+FIELDS = frozenset({"id", "group", "prompt", "response", "messages", "metadata"})
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+_FORBIDDEN = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]|\r(?!\n)")
+_ROLES = frozenset({"system", "user", "assistant"})
+# Every key ends so; an escaped quotation mark inside a text does not count, unless a backslash itself is escaped.
+_KEY_END = re.compile(rb'(?<!\\)"\s*:')
+
+
+class RowProblem(Exception):
+    """Why a row is refused: one of `REASONS`, and the particulars."""
+
+    def __init__(self, reason: str, detail: str):
+        super().__init__(f"{reason}: {detail}")
+        self.reason, self.detail = reason, detail
+
+
+class Row(NamedTuple):
+    """A valid row; `messages` is the context with roles, `prompt` its last user turn."""
+
+    id: str | None
+    group: str | None
+    messages: list[dict[str, str]]
+    prompt: str
+    response: str
+    metadata_json: str
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a row may hold; lengths in characters, the prompt's over the whole context."""
+
+    max_prompt_chars: int
+    max_response_chars: int
+    unicode_form: str = "keep"
+
+
+def parse_line(line: bytes) -> dict[str, Any]:
+    """Parse one JSON line into an object.
+
+    Raises:
+        RowProblem: it is not UTF-8, not JSON (NaN and Infinity are not), not an object, or repeats a key.
+    """
+    try:
+        row = orjson.loads(line)
+    except orjson.JSONDecodeError as error:
+        row = _parse_again(line, error)
+    if type(row) is not dict:
+        raise RowProblem("not an object", f"the line is {_kind(row)}")
+    if b"\\\\" in line or len(_KEY_END.findall(line)) != _num_keys(row):
+        _refuse_repeated_keys(line)
+    return row
+
+
+def validate_row(row: dict[str, Any], limits: Limits) -> Row:
+    """Check one parsed row against the schema.
+
+    Raises:
+        RowProblem: with the first reason that applies.
+    """
+    get = row.get
+    prompt, response, messages = get("prompt"), get("response"), get("messages")
+    if messages is None or (messages == [] and prompt is not None):
+        _require_text(prompt, "prompt")
+        _require_text(response, "response")
+        context = [{"role": "user", "content": prompt}]
+        num_prompt_chars = len(prompt)
+    else:
+        if prompt is not None or response is not None:
+            raise RowProblem("mixed forms", "messages stand beside prompt or response; keep one form")
+        context, prompt, response = _split_messages(messages)
+        num_prompt_chars = sum(len(message["content"]) for message in context)
+    if limits.unicode_form != "keep":
+        context, prompt, response = _normalised(context, prompt, response, limits.unicode_form)
+    for name, length, limit in (
+        ("prompt", num_prompt_chars, limits.max_prompt_chars),
+        ("response", len(response), limits.max_response_chars),
+    ):
+        if length > limit:
+            raise RowProblem("too long", f"the {name} has {length} characters, the limit is {limit}")
+    row_id, group = _name(get("id"), "id"), _name(get("group"), "group")
+    _refuse_control_characters(context, response, row_id, group)
+    metadata = get("metadata")
+    return Row(row_id, group, context, prompt, response, "{}" if metadata is None else _metadata_json(metadata))
+
+
+def _parse_again(line: bytes, error: Exception) -> Any:
+    """Parse what the fast parser refused, only to say why, or to forgive a byte order mark."""
+    if line.startswith(_BYTE_ORDER_MARK):
+        line = line[len(_BYTE_ORDER_MARK) :]
+        try:
+            return orjson.loads(line)
+        except orjson.JSONDecodeError as second:
+            error = second
+    try:
+        text = line.decode("utf-8")
+    except UnicodeDecodeError as problem:
+        raise RowProblem("not UTF-8", f"byte {problem.start} is {line[problem.start]:#04x}") from problem
+    try:
+        value = json.loads(text, parse_constant=_refuse_constant)
+        json.dumps(value, ensure_ascii=False).encode("utf-8")
+    except UnicodeEncodeError as problem:
+        code = ord(problem.object[problem.start])
+        raise RowProblem("lone surrogate", f"U+{code:04X} without its other half") from problem
+    except (ValueError, RecursionError):
+        pass
+    raise RowProblem("not JSON", str(error)) from error
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not a JSON number")
+
+
+def _num_keys(value: Any) -> int:
+    count = 0
+    if type(value) is dict:
+        count = len(value)
+        for item in value.values():
+            if type(item) is dict or type(item) is list:
+                count += _num_keys(item)
+    elif type(value) is list:
+        for item in value:
+            count += _num_keys(item)
+    return count
+
+
+def _refuse_repeated_keys(line: bytes) -> None:
+    def check(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        members = dict(pairs)
+        if len(members) != len(pairs):
+            names = [name for name, _ in pairs]
+            repeated = sorted({name for name in names if names.count(name) > 1})
+            raise RowProblem("duplicate key", f"{', '.join(repeated)} stands more than once in one object")
+        return members
+
+    json.loads(line.removeprefix(_BYTE_ORDER_MARK), object_pairs_hook=check)
+
+
+def _require_text(value: Any, name: str) -> None:
+    if type(value) is str and value and not value.isspace():
+        return
+    if value is None:
+        raise RowProblem("missing field", f"{name} is absent")
+    if not isinstance(value, str):
+        raise RowProblem("wrong type", f"{name} is {_kind(value)}, not text")
+    raise RowProblem("empty field", f"{name} is blank")
+
+
+def _split_messages(messages: Any) -> tuple[list[dict[str, str]], str, str]:
+    """Return the context before the last assistant turn, its last user turn, and that assistant turn."""
+    if not isinstance(messages, list):
+        raise RowProblem("wrong type", f"messages is {_kind(messages)}, not a list")
+    if not messages:
+        raise RowProblem("empty field", "messages is an empty list")
+    turns = [_turn(message, index) for index, message in enumerate(messages)]
+    last = max((index for index, turn in enumerate(turns) if turn["role"] == "assistant"), default=None)
+    if last is None:
+        raise RowProblem("no assistant turn", "no message has the role assistant, so there is no demonstration")
+    context = turns[:last]
+    for turn in reversed(context):
+        if turn["role"] == "user":
+            return context, turn["content"], turns[last]["content"]
+    raise RowProblem("no user turn", "no message with the role user precedes the last assistant turn")
+
+
+def _turn(message: Any, index: int) -> dict[str, str]:
+    where = f"messages[{index}]"
+    if not isinstance(message, dict):
+        raise RowProblem("wrong type", f"{where} is {_kind(message)}, not an object")
+    role, content = message.get("role"), message.get("content")
+    _require_text(role, f"{where}.role")
+    if role not in _ROLES:
+        raise RowProblem("unknown role", f"{where}.role is {str(role)[:40]!r}, not system, user or assistant")
+    _require_text(content, f"{where}.content")
+    return {"role": str(role), "content": str(content)}
+
+
+def _normalised(
+    context: list[dict[str, str]], prompt: str, response: str, form: str
+) -> tuple[list[dict[str, str]], str, str]:
+    normal: Callable[[str], str] = lambda text: unicodedata.normalize(form, text)  # type: ignore[arg-type]  # noqa: E731
+    turns = [{"role": turn["role"], "content": normal(turn["content"])} for turn in context]
+    return turns, normal(prompt), normal(response)
+
+
+def _name(value: Any, field: str) -> str | None:
+    if value is None:
+        return None
+    if type(value) is int:
+        return str(value)
+    if type(value) is not str:
+        raise RowProblem("wrong type", f"{field} is {_kind(value)}, not text or a whole number")
+    if not value.strip():
+        raise RowProblem("empty field", f"{field} is blank")
+    return value
+
+
+def _refuse_control_characters(context: list[dict[str, str]], response: str, *names: str | None) -> None:
+    texts = [*(turn["content"] for turn in context), response, *(name for name in names if name)]
+    for text in texts:
+        if found := _FORBIDDEN.search(text):
+            raise RowProblem("control character", f"U+{ord(found[0]):04X} in {text[: found.start()][-20:]!r}…")
+
+
+def _metadata_json(metadata: Any) -> str:
+    if not isinstance(metadata, dict):
+        raise RowProblem("wrong type", f"metadata is {_kind(metadata)}, not an object")
+    try:
+        return orjson.dumps(metadata, option=orjson.OPT_SORT_KEYS).decode()
+    except orjson.JSONEncodeError as error:
+        raise RowProblem("wrong type", f"metadata cannot be written as JSON: {error}") from error
+
+
+def _kind(value: Any) -> str:
+    for kinds, name in (
+        (type(None), "null"),
+        (bool, "true or false"),
+        ((int, float), "a number"),
+        (str, "text"),
+        (bytes, "bytes"),
+        (list, "a list"),
+        (dict, "an object"),
+    ):
+        if isinstance(value, kinds):  # type: ignore[arg-type]
+            return name
+    return type(value).__name__

@@ -1,0 +1,213 @@
+"""From a source string to files, and from files to rows, without holding more than one row group in memory.
+
+Formats are told by content, not by name: Parquet and gzip by their first bytes, Arrow streams (the files of a
+Hugging Face dataset folder) by theirs, everything else is read as JSON lines. Object storage is listed by
+`platform/`, which hands the same `SourceFile`s over.
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import os
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from understudy.data.rows import RowProblem, parse_line
+from understudy.errors import ConfigError, DataRefused
+
+SUFFIXES = (".jsonl", ".jsonl.gz", ".ndjson", ".ndjson.gz", ".json", ".json.gz", ".parquet", ".arrow")
+LINE_LIMIT_BYTES = 8 * 1024 * 1024
+_TABLE_BATCH_ROWS = 1024
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+
+Entry = tuple[int, dict[str, Any] | RowProblem, bytes | None]
+
+
+@dataclass(frozen=True)
+class SourceFile:
+    """One file of demonstrations; `open` gives a fresh binary stream, seekable when the file holds a table."""
+
+    name: str
+    num_bytes: int
+    open: Callable[[], BinaryIO]
+
+
+@dataclass(frozen=True)
+class Listing:
+    """The files of one source in reading order, and the names that were left out."""
+
+    files: tuple[SourceFile, ...]
+    ignored: tuple[str, ...] = ()
+
+
+def list_sources(source: str) -> Listing:
+    """List the files of a local source: a file, a directory of files, or a Hugging Face dataset folder.
+
+    Raises:
+        ConfigError: nothing is there, or it cannot be opened.
+        DataRefused: a directory without a single file of a known kind.
+    """
+    path = Path(source).expanduser()
+    if not path.exists():
+        raise ConfigError(
+            f"The source {source!r} does not exist. Name a JSONL, JSONL.gz or Parquet file, a Hugging Face dataset "
+            "folder, a directory of these, or s3://bucket/prefix."
+        )
+    if path.is_file():
+        return Listing((_local(path),))
+    if not path.is_dir():
+        raise ConfigError(f"The source {source!r} is neither a file nor a directory. Name one of those, or s3://….")
+    files, ignored = _walk(path)
+    if not files:
+        found = f"it holds {', '.join(ignored[:5])}" if ignored else "it is empty"
+        raise DataRefused(
+            f"The directory {source!r} has no demonstrations: {found}. Files must end in {', '.join(SUFFIXES)}."
+        )
+    return Listing(tuple(files), tuple(ignored))
+
+
+def entries(file: SourceFile) -> Iterator[Entry]:
+    """Yield `(line number from 1, row or its problem, raw bytes if the file has lines)`; blank lines are skipped.
+
+    Raises:
+        DataRefused: the file breaks off or is damaged, so that nobody knows what is missing.
+    """
+    number = 0
+    try:
+        with closing(file.open()) as stream:
+            magic = stream.read(10)
+        if magic.startswith(b"PAR1"):
+            rows = _parquet_rows(file)
+        elif magic.startswith((b"\xff\xff\xff\xff", b"ARROW1")):
+            rows = _arrow_rows(file)
+        else:
+            rows = _json_lines(file, compressed=magic.startswith(b"\x1f\x8b"))
+        for entry in rows:
+            number = entry[0]
+            yield entry
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise _damaged(file, number, error) from error
+    except (FileNotFoundError, PermissionError) as error:
+        raise ConfigError(f"{file.name} cannot be opened: {error.strerror}. Check the path and its rights.") from error
+
+
+def _damaged(file: SourceFile, number: int, error: Exception) -> DataRefused:
+    return DataRefused(
+        f"{file.name} is truncated or damaged after row {number}: {error}. What is missing cannot be known, so "
+        "nothing was ingested. Fetch or write the file again."
+    )
+
+
+def _json_lines(file: SourceFile, compressed: bool) -> Iterator[Entry]:
+    with closing(file.open()) as opened:
+        stream: BinaryIO = opened
+        if compressed:
+            stream = io.BufferedReader(gzip.GzipFile(fileobj=opened), 1 << 18)  # type: ignore[arg-type,assignment]
+        number = 0
+        while line := stream.readline(LINE_LIMIT_BYTES):
+            number += 1
+            if len(line) == LINE_LIMIT_BYTES and not line.endswith(b"\n"):
+                _skip_line(stream)
+                yield number, RowProblem("too long", f"the line exceeds {LINE_LIMIT_BYTES} bytes"), line[:4096]
+                continue
+            try:
+                yield number, parse_line(line), line
+            except RowProblem as problem:
+                if line.strip() and line.strip() != _BYTE_ORDER_MARK:
+                    yield number, problem, line
+
+
+def _skip_line(stream: BinaryIO) -> None:
+    while (rest := stream.readline(LINE_LIMIT_BYTES)) and not rest.endswith(b"\n"):
+        pass
+
+
+def _parquet_rows(file: SourceFile) -> Iterator[Entry]:
+    import pyarrow
+    import pyarrow.parquet
+
+    number = 0
+    try:
+        with closing(file.open()) as stream, pyarrow.parquet.ParquetFile(stream) as table:
+            for batch in table.iter_batches(batch_size=_TABLE_BATCH_ROWS):
+                yield from _batch_rows(batch, number)
+                number += batch.num_rows
+    except (pyarrow.ArrowException, OSError) as error:
+        raise _damaged(file, number, error) from error
+
+
+def _arrow_rows(file: SourceFile) -> Iterator[Entry]:
+    import pyarrow
+    import pyarrow.ipc
+
+    number = 0
+    try:
+        with closing(file.open()) as stream, pyarrow.ipc.open_stream(stream) as reader:
+            for batch in reader:
+                for start in range(0, batch.num_rows, _TABLE_BATCH_ROWS):
+                    part = batch.slice(start, _TABLE_BATCH_ROWS)
+                    yield from _batch_rows(part, number)
+                    number += part.num_rows
+    except (pyarrow.ArrowException, OSError) as error:
+        raise _damaged(file, number, error) from error
+
+
+def _batch_rows(batch: Any, done: int) -> Iterator[Entry]:
+    try:
+        rows = batch.to_pylist()
+    except UnicodeDecodeError:
+        rows = [_decoded_row(batch, index) for index in range(batch.num_rows)]
+    for index, row in enumerate(rows):
+        yield done + index + 1, row, None
+
+
+def _decoded_row(batch: Any, index: int) -> dict[str, Any] | RowProblem:
+    try:
+        row: dict[str, Any] = batch.slice(index, 1).to_pylist()[0]
+    except UnicodeDecodeError as error:
+        return RowProblem("not UTF-8", str(error))
+    return row
+
+
+def _local(path: Path) -> SourceFile:
+    return SourceFile(str(path), path.stat().st_size, lambda: path.open("rb", buffering=1 << 18))
+
+
+def _walk(root: Path) -> tuple[list[SourceFile], list[str]]:
+    files: list[SourceFile] = []
+    ignored: list[str] = []
+    for folder, subfolders, names in os.walk(root):
+        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+        here = Path(folder)
+        saved = _saved_dataset_files(here, names)
+        for name in sorted(names):
+            path = here / name
+            wanted = path.name in saved if saved is not None else name.endswith(SUFFIXES) and name not in _DESCRIPTIONS
+            if name.startswith(".") or not wanted or not path.is_file():
+                if name not in _DESCRIPTIONS:
+                    ignored.append(str(path.relative_to(root)))
+            else:
+                files.append(_local(path))
+    return files, ignored
+
+
+_DESCRIPTIONS = frozenset({"state.json", "dataset_info.json", "dataset_dict.json"})
+
+
+def _saved_dataset_files(folder: Path, names: list[str]) -> set[str] | None:
+    """Names of the data files when `folder` was written by `Dataset.save_to_disk`, else None."""
+    if not {"state.json", "dataset_info.json"} <= set(names):
+        return None
+    try:
+        listed = {item["filename"] for item in json.loads((folder / "state.json").read_bytes())["_data_files"]}
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataRefused(f"{folder}/state.json does not list a saved dataset's files: {error!r}. Save it again.") from error
+    if missing := sorted(listed - set(names)):
+        raise DataRefused(f"The saved dataset {folder} lacks {', '.join(missing)}, which its state.json lists. Copy it again.")
+    return listed

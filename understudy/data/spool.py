@@ -1,0 +1,122 @@
+"""Sorting more rows than memory holds: valid rows go to bucket files by content hash, each sorted on its own.
+
+Read back bucket by bucket, rows come in the order of their content hash whatever the order of the sources and
+the number of buckets, which is what makes a dataset version depend on its rows alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Collection, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+import orjson
+
+from understudy.data.rows import Row
+
+_BUCKET_BYTES = 24 * 1024 * 1024
+_MAX_BUCKETS = 256
+_BUFFER_BYTES = 32 * 1024
+_LINE_BITS = 44  # room for 2^44 lines a file and 2^20 files in one 64-bit place
+
+
+class Spooled(NamedTuple):
+    """A valid row with the SHA-256 of its messages and response."""
+
+    sha256: str
+    id: str | None
+    group: str | None
+    messages: list[dict[str, str]]
+    prompt: str
+    response: str
+    metadata_json: str
+
+
+def place(file_index: int, line: int) -> int:
+    """Return one number for a row's file and line, in reading order."""
+    return file_index << _LINE_BITS | line
+
+
+class Spool:
+    """Valid rows on disk under `folder`, and the explicit ids among them."""
+
+    def __init__(self, folder: Path, source_bytes: int) -> None:
+        # The first byte of the hash names the bucket, so the number of buckets is a power of two up to 256.
+        wanted = min(_MAX_BUCKETS, max(1, source_bytes // _BUCKET_BYTES + 1))
+        self._shift = 8 - (wanted - 1).bit_length()
+        self._num_buckets = 256 >> self._shift
+        self._folder = folder
+        self._stack = ExitStack()
+        self._writes: list[Callable[[bytes], int]] = [self._open("rows", i).write for i in range(self._num_buckets)]
+        self._id_writes: list[Callable[[bytes], int]] = []
+        self.num_rows = 0
+
+    def add(self, row: Row, at: int) -> None:
+        """Keep a valid row that stands at `place(file, line)`."""
+        row_id, _, messages, _, response, _ = row
+        digest = hashlib.sha256(orjson.dumps((messages, response)))
+        line = b"%b %b %d\n" % (digest.hexdigest().encode(), orjson.dumps(tuple(row)), at)
+        raw_digest = digest.digest()
+        self._writes[raw_digest[0] >> self._shift](line)
+        if row_id is not None:
+            self._add_id(row_id, raw_digest, at)
+        self.num_rows += 1
+
+    def close(self) -> None:
+        """Flush and close all bucket files; a full disk shows here at the latest."""
+        self._stack.close()
+
+    def repeated_ids(self) -> set[int]:
+        """Return the places of rows whose id an earlier row has with other content.
+
+        Rows alike in id and content are exact duplicates, not a conflict.
+        """
+        import numpy as np
+
+        places: set[int] = set()
+        kind = np.dtype([("id_high", "<u8"), ("id_low", "<u8"), ("content", "<u8"), ("at", "<u8")])
+        for index in range(self._num_buckets if self._id_writes else 0):
+            table = np.fromfile(self._path("ids", index), dtype=kind)
+            if not len(table):
+                continue
+            table = table[np.lexsort((table["at"], table["id_low"], table["id_high"]))]
+            starts = np.ones(len(table), dtype=bool)
+            starts[1:] = (table["id_high"][1:] != table["id_high"][:-1]) | (table["id_low"][1:] != table["id_low"][:-1])
+            first = np.maximum.accumulate(np.where(starts, np.arange(len(table)), 0))
+            places.update(table["at"][table["content"] != table["content"][first]].tolist())
+        return places
+
+    def unique_rows(self, without: Collection[int] = ()) -> Iterator[Spooled]:
+        """Yield rows in the order of their content hash, one of each, leaving out the places in `without`.
+
+        Of exact duplicates the one with the smallest canonical text stays: with an id before without, then by
+        id, group and metadata.
+        """
+        for index in range(self._num_buckets):
+            last = b""
+            with self._path("rows", index).open("rb") as file:
+                lines = sorted(file)
+            for line in lines:
+                sha256 = line[:64]
+                if sha256 == last:
+                    continue
+                text, _, at = line[65:].rpartition(b" ")
+                if without and int(at) in without:
+                    continue
+                last = sha256
+                yield Spooled(sha256.decode(), *orjson.loads(text))
+
+    def _add_id(self, row_id: str, content_digest: bytes, at: int) -> None:
+        if not self._id_writes:
+            self._id_writes = [self._open("ids", i).write for i in range(self._num_buckets)]
+        id_digest = hashlib.sha256(row_id.encode()).digest()
+        entry = id_digest[:16] + content_digest[8:16] + at.to_bytes(8, "little")
+        self._id_writes[id_digest[31] >> self._shift](entry)
+
+    def _open(self, kind: str, index: int) -> BinaryIO:
+        return self._stack.enter_context(self._path(kind, index).open("wb", buffering=_BUFFER_BYTES))
+
+    def _path(self, kind: str, index: int) -> Path:
+        return self._folder / f"{kind}-{index:03d}"

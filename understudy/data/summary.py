@@ -1,0 +1,131 @@
+"""What an ingest saw, accepted, removed and refused, as JSON and as one small self-contained page."""
+
+from __future__ import annotations
+
+import dataclasses
+import unicodedata
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
+_MAX_IGNORED_FIELDS = 50
+
+
+@dataclass
+class Summary:
+    """Counts and statistics of one ingest; memory is bounded by the length limits, not by the rows.
+
+    `words` counts runs of characters between white space, an estimate that needs no tokenizer: English text has
+    about 1.3 tokens a word, code and YAML more. `scripts` counts rows in which a script occurs, by the first word
+    of the Unicode names of their letters; a row may count for several. Lengths are in characters, the prompt's
+    over the last user turn. `nfc` says whether all text is in Unicode's composed form.
+    """
+
+    source: str
+    source_files: list[str]
+    ignored_files: list[str]
+    unicode_form: str
+    rows_in: int = 0
+    bad: int = 0
+    bad_by_reason: dict[str, int] = field(default_factory=dict)
+    duplicates_exact: int = 0
+    duplicates_near: int = 0
+    near_duplicate_threshold: float | None = None
+    rows: int = 0
+    splits: dict[str, int] = field(default_factory=dict)
+    words: dict[str, int] = field(default_factory=lambda: {"prompt": 0, "response": 0})
+    length_quantiles: dict[str, dict[str, int]] = field(default_factory=dict)
+    scripts: dict[str, int] = field(default_factory=dict)
+    nfc: bool = True
+    rows_not_nfc: int = 0
+    ignored_fields: dict[str, int] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the summary as plain JSON values."""
+        return dataclasses.asdict(self)
+
+
+class TextStatistics:
+    """Accumulates lengths, words, scripts and composition over accepted rows."""
+
+    def __init__(self) -> None:
+        self._lengths: dict[str, Counter[int]] = {"prompt": Counter(), "response": Counter()}
+        self._words = {"prompt": 0, "response": 0}
+        self._scripts: Counter[str] = Counter()
+        self._rows_ascii = 0
+        self._rows_not_nfc = 0
+
+    def add(self, prompt: str, response: str) -> None:
+        """Count one row."""
+        self._lengths["prompt"][len(prompt)] += 1
+        self._lengths["response"][len(response)] += 1
+        self._words["prompt"] += len(prompt.split())
+        self._words["response"] += len(response.split())
+        if prompt.isascii() and response.isascii():
+            self._rows_ascii += 1
+            return
+        text = f"{prompt}\n{response}"
+        self._scripts.update({script for char in set(text) if (script := _script(char))})
+        self._rows_not_nfc += not unicodedata.is_normalized("NFC", text)
+
+    def fill(self, summary: Summary) -> None:
+        """Write the statistics into `summary`."""
+        # Rows of ASCII alone are counted as Latin without looking at each character.
+        scripts = self._scripts + Counter({"Latin": self._rows_ascii})
+        summary.scripts = dict(sorted(scripts.items(), key=lambda item: (-item[1], item[0])))
+        summary.words = dict(self._words)
+        summary.rows_not_nfc = self._rows_not_nfc
+        summary.nfc = self._rows_not_nfc == 0
+        summary.length_quantiles = {name: _quantiles(counts) for name, counts in self._lengths.items()}
+
+
+def count_ignored(counts: dict[str, int], names: set[str]) -> None:
+    """Count fields that no schema names; at most 50 different names, so that memory stays bounded."""
+    for name in names:
+        shown = name[:80]
+        if shown in counts or len(counts) < _MAX_IGNORED_FIELDS:
+            counts[shown] = counts.get(shown, 0) + 1
+
+
+def render_html(summary: Mapping[str, Any]) -> str:
+    """Return the summary as one HTML page without outside references."""
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template("summary.html").render(summary=summary)
+
+
+def _quantiles(counts: Counter[int]) -> dict[str, int]:
+    """Return nearest-rank quantiles of a histogram."""
+    total = counts.total()
+    if total == 0:
+        return {}
+    wanted = {f"{quantile:g}": int(quantile * (total - 1) + 0.5) for quantile in QUANTILES}
+    found: dict[str, int] = {}
+    below = 0
+    lengths = sorted(counts)
+    for length in lengths:
+        below += counts[length]
+        for name, rank in wanted.items():
+            if name not in found and rank < below:
+                found[name] = length
+    return found
+
+
+@lru_cache(maxsize=65536)
+def _script(char: str) -> str | None:
+    if not char.isalpha():
+        return None
+    name = unicodedata.name(char, "")
+    return name.split(" ", 1)[0].split("-", 1)[0].title().replace("Cjk", "CJK") if name else None
