@@ -102,7 +102,7 @@ def verify_file(path: Path, entry: Entry) -> None:
     if actual != entry.sha256:
         raise IntegrityError(
             f"{path} has sha256 {actual}, its manifest names {entry.sha256}. "
-            "It was damaged or changed after it was stored; remove everything beside it and run the step that writes it again."
+            "It was damaged or changed after it was stored; remove all of it and run the step that writes it again."
         )
 
 
