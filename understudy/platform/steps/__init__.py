@@ -1,1 +1,39 @@
-"""The steps of the pipeline: one function each, called by the KFP components and by tests alike."""
+"""The steps of the DAG: each module has `run(config, …)`, which takes records and returns records.
+
+`pack` and `unpack` carry a record in a KFP artifact: its content-addressed URI and the record as JSON.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any, TypeVar
+
+from understudy.errors import IntegrityError
+from understudy.records import Record
+
+R = TypeVar("R", bound=Record)
+
+
+def pack(artifact: Any, record: Record) -> None:
+    """Put a record with a `uri` into a KFP output artifact.
+
+    The URI is content-addressed, and caches compare artifacts by URI and metadata: equal content, equal key.
+    """
+    data = record.to_json()
+    artifact.uri = data["uri"]
+    artifact.metadata["record"] = json.dumps(data, sort_keys=True)
+
+
+def unpack(artifact: Any, record_type: type[R]) -> R:
+    """Read the record back from a KFP input artifact.
+
+    Raises:
+        IntegrityError: the artifact carries no record, so it was not written by a step of this pipeline.
+    """
+    text = artifact.metadata.get("record")
+    if not text:
+        raise IntegrityError(
+            f"Artifact {artifact.uri!r} carries no {record_type.__name__}; it was not written by a step of this "
+            "pipeline. Run the step that writes it again."
+        )
+    return record_type.from_json(json.loads(text))

@@ -1,0 +1,15 @@
+"""Step: demonstrations in, one dataset version out."""
+
+from kfp import dsl
+from kfp.dsl import Dataset, Output
+
+from components import STEPS_IMAGE
+
+
+@dsl.component(base_image=STEPS_IMAGE, install_kfp_package=False)
+def ingest(config: dict, preflight: str, dataset: Output[Dataset]):
+    """Read, validate, deduplicate, split and version the demonstrations."""
+    from understudy.platform.steps import ingest as step
+    from understudy.platform.steps import pack
+
+    pack(dataset, step.run(config))

@@ -1,0 +1,14 @@
+"""Exit handler: write the run's outcome, and tell whoever asked to be told."""
+
+from kfp import dsl
+from kfp.dsl import PipelineTaskFinalStatus
+
+from components import STEPS_IMAGE
+
+
+@dsl.component(base_image=STEPS_IMAGE, install_kfp_package=False)
+def notify(config: dict, status: PipelineTaskFinalStatus):
+    """Write outcome.json and post it to the configured webhook, whatever the run's end."""
+    from understudy.platform.steps import notify as step
+
+    step.run(config, state=status.state, message=status.error_message)

@@ -1,0 +1,23 @@
+"""Step: register the aligned model with its evidence."""
+
+from kfp import dsl
+from kfp.dsl import HTML, Dataset, Input, Model, Output
+
+from components import STEPS_IMAGE
+
+
+@dsl.component(base_image=STEPS_IMAGE, install_kfp_package=False)
+def register(
+    config: dict,
+    dataset: Input[Dataset],
+    policy: Input[Model],
+    report: Input[HTML],
+    entry: Output[Model],
+):
+    """Put the model into the registry under its alias, tagged with where it came from."""
+    from understudy.platform.steps import pack, unpack
+    from understudy.platform.steps import register as step
+    from understudy.records import DatasetRef, EvaluationReport, PolicyRef
+
+    records = unpack(dataset, DatasetRef), unpack(policy, PolicyRef), unpack(report, EvaluationReport)
+    pack(entry, step.run(config, *records))

@@ -1,0 +1,1 @@
+"""The DAG, compiled and run from one definition."""

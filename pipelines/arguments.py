@@ -1,0 +1,65 @@
+"""The pipeline's arguments from the params: each step gets the whole config that it reads, and nothing else.
+
+What a step's result depends on is in its dict, so that equal dicts mean equal results: the params it reads, the
+seed, the digest of its code, and digests of the content that the params only name by path (source, judges, model).
+Operational settings (services, folders, threads) are not here; they travel by environment.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+
+from understudy.config import Params, section_sha256
+from understudy.platform.code_hash import code_sha256, file_sha256, folder_sha256
+
+
+RESULT_SECTIONS = ("seed", "data", "model", "sft", "align", "evaluation", "registry")
+
+
+def arguments(params: Params) -> dict[str, dict[str, Any]]:
+    """Return one dict per step, keyed by the pipeline's parameter names.
+
+    Raises:
+        ConfigError, DataRefused, ServiceUnreachable: the source of the demonstrations cannot be read.
+    """
+    from understudy.platform.datasets import source_sha256
+
+    source = {"source_sha256": source_sha256(params.data.source)}
+    base = {"base_sha256": _model_sha256(params.model.path)}
+    judges = {"judges_sha256": {judge.name: file_sha256(judge.target or "") for judge in params.evaluation.judges}}
+    dump = params.model_dump(mode="json")
+    everything = {section: dump[section] for section in RESULT_SECTIONS}
+    longer = {"step": "sft_longer", "longer": params.evaluation.sft_longer}
+    return {
+        "preflight_config": {**_step("preflight", params), **everything, **source, **base, **judges},
+        "ingest_config": _step("ingest", params, "data") | source,
+        "sft_config": _step("sft", params, "model", "sft") | base,
+        "align_config": _step("align", params, "model", "align") | base,
+        "sft_longer_config": _step("sft", params, "model", "sft") | base | longer,
+        "evaluate_config": _step("evaluate", params, "model", "evaluation") | base | judges,
+        "register_config": _step("register", params, "registry") | {"params_sha256": params_sha256(params)},
+        "notify_config": {"step": "notify", "notify": dump["notify"]},
+    }
+
+
+def params_sha256(params: Params) -> str:
+    """Return the digest of everything in the params that can change a result."""
+    sections = {name: getattr(params, name) for name in RESULT_SECTIONS}
+    plain = {
+        name: value.model_dump(mode="json") if isinstance(value, BaseModel) else value
+        for name, value in sections.items()
+    }
+    return section_sha256(plain)
+
+
+def _step(step: str, params: Params, *sections: str) -> dict[str, Any]:
+    values = {section: getattr(params, section).model_dump(mode="json") for section in sections}
+    return {"step": step, "seed": params.seed, "code_sha256": code_sha256(step), **values}
+
+
+def _model_sha256(path: str | None) -> str | None:
+    folder = Path(path) if path else None
+    return folder_sha256(folder) if folder is not None and folder.is_dir() else None

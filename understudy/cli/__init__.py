@@ -1,0 +1,113 @@
+"""The command line: sub-commands imported only when they are used, errors said in one paragraph.
+
+A command module has `app = typer.Typer(...)`. Everything it raises as an UnderstudyError ends here.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from typing import Any
+
+import click
+import typer
+from typer.core import TyperGroup
+
+from understudy import __version__
+from understudy.errors import Preempted, UnderstudyError
+
+
+# name → (module, what it does); the help text stands here so that `understudy --help` imports no command.
+COMMANDS = {
+    "run": ("understudy.cli.run", "Run the whole pipeline here: ingest, SFT, align, evaluate, register."),
+    "data": ("understudy.cli.data", "Ingest, show and verify dataset versions."),
+    "model": ("understudy.cli.model", "List, show and use registered models."),
+    "objectives": ("understudy.cli.objectives", "The divergences: list, show, verify."),
+    "pipeline": ("understudy.cli.pipeline", "Compile the pipeline for the cluster."),
+    "ui": ("understudy.cli.ui", "Open MLflow's web interface on the runs of this working directory."),
+    "doctor": ("understudy.cli.doctor", "Check this machine: versions, disk, memory, GPU, services."),
+}
+CONTEXT = {"help_option_names": ["-h", "--help"]}
+
+
+class LazyGroup(TyperGroup):
+    """A group whose commands are modules, imported when invoked."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the command names in their order of use."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import the named command's module; for the help page a stand-in is enough."""
+        if cmd_name not in COMMANDS:
+            return None
+        module, help_text = COMMANDS[cmd_name]
+        if ctx.resilient_parsing or _only_help():
+            return click.Command(cmd_name, help=help_text, short_help=help_text)
+        command = typer.main.get_command(importlib.import_module(module).app)
+        command.name = cmd_name
+        return command
+
+
+app = typer.Typer(
+    cls=LazyGroup,
+    context_settings=CONTEXT,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Align language models from expert demonstrations alone, and take them to production.",
+)
+
+
+@app.callback()
+def _root(
+    debug: bool = typer.Option(False, "--debug", help="Show a traceback with every error."),
+    version: bool = typer.Option(False, "--version", help="Say the version and end.", is_eager=True),
+) -> None:
+    if version:
+        typer.echo(f"understudy {__version__}")
+        raise typer.Exit
+
+
+def main() -> None:
+    """Run the command line and end the process with the error's exit code."""
+    sys.exit(call(sys.argv[1:]))
+
+
+def call(arguments: list[str]) -> int:
+    """Run one command line and return its exit code; `--debug` anywhere shows tracebacks."""
+    debug = "--debug" in arguments
+    arguments = [argument for argument in arguments if argument != "--debug"]
+    try:
+        result: Any = typer.main.get_command(app).main(arguments, prog_name="understudy", standalone_mode=False)
+    except click.exceptions.Abort:
+        return Preempted.exit_code
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except KeyboardInterrupt:
+        return _say("Interrupted. Run the same command again to resume.", Preempted.exit_code)
+    except BrokenPipeError:
+        # The reader went away (`| head`); point stdout elsewhere so that Python's last flush is quiet.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 0
+    except UnderstudyError as error:
+        if debug:
+            raise
+        return _say(str(error), error.exit_code)
+    except Exception as error:
+        if debug:
+            raise
+        message = f"Unexpected {type(error).__name__}: {error}. Run the command with --debug to see where."
+        return _say(message, UnderstudyError.exit_code)
+    return result if isinstance(result, int) else 0
+
+
+def _only_help() -> bool:
+    """Say whether the command line asks for the group's own help: nothing but options is on it."""
+    return not any(argument in COMMANDS for argument in sys.argv[1:])
+
+
+def _say(message: str, exit_code: int) -> int:
+    print(message, file=sys.stderr)
+    return exit_code

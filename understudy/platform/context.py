@@ -1,0 +1,235 @@
+"""Where a step runs and how it says what happens: folders, tracker, store, signals, failures.
+
+A step reads operational settings from the environment only, so that the same code runs under kfp.local and on a
+cluster, and so that they never take part in cache keys:
+
+    UNDERSTUDY_WORKDIR, UNDERSTUDY_RUN_ID, UNDERSTUDY_RUN_DIR, UNDERSTUDY_STORAGE_URI, UNDERSTUDY_THREADS,
+    UNDERSTUDY_DEVICE, MLFLOW_TRACKING_URI, MLFLOW_EXPERIMENT_NAME, MLFLOW_RUN_ID (the parent run)
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import re
+import shutil
+import signal
+import tempfile
+import threading
+import time
+import traceback
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from functools import cached_property
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+from understudy.errors import ConfigError, Preempted, UnderstudyError
+from understudy.platform.events import FILE_NAME, CompositeTracker, EventLog, EventTracker
+from understudy.platform.workdir import DEFAULT, new_run_id, run_folder, step_lock
+from understudy.records import Record
+from understudy.tracker import Tracker
+
+if TYPE_CHECKING:
+    from understudy.platform.storage import Store
+
+STOP_NAME = "stop"
+FAILURE_NAME = "failure.json"
+RESUME = "Run the same command again to resume."
+
+
+class StepContext:
+    """What a step needs besides its config and its inputs; made by `step_context`."""
+
+    def __init__(self, step: str, config: Mapping[str, Any], tracker: Tracker, events: EventLog, workdir: Path) -> None:
+        self.step = step
+        self.config = config
+        self.tracker = tracker
+        self.events = events
+        self.workdir = workdir
+        self.run_dir = events.path.parent
+        self.run_id = os.environ.get("UNDERSTUDY_RUN_ID", self.run_dir.name)
+        self.seed = int(config.get("seed", 0))
+        self.threads = int(os.environ.get("UNDERSTUDY_THREADS", "0")) or (os.cpu_count() or 1)
+        self.device = os.environ.get("UNDERSTUDY_DEVICE", "auto")
+        self.result: Record | None = None
+        self._stop = threading.Event()
+        self._saves_state = False
+
+    @cached_property
+    def store(self) -> Store:
+        """The content-addressed store; opened when first used."""
+        from understudy.platform.storage import open_store
+
+        return open_store(os.environ.get("UNDERSTUDY_STORAGE_URI") or None, self.workdir)
+
+    def checkpoint_dir(self, lineage: str) -> Path:
+        """Return the folder for checkpoints of this step with this lineage, created.
+
+        `lineage` names everything that the result depends on (a digest), never the attempt, so a retried or
+        preempted step finds its own state. Who calls this must poll `should_stop`: from here on a signal no
+        longer interrupts the step at once, so that it can save its state.
+        """
+        if not re.fullmatch(r"[A-Za-z0-9_.-]{1,128}", lineage):
+            raise ValueError(f"lineage {lineage!r} is not a plain name; use a digest")
+        self._saves_state = True
+        folder = self.workdir / "checkpoints" / f"{self.step}-{lineage}"
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    def should_stop(self) -> bool:
+        """Say whether the run is to end: save the state, then raise Preempted (see `preempted`)."""
+        return self._stop.is_set() or (self.run_dir / STOP_NAME).exists()
+
+    def preempted(self, saved: str) -> Preempted:
+        """Return the error to raise once the state is saved; `saved` says what, e.g. "round 7 of 20"."""
+        return Preempted(f"Step {self.step} was interrupted; its state is saved at {saved}. {RESUME}")
+
+    def note(self, message: str) -> None:
+        """Tell the person who watches something worth a line, for example a resumed checkpoint."""
+        self.events.write(self.step, "note", message=message)
+        print(message, flush=True)
+
+    def finish(self, record: Record) -> None:
+        """State the step's result, shown in its finish event and logged to MLflow as tags."""
+        self.result = record
+
+    def interrupt(self) -> None:
+        """React to a signal: note it, and raise unless the step saves its own state."""
+        self._stop.set()
+        if not self._saves_state:
+            raise Preempted(f"Step {self.step} was interrupted before it had state worth saving. {RESUME}")
+
+
+@contextmanager
+def step_context(step: str, config: Mapping[str, Any]) -> Iterator[StepContext]:
+    """Run a step's body: events at start and end, MLflow's nested run, signals, a failure record.
+
+    `config["step"]` overrides the name, as sft_longer does, which is the sft step again.
+
+    Raises:
+        Preempted: a signal came, or the run was stopped before this step began.
+        UnderstudyError: a full disk, said in one paragraph. Everything else passes through unchanged.
+    """
+    name = str(config.get("step", step))
+    workdir = Path(os.environ.get("UNDERSTUDY_WORKDIR", DEFAULT)).absolute()
+    run_dir = _run_dir(workdir)
+    events = EventLog(run_dir / FILE_NAME)
+    started = time.monotonic()
+    try:
+        with ExitStack() as stack:
+            if (run_dir / STOP_NAME).exists():
+                raise Preempted(f"The run was interrupted before step {name} began. {RESUME}")
+            if "UNDERSTUDY_RUNNER_PID" in os.environ:
+                stack.enter_context(step_lock(workdir))
+            events.write(name, "start", pid=os.getpid())
+            tracker = CompositeTracker([EventTracker(events, name), *_mlflow_trackers(stack, name, config)])
+            context = StepContext(name, config, tracker, events, workdir)
+            stack.enter_context(_signals(context))
+            yield context
+            record = context.result.to_json() if context.result else None
+            events.write(name, "finish", seconds=round(time.monotonic() - started, 2), record=record)
+    except BaseException as error:
+        told = _told(error, workdir)
+        record_failure(run_dir, name, told)
+        events.write(name, "failed", error=type(told).__name__, message=str(told))
+        if told is error:
+            raise
+        raise told from error
+
+
+def record_failure(run_dir: Path, step: str, error: BaseException) -> None:
+    """Write failure.json for `understudy run` to repeat; the first failure of a run is the one that counts."""
+    path = run_dir / FAILURE_NAME
+    if path.exists():
+        return
+    expected = isinstance(error, UnderstudyError)
+    failure = {
+        "step": step,
+        "error": type(error).__name__,
+        "message": str(error) if expected else f"{type(error).__name__}: {error}",
+        "exit_code": getattr(error, "exit_code", 1),
+        "expected": expected,
+        "traceback": "".join(traceback.format_exception(error)),
+    }
+    aside = path.with_suffix(".aside")
+    try:
+        aside.write_text(json.dumps(failure, indent=1), encoding="utf-8")
+        aside.replace(path)
+    except OSError:
+        # A full disk: the failed event and the exit status still tell.
+        return
+
+
+def _run_dir(workdir: Path) -> Path:
+    given = os.environ.get("UNDERSTUDY_RUN_DIR")
+    if given:
+        folder = Path(given)
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+    try:
+        return run_folder(workdir, os.environ.get("UNDERSTUDY_RUN_ID") or new_run_id())
+    except OSError:
+        # A pod without a writable working directory still has a temporary folder for its events.
+        return Path(tempfile.mkdtemp(prefix="understudy-run-"))
+
+
+def _mlflow_trackers(stack: ExitStack, step: str, config: Mapping[str, Any]) -> list[Tracker]:
+    """Open MLflow's nested run of this step, if a tracking URI is configured."""
+    if not os.environ.get("MLFLOW_TRACKING_URI"):
+        return []
+    from understudy.platform.tracking import open_step_run
+
+    return [stack.enter_context(open_step_run(step, config))]
+
+
+@contextmanager
+def _signals(context: StepContext) -> Iterator[None]:
+    """Turn SIGTERM and SIGINT into a stop that loops can poll, and watch for a runner that was killed."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        context.interrupt()
+
+    before = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
+    done = threading.Event()
+    runner_pid = int(os.environ.get("UNDERSTUDY_RUNNER_PID", "0"))
+    if runner_pid:
+        threading.Thread(target=_watch_runner, args=(runner_pid, done), daemon=True).start()
+    try:
+        yield
+    finally:
+        done.set()
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _watch_runner(runner_pid: int, done: threading.Event) -> None:
+    """Stop this step like a SIGTERM would once the process that started it is gone (kill -9)."""
+    while not done.wait(1.0):
+        try:
+            os.kill(runner_pid, 0)
+        except ProcessLookupError:
+            os.kill(os.getpid(), signal.SIGTERM)
+            return
+        except PermissionError:
+            return
+
+
+def _told(error: BaseException, workdir: Path) -> BaseException:
+    """Return the error as a person should read it."""
+    if isinstance(error, KeyboardInterrupt):
+        return Preempted(f"Interrupted. {RESUME}")
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        free = shutil.disk_usage(workdir).free / 1e6
+        return UnderstudyError(
+            f"The disk is full: writing {error.filename or 'a file'} failed with {free:.0f} MB free below "
+            f"{str(workdir)!r}. Free some space, or name a working directory on another disk with --workdir DIR. {RESUME}"
+        )
+    if isinstance(error, SystemExit):
+        return ConfigError(f"A library ended the step with exit status {error.code}; its words are in kfp.log.")
+    return error
