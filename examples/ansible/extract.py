@@ -1,7 +1,7 @@
 """Writes the default demonstrations: prompt = a task's name, response = YAML of its module call.
 
     python -m examples.ansible.extract --out .understudy/raw
-    python -m examples.ansible.extract --out raw --all --max-chars 600
+    python -m examples.ansible.extract --out raw --all --max-chars 600 --limit 0
 
 The `ansible` wheel (GPL-3.0-or-later) is downloaded once, checked against its digest and read as a zip. Its
 code is never installed, imported or run, and its text is never part of this repository. Beside the rows stand
@@ -34,6 +34,7 @@ LICENCE = "GPL-3.0-or-later"
 # Three collections of network management that share one manner: an object, a few keys that place it, a state.
 COLLECTIONS = ("check_point.mgmt", "cisco.aci", "cisco.mso")
 MAX_CHARS = 300
+LIMIT = 2000
 
 # A call that repeats or is conditional on these says only part of the task, so it is no demonstration by itself.
 _PARTIAL = ("loop", "with_", "args")
@@ -66,8 +67,9 @@ def obtain_wheel(folder: Path) -> Path:
         command += ["--disable-pip-version-check", "--quiet", "--dest", str(folder)]
         result = subprocess.run(command, capture_output=True, text=True, check=False)
         if result.returncode != 0 or not wheel.is_file():
-            lines = [line for line in result.stderr.strip().splitlines() if line.startswith("ERROR")]
-            raise WheelUnavailable(lines[-1] if lines else f"pip ended with {result.returncode} and left no {wheel.name}")
+            lines = [line for line in result.stderr.splitlines() if line.startswith("ERROR")]
+            lines.append(f"pip ended with {result.returncode} and left no {wheel.name}")
+            raise WheelUnavailable(lines[0])
     sha256 = _file_sha256(wheel)
     if sha256 != WHEEL_SHA256:
         raise WheelUnavailable(f"{wheel} has sha256 {sha256}, expected {WHEEL_SHA256}. Delete it and run again.")
@@ -120,7 +122,9 @@ def statistics_of(rows: Sequence[Row]) -> dict[str, Any]:
     }
 
 
-def write(out: Path, wheel_folder: Path, collections: Sequence[str] | None, max_chars: int | None, limit: int | None) -> Row:
+def write(
+    out: Path, wheel_folder: Path, collections: Sequence[str] | None, max_chars: int | None, limit: int | None
+) -> Row:
     """Write demonstrations.jsonl, ansible_schema.json and source.json into `out`; return what source.json says.
 
     Raises:
@@ -197,14 +201,14 @@ def _file_sha256(path: Path) -> str:
 
 
 def arguments_parser() -> argparse.ArgumentParser:
-    """Options shared with examples/fetch.py, which adds the fallback."""
+    """Options of this script, which examples/fetch.py adds its fallback to."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--out", type=Path, default=Path(".understudy/raw"), help="folder the files are written to")
     parser.add_argument("--wheel-folder", type=Path, help="folder the wheel is kept in (default: OUT)")
     parser.add_argument("--collections", nargs="+", default=list(COLLECTIONS), metavar="NAMESPACE.NAME")
     parser.add_argument("--all", action="store_true", help="every collection; --max-chars still applies")
     parser.add_argument("--max-chars", type=int, default=MAX_CHARS, help="longest response; 0 for no limit")
-    parser.add_argument("--limit", type=int, help="number of rows, taken by whole modules")
+    parser.add_argument("--limit", type=int, default=LIMIT, help="number of rows, taken by whole modules; 0 for all")
     return parser
 
 
@@ -214,7 +218,11 @@ def main(argv: Iterable[str] | None = None) -> int:
     collections = None if options.all else options.collections
     try:
         source = write(
-            options.out, options.wheel_folder or options.out, collections, options.max_chars or None, options.limit
+            options.out,
+            options.wheel_folder or options.out,
+            collections,
+            options.max_chars or None,
+            options.limit or None,
         )
     except WheelUnavailable as error:
         print(f"The ansible wheel cannot be had: {error}", file=sys.stderr)

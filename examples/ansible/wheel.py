@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import functools
+import re
 import warnings
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -22,6 +23,7 @@ _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 # The keys of an option's documentation that the judge can check.
 _OPTION_KEYS = ("type", "elements", "choices", "aliases", "required")
+_ENVIRONMENT = re.compile(r"\bE\(|environment variable|\benv(ironment)? var", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -178,6 +180,8 @@ def _slim(option: Any) -> dict[str, Any]:
     if not isinstance(option, dict):
         return {}
     slim: dict[str, Any] = {key: option[key] for key in _OPTION_KEYS if option.get(key)}
+    if _ENVIRONMENT.search(str(option.get("description", ""))):
+        slim.pop("required", None)  # documented as required, and as read from the environment if not given
     if isinstance(slim.get("aliases"), str):
         slim["aliases"] = [slim["aliases"]]
     if isinstance(slim.get("choices"), dict):  # choices may be documented one by one
