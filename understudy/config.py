@@ -18,7 +18,6 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from understudy.errors import ConfigError
 
-
 M = TypeVar("M", bound=BaseModel)
 
 
@@ -69,7 +68,7 @@ class LoraConfig(Section):
     """Low-rank adapters (peft) instead of full fine-tuning."""
 
     rank: int = Field(gt=0)
-    alpha: float = Field(gt=0)
+    alpha: int = Field(gt=0)
     dropout: float = Field(ge=0, lt=1)
     target_modules: tuple[str, ...] | Literal["all-linear"]
 
@@ -195,7 +194,6 @@ class EvaluationConfig(Section):
     confidence: float = Field(gt=0.5, lt=1)
     bootstrap_samples: int = Field(ge=100)
     samples_shown: int = Field(ge=0)
-    sft_longer: bool
 
     @model_validator(mode="after")
     def _tuning_judge_exists(self) -> Self:

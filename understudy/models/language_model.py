@@ -75,7 +75,7 @@ class LanguageModel:
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
-        return next(self.model.parameters()).device
+        return cast("torch.device", next(self.model.parameters()).device)
 
     def encode_prompt(self, messages: Sequence[Message]) -> list[int]:
         """Token ids of a conversation up to where the response begins, by the chat template if there is one."""
@@ -135,7 +135,7 @@ class LanguageModel:
         ).logits
         if logits.shape[1] != num_response:
             logits = logits[:, first : first + num_response]
-        return logits.float()
+        return cast(Tensor, logits.float())
 
     def response_logps(self, batch: TokenBatch, module: Any = None) -> Tensor:
         """Log-probability of each response token, zero where masked, shape (B, T)."""

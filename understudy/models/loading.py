@@ -37,7 +37,7 @@ def create_policy(config: ModelConfig, training_texts: Iterable[str], seed: int)
     else:
         policy = _load_pretrained(config)
     if config.lora is not None:
-        policy = LanguageModel(add_lora(policy.model, config.lora, seed), policy.tokenizer)
+        policy = with_lora(policy, config.lora, seed)
     return policy
 
 
@@ -67,7 +67,8 @@ def train_tokenizer(texts: Iterable[str], config: ScratchConfig) -> Any:
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
-    return PreTrainedTokenizerFast(
+    fast: Any = PreTrainedTokenizerFast
+    return fast(
         tokenizer_object=tokenizer,
         eos_token="<|end|>",
         pad_token="<|pad|>",
@@ -78,22 +79,20 @@ def train_tokenizer(texts: Iterable[str], config: ScratchConfig) -> Any:
     )
 
 
-def add_lora(model: Any, config: LoraConfig, seed: int) -> Any:
-    """Wrap a model with low-rank adapters; only they are trained."""
+def with_lora(policy: LanguageModel, config: LoraConfig, seed: int) -> LanguageModel:
+    """Return the policy with low-rank adapters; only they are trained."""
     import peft
 
     torch.manual_seed(seed)
     targets = config.target_modules if isinstance(config.target_modules, str) else list(config.target_modules)
-    return peft.get_peft_model(
-        model,
-        peft.LoraConfig(
-            r=config.rank,
-            lora_alpha=config.alpha,
-            lora_dropout=config.dropout,
-            target_modules=targets,
-            task_type="CAUSAL_LM",
-        ),
+    adapters = peft.LoraConfig(
+        r=config.rank,
+        lora_alpha=config.alpha,
+        lora_dropout=config.dropout,
+        target_modules=targets,
+        task_type="CAUSAL_LM",
     )
+    return LanguageModel(peft.get_peft_model(policy.model, adapters), policy.tokenizer)
 
 
 def _scratch_model(config: ScratchConfig, tokenizer: Any, seed: int) -> Any:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -38,7 +38,7 @@ class ScalarHead(nn.Module):
     @classmethod
     def copied_from(cls, policy: LanguageModel, num_outputs: int, dropout: float) -> ScalarHead:
         """A head on an own, trainable copy of the policy's backbone."""
-        return cls(copy.deepcopy(policy.model.base_model), policy, num_outputs, dropout)
+        return cls(cast(nn.Module, copy.deepcopy(policy.model.base_model)), policy, num_outputs, dropout)
 
     @classmethod
     def shared_with(cls, reference: LanguageModel, rank: int, num_outputs: int, dropout: float) -> ScalarHead:
@@ -51,7 +51,7 @@ class ScalarHead(nn.Module):
         config = peft.LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM")
         adapted = peft.get_peft_model(reference.model, config)
         reference.model = adapted
-        module = cls(adapted.get_base_model().base_model, reference, num_outputs, dropout)
+        module = cls(cast(nn.Module, adapted.get_base_model().base_model), reference, num_outputs, dropout)
         module._adapted = [adapted]
         return module
 
@@ -60,7 +60,7 @@ class ScalarHead(nn.Module):
         arguments = self._layout[0].forward_arguments(batch.attention_BS)
         hidden_BSH = self.backbone(input_ids=batch.ids_BS, use_cache=False, **arguments).last_hidden_state
         hidden_BTH = hidden_BSH[:, batch.prompt_columns :]
-        return self.head(self.dropout(hidden_BTH)).float()
+        return cast(Tensor, self.head(self.dropout(hidden_BTH)).float())
 
     def save(self, folder: Path, description: dict[str, Any]) -> None:
         """Write config.json, model.safetensors (adapters merged) and description.json."""
@@ -89,7 +89,8 @@ def load_scalar_head(folder: Path, layout: LanguageModel) -> ScalarHead:
     from transformers import AutoConfig, AutoModel
 
     description = json.loads((folder / "description.json").read_text(encoding="utf-8"))
-    backbone = AutoModel.from_config(AutoConfig.from_pretrained(folder), dtype=torch.float32)
+    from_config: Any = AutoModel.from_config
+    backbone = from_config(AutoConfig.from_pretrained(folder), dtype=torch.float32)
     module = ScalarHead(backbone, layout, description["num_outputs"], dropout=0.0)
     result = module.load_state_dict(load_file(folder / "model.safetensors"), strict=False)
     if result.unexpected_keys or result.missing_keys:

@@ -1,0 +1,94 @@
+"""Step align: the SFT policy in, the aligned policy and its discriminator out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from understudy.config import AlignConfig, ModelConfig, section_sha256, validate
+from understudy.platform.context import StepContext, step_context
+from understudy.platform.steps.training import (
+    create_loop,
+    lineage_of,
+    load_demonstrations,
+    scratch_folder,
+    store_policy,
+)
+from understudy.records import DatasetRef, DiscriminatorRef, PolicyRef
+
+if TYPE_CHECKING:
+    from understudy.platform.storage import Stored
+    from understudy.training.adversarial import Models
+
+
+def run(config: Mapping[str, Any], dataset: DatasetRef, sft: PolicyRef) -> tuple[PolicyRef, DiscriminatorRef]:
+    """Align the SFT policy to the demonstrations by `config["align"]`; return both records."""
+    with step_context("align", config) as context:
+        model = validate(ModelConfig, config["model"], "model")
+        settings = validate(AlignConfig, config["align"], "align")
+        lineage = lineage_of(config, dataset.md5, sft.sha256)
+        train, validation = load_demonstrations(context, dataset, "train", "validation")
+        from understudy.training.adversarial import align
+        from understudy.training.examples import encode
+
+        loop = create_loop(context, model.precision, lineage)
+        models = _models(context, model, settings, sft)
+        encoded, held_out = encode(models.policy, train), encode(models.policy, validation)
+        result = align(models, encoded.examples, held_out.examples, settings, context.seed, loop)
+        stored = store_policy(context, models.policy, loop.history, encoded.skipped)
+        policy = PolicyRef(
+            uri=stored.uri,
+            sha256=stored.sha256,
+            stage="aligned",
+            dataset_md5=dataset.md5,
+            parent_sha256=sft.sha256,
+            config_sha256=section_sha256(dict(config)),
+            code_sha256=str(config["code_sha256"]),
+            base=sft.base,
+            train_seconds=round(result.train_seconds, 2),
+            compute_token_passes=result.compute_token_passes,
+        )
+        stored = _store_discriminator(context, models, settings)
+        discriminator = DiscriminatorRef(stored.uri, stored.sha256, dataset.md5, policy.sha256, result.held_out_auc)
+        context.finish(policy)
+        loop.checkpoints.clear()
+        return policy, discriminator
+
+
+def _models(context: StepContext, model: ModelConfig, settings: AlignConfig, sft: PolicyRef) -> Models:
+    """Policy, frozen reference and discriminator, all from the SFT weights; shared where adapters allow it."""
+    import torch
+
+    from understudy.models.loading import load_policy, with_lora
+    from understudy.models.scalar_head import ScalarHead
+    from understudy.training.adversarial import Models, objective_from
+
+    folder = context.store.fetch(sft.uri, sft.sha256)
+    policy = load_policy(folder)
+    if model.lora is not None:
+        policy = with_lora(policy, model.lora, context.seed)
+    own = settings.discriminator
+    shared = own.init == "shared_lora"
+    # With adapters the policy without them is the reference, unless the discriminator adds its own to it.
+    reference = policy if model.lora is not None and not shared else load_policy(folder)
+    if reference is not policy:
+        reference.model.requires_grad_(False)
+    torch.manual_seed(context.seed)
+    num_outputs = objective_from(settings).num_outputs
+    if shared:
+        discriminator = ScalarHead.shared_with(reference, own.lora_rank, num_outputs, own.dropout)
+    else:
+        discriminator = ScalarHead.copied_from(load_policy(folder), num_outputs, own.dropout)
+    return Models(policy, reference, discriminator)
+
+
+def _store_discriminator(context: StepContext, models: Models, settings: AlignConfig) -> Stored:
+    description = {
+        "divergence": settings.divergence,
+        "level": settings.level,
+        "loss": settings.discriminator.loss,
+        "form": settings.discriminator.form,
+    }
+    with scratch_folder(context) as folder:
+        models.discriminator.save(folder, description)
+        return context.store.put_folder(folder, "discriminator")

@@ -1,0 +1,90 @@
+"""Step sft: demonstrations and a base model in, a warm-started policy out; again, longer, as a baseline."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from understudy.config import ModelConfig, SftConfig, section_sha256, validate
+from understudy.platform.context import StepContext, step_context
+from understudy.platform.steps.training import (
+    create_loop,
+    lineage_of,
+    load_demonstrations,
+    scratch_folder,
+    store_policy,
+)
+from understudy.records import DatasetRef, PolicyRef
+
+if TYPE_CHECKING:
+    from understudy.data.demonstrations import Demonstration
+    from understudy.models.language_model import LanguageModel
+
+
+def run(
+    config: Mapping[str, Any], dataset: DatasetRef, start: PolicyRef | None = None, compute_of: PolicyRef | None = None
+) -> PolicyRef:
+    """Train on the demonstrations by `config["sft"]`; return the stored policy's record.
+
+    Args:
+        config: seed, code_sha256, model, sft, and for the baseline `step: sft_longer`.
+        dataset: the dataset version.
+        start: go on from this policy instead of from the base model.
+        compute_of: stop after the compute that this policy used, in token passes.
+    """
+    with step_context("sft", config) as context:
+        model, sft = validate(ModelConfig, config["model"], "model"), validate(SftConfig, config["sft"], "sft")
+        parent = start.sha256 if start else ""
+        token_passes = compute_of.compute_token_passes if compute_of else None
+        lineage = lineage_of(config, dataset.md5, parent, str(token_passes))
+        train, validation = load_demonstrations(context, dataset, "train", "validation")
+        from understudy.training.examples import encode
+        from understudy.training.sft import train_sft
+
+        policy, base = _first_policy(context, model, train, start)
+        encoded, held_out = encode(policy, train), encode(policy, validation)
+        loop = create_loop(context, model.precision, lineage)
+        result = train_sft(policy, encoded.examples, held_out.examples, sft, context.seed, loop, token_passes)
+        stored = store_policy(context, policy, loop.history, encoded.skipped)
+        record = PolicyRef(
+            uri=stored.uri,
+            sha256=stored.sha256,
+            stage=str(config.get("step", "sft")),
+            dataset_md5=dataset.md5,
+            parent_sha256=start.sha256 if start else None,
+            config_sha256=section_sha256(dict(config)),
+            code_sha256=str(config["code_sha256"]),
+            base=base,
+            train_seconds=round(result.train_seconds, 2),
+            compute_token_passes=result.compute_token_passes,
+        )
+        context.tracker.log(result.num_steps, {"best_validation_nll": result.best_validation_nll})
+        context.finish(record)
+        loop.checkpoints.clear()
+        return record
+
+
+def _first_policy(
+    context: StepContext, model: ModelConfig, train: Sequence[Demonstration], start: PolicyRef | None
+) -> tuple[LanguageModel, str]:
+    """The policy that training starts from, and where its untrained base can be loaded from."""
+    from understudy.models.loading import create_policy, load_policy, with_lora
+
+    if start is not None:
+        policy = load_policy(context.store.fetch(start.uri, start.sha256))
+        if model.lora is not None:
+            policy = with_lora(policy, model.lora, context.seed)
+        return policy, start.base
+    policy = create_policy(model, _texts(train), context.seed)
+    if model.init == "pretrained":
+        assert model.path is not None
+        return policy, model.path
+    with scratch_folder(context) as folder:
+        policy.save(folder)
+        return policy, context.store.put_folder(folder, "base").uri
+
+
+def _texts(train: Sequence[Demonstration]) -> Iterator[str]:
+    for row in train:
+        yield from (message["content"] for message in row.messages)
+        yield row.response
