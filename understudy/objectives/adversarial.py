@@ -99,7 +99,7 @@ class AdversarialObjective:
             group_size: responses per prompt, k.
         """
         h_BT = log_ratio(scores_policy, self.divergence).detach()
-        reward_BT, clipped_fraction = clipped_reward(self.divergence, h_BT, self.reward_clip)
+        reward_BT, clipped_fraction = clipped_reward(self.divergence, h_BT, self.reward_clip, scores_policy.mask_BT)
         reward_BT = torch.where(scores_policy.mask_BT, reward_BT, torch.zeros_like(reward_BT))
         token_level = self.level == "token"
         return_BT = penalised_return(
