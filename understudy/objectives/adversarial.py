@@ -77,9 +77,7 @@ class AdversarialObjective:
 
     def discriminator_loss(self, scores_expert: DiscriminatorScores, scores_policy: DiscriminatorScores) -> Tensor:
         """Scalar to minimise over the discriminator."""
-        return self.loss(
-            scores_expert, scores_policy, divergence=self.divergence, label_smoothing=self.label_smoothing
-        )
+        return self.loss(scores_expert, scores_policy, divergence=self.divergence, label_smoothing=self.label_smoothing)
 
     def advantages(
         self,

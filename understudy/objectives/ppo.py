@@ -12,9 +12,7 @@ from torch import Tensor
 from understudy.objectives.masking import absorbing_tail, final_token_mask
 
 
-def fold_absorbing(
-    reward_BT: Tensor, mask_BT: Tensor, *, horizon: int, discount: float, finished_B: Tensor
-) -> Tensor:
+def fold_absorbing(reward_BT: Tensor, mask_BT: Tensor, *, horizon: int, discount: float, finished_B: Tensor) -> Tensor:
     """Rewards with the C-1-K absorbed steps folded into EOS, for estimators that end there (GAE)."""
     last = final_token_mask(mask_BT).to(reward_BT.dtype)
     tail_B = absorbing_tail(mask_BT, horizon=horizon, discount=discount, finished_B=finished_B).to(reward_BT.dtype)

@@ -1,4 +1,4 @@
-"""Self-play on demonstrations: the expert's response against the policy's own sample (source note 3.4.5, [3, 4, 7, 42, 45]).
+"""Self-play on demonstrations: the expert's response against the policy's own sample (source note 3.4.5).
 
 Shapes: B pairs; every log-probability is a sum over the response's tokens, [B]. Signs: losses are to be minimised, and
 each raises the expert's likelihood relative to the sample's. The opponent, whose samples are the losing side and whose
@@ -62,7 +62,7 @@ def ipo(pairs: PreferencePairs, *, beta: float) -> Tensor:
 
 
 def kto(pairs: PreferencePairs, *, beta: float) -> Tensor:
-    """E [1 - sigma(beta (expert_ratio - z))] + E [1 - sigma(beta (z - sample_ratio))]: prospect theory (arXiv:2402.01306).
+    """E [1 - sigma(beta (expert_ratio - z))] + E [1 - sigma(beta (z - sample_ratio))]: KTO (arXiv:2402.01306).
 
     z >= 0 is the reference point KL(pi || opponent), estimated by the batch's mean log-ratio and held fixed.
     """
@@ -75,7 +75,7 @@ def kto(pairs: PreferencePairs, *, beta: float) -> Tensor:
 
 
 def slic(pairs: PreferencePairs, *, beta: float) -> Tensor:
-    """E max(0, 1 - beta (expert_ratio - sample_ratio)) - beta/10 E log pi(expert): SLiC-HF (arXiv:2305.10425), calibrated.
+    """E max(0, 1 - beta (expert_ratio - sample_ratio)) - beta/10 E log pi(expert): SLiC (arXiv:2305.10425).
 
     SLiC-HF's hinge compares log pi itself; then it keeps moving a policy that already equals the expert. Comparing
     ratios to the opponent, as here, makes it stop there. The second term is its cross-entropy regulariser.
