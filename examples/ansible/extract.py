@@ -17,7 +17,7 @@ import statistics
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,8 @@ LIMIT = 2000
 
 # A call that repeats or is conditional on these says only part of the task, so it is no demonstration by itself.
 _PARTIAL = ("loop", "with_", "args")
+# Keywords of the task that some authors indented into the module's arguments.
+_SLIPS = ("delegate_to", "register", "when", "loop", "vars", "become")
 
 Row = dict[str, Any]
 
@@ -87,7 +89,7 @@ def extract(wheel: Wheel, collections: Sequence[str], max_chars: int | None) -> 
     for collection in collections:
         modules += wheel.modules(collection)
         redirects |= wheel.redirects(collection)
-    known = {module.fqcn for module in modules}
+    known = {module.fqcn: module for module in modules}
     redirects = {old: new for old, new in redirects.items() if new in known and old not in known}
     schema = {
         "modules": {module.fqcn: {"options": module.options, "complete": module.complete} for module in modules},
@@ -150,7 +152,7 @@ def write(
     return source
 
 
-def _rows(module: Module, known: set[str], redirects: dict[str, str]) -> Iterator[Row]:
+def _rows(module: Module, known: Mapping[str, Module], redirects: dict[str, str]) -> Iterator[Row]:
     collection = ".".join(module.fqcn.split(".")[:2])
     for task in module.tasks:
         name = task.get("name")
@@ -161,6 +163,8 @@ def _rows(module: Module, known: set[str], redirects: dict[str, str]) -> Iterato
             continue
         (fqcn, arguments), prompt = calls[0], " ".join(name.split())
         if not isinstance(arguments, dict | None):  # `module: key=value` on one line, the old form
+            continue
+        if any(slip in (arguments or {}) and slip not in known[fqcn].options for slip in _SLIPS):
             continue
         response = _call(fqcn, arguments or {})
         digest = hashlib.sha256(f"{prompt}\0{response}".encode()).hexdigest()[:12]
@@ -174,7 +178,7 @@ def _rows(module: Module, known: set[str], redirects: dict[str, str]) -> Iterato
         }
 
 
-def _qualified(key: object, collection: str, known: set[str], redirects: dict[str, str]) -> str | None:
+def _qualified(key: object, collection: str, known: Mapping[str, Module], redirects: dict[str, str]) -> str | None:
     for name in (str(key), f"{collection}.{key}"):
         fqcn = redirects.get(name, name)
         if fqcn in known:

@@ -36,7 +36,6 @@ from typing import Any
 
 import yaml
 
-
 SCHEMA_NAME = "ansible_schema.json"
 
 MAX_CHARS = 20_000
@@ -197,9 +196,9 @@ def _options_problems(given: dict[Any, Any], options: Mapping[str, Any], where: 
         if option.get("required") is True and name not in present:
             yield f"required: {name} is missing in {where}"
     for key, value in given.items():
-        name = names.get(str(key))
-        if name is not None:
-            yield from _value_problems(value, options[name], f"{where}.{name}")
+        known = names.get(str(key))
+        if known is not None:
+            yield from _value_problems(value, options[known], f"{where}.{known}")
         elif complete:
             yield f"unknown_option: {str(key)[:80]} is no option of {where}"
 

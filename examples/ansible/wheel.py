@@ -161,7 +161,7 @@ def _folded(node: ast.expr, constants: Mapping[str, str]) -> str | None:
     if isinstance(node, ast.Name | ast.Attribute):
         return constants.get(_target_name(node) or "")
     if isinstance(node, ast.JoinedStr):
-        return "".join(part.value if isinstance(part, ast.Constant) else "x" for part in node.values)
+        return "".join(str(part.value) if isinstance(part, ast.Constant) else "x" for part in node.values)
     if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
         left, right = _folded(node.left, constants), _folded(node.right, constants)
         return left + right if left is not None and right is not None else None
