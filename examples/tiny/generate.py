@@ -16,7 +16,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from examples.tiny.judge import COLOURS, NUMBERS, OPPOSITES, answers
+from examples.tiny.judge import COLOURS, NUMBERS, OPPOSITES, TEMPLATES, answers
 from examples.writing import write_jsonl
 
 ROWS, SEED = 400, 7
@@ -28,30 +28,44 @@ Row = dict[str, Any]
 
 
 def prompts() -> list[tuple[str, str]]:
-    """All (group, prompt) pairs, in a fixed order; the group is the thing asked about."""
-    pairs = [(f"colour-{thing}", f"colour of {thing}?") for thing in COLOURS]
-    pairs += [(f"opposite-{word}", f"opposite of {word}?") for word in OPPOSITES]
-    pairs += [(f"count-{number}", f"count to {number}") for number in NUMBERS]
-    pairs += [(f"next-{number}", f"after {number}?") for number in list(NUMBERS)[:-1]]
-    return pairs
+    """All (group, prompt) pairs, in a fixed order; the group is the thing asked about, however it is asked."""
+    things = {"colour": COLOURS, "opposite": OPPOSITES, "count": NUMBERS, "next": list(NUMBERS)[:-1]}
+    return [
+        (f"{task}-{thing}", template.format(thing))
+        for task, templates in TEMPLATES.items()
+        for thing in things[task]
+        for template in templates
+    ]
 
 
 def generate(rows: int = ROWS, seed: int = SEED) -> list[Row]:
-    """Return `rows` rows; ids are unique, while prompts and responses repeat as an expert's would."""
+    """Return `rows` rows, no two with the same prompt and response.
+
+    Raises:
+        ValueError: more rows are asked for than there are distinct ones.
+    """
+    pool = prompts()
+    most = sum(len(answers(prompt)) for _, prompt in pool)
+    if rows > most:
+        raise ValueError(f"{rows} rows are asked for, there are {most} distinct ones")
     # random() is the one method whose sequence Python promises to keep across versions.
-    draw, pool, made = random.Random(seed).random, prompts(), []
-    for index in range(rows):
+    draw = random.Random(seed).random
+    made: dict[tuple[str, str], Row] = {}
+    while len(made) < rows:
         group, prompt = pool[int(draw() * len(pool))]
         valid = answers(prompt)
         response = valid[_weighted(draw(), WEIGHTS[: len(valid)])]
-        row: Row = {"id": f"tiny-{index:04d}", "group": group, "metadata": {"task": group.split("-")[0]}}
-        if index % CHAT_EVERY == 0:
-            turns = [("user", prompt), ("assistant", response)]
-            row["messages"] = [{"role": role, "content": content} for role, content in turns]
-        else:
-            row |= {"prompt": prompt, "response": response}
-        made.append(row)
-    return made
+        if (prompt, response) not in made:
+            made[prompt, response] = _row(len(made), group, prompt, response)
+    return list(made.values())
+
+
+def _row(index: int, group: str, prompt: str, response: str) -> Row:
+    row: Row = {"id": f"tiny-{index:04d}", "group": group, "metadata": {"task": group.split("-")[0]}}
+    if index % CHAT_EVERY:
+        return row | {"prompt": prompt, "response": response}
+    turns = [("user", prompt), ("assistant", response)]
+    return row | {"messages": [{"role": role, "content": content} for role, content in turns]}
 
 
 def _weighted(uniform: float, weights: tuple[int, ...]) -> int:

@@ -18,26 +18,41 @@ OPPOSITES = {
     word: other for pair in _PAIRS.split(", ") for word, other in (tuple(pair.split()), tuple(reversed(pair.split())))
 }
 NUMBERS = {name: value for value, name in enumerate("one two three four five six seven eight nine".split(), start=1)}
-_NAMES = list(NUMBERS)
+
+
+# Ways to ask, by task; the last word of a prompt that is not in its template is the thing asked about.
+TEMPLATES = {
+    "colour": ("colour of {}?", "{} colour?", "which colour is {}?"),
+    "opposite": ("opposite of {}?", "not {} but?", "reverse {}"),
+    "count": ("count to {}", "numbers up to {}"),
+    "next": ("after {}?", "{} and then?", "what follows {}?"),
+}
 
 
 def answers(prompt: str) -> list[str]:
     """All valid responses, the expert's favourite first; empty for a prompt that is not of this task."""
-    words = prompt.strip().rstrip("?").split()
-    match words:
-        case ["colour", "of", thing] if thing in COLOURS:
-            colour = COLOURS[thing]
-            return [colour, f"it is {colour}", f"{thing} is {colour}", f"{colour}!"]
-        case ["opposite", "of", word] if word in OPPOSITES:
-            other = OPPOSITES[word]
-            return [other, f"it is {other}", f"not {word} but {other}"]
-        case ["count", "to", name] if name in NUMBERS:
-            names = _NAMES[: NUMBERS[name]]
-            digits = [str(value + 1) for value in range(NUMBERS[name])]
-            return [" ".join(digits), " ".join(names)] if len(names) <= 4 else [" ".join(digits), ",".join(digits)]
-        case ["after", name] if name in NUMBERS and NUMBERS[name] < len(_NAMES):
-            following = _NAMES[NUMBERS[name]]
-            return [following, str(NUMBERS[name] + 1), f"it is {following}"]
+    for task, templates in TEMPLATES.items():
+        for template in templates:
+            head, tail = template.split("{}")
+            if prompt.startswith(head) and prompt.endswith(tail) and len(prompt) > len(head) + len(tail):
+                if valid := _answers(task, prompt[len(head) : len(prompt) - len(tail)]):
+                    return valid
+    return []
+
+
+def _answers(task: str, thing: str) -> list[str]:
+    if task == "colour" and thing in COLOURS:
+        colour = COLOURS[thing]
+        return [colour, f"it is {colour}", f"{thing} is {colour}", f"{colour}!"]
+    if task == "opposite" and thing in OPPOSITES:
+        other = OPPOSITES[thing]
+        return [other, f"it is {other}", f"not {thing} but {other}"]
+    if task == "count" and thing in NUMBERS:
+        digits = [str(value + 1) for value in range(NUMBERS[thing])]
+        return [" ".join(digits), ",".join(digits), "-".join(digits)] if len(digits) > 1 else ["1", "one"]
+    if task == "next" and NUMBERS.get(thing, len(NUMBERS)) < len(NUMBERS):
+        following = list(NUMBERS)[NUMBERS[thing]]
+        return [following, str(NUMBERS[thing] + 1), f"it is {following}"]
     return []
 
 
