@@ -275,7 +275,7 @@ def load_params(path: Path, overrides: Iterable[str] = ()) -> Params:
     if not isinstance(data, dict):
         raise ConfigError(f"{path} holds {type(data).__name__}, not a mapping of sections such as `data:` and `sft:`.")
     for override in overrides:
-        _apply_override(data, override)
+        apply_override(data, override)
     return validate(Params, data, where=str(path))
 
 
@@ -295,7 +295,8 @@ def section_sha256(*values: BaseModel | Mapping[str, Any] | str | int) -> str:
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
 
 
-def _apply_override(data: dict[str, Any], override: str) -> None:
+def apply_override(data: dict[str, Any], override: str) -> None:
+    """Set one `a.b=c` in nested sections; raise ConfigError when it is not of that form."""
     key, separator, text = override.partition("=")
     if not separator or not key:
         raise ConfigError(f"--set {override!r} is not of the form section.key=value, for example sft.epochs=2.")

@@ -11,7 +11,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import xxhash
@@ -103,7 +103,7 @@ class _Texts:
     def __init__(self, path: Path, max_rows: int) -> None:
         self._path = path
         self._ends = np.memmap(path.with_suffix(".ends"), dtype=np.uint64, mode="w+", shape=(max_rows + 1,))
-        self._file = path.open("wb", buffering=1 << 18)
+        self._file: BinaryIO = path.open("wb", buffering=1 << 18)
         self._num_rows = 0
         self._num_bytes = 0
 
@@ -114,9 +114,9 @@ class _Texts:
 
     def finish(self) -> None:
         self._file.close()
-        self._file = self._path.open("rb")  # type: ignore[assignment]
+        self._file = self._path.open("rb")
 
     def get(self, index: int) -> str:
         start, end = int(self._ends[index]), int(self._ends[index + 1])
         self._file.seek(start)
-        return self._file.read(end - start).decode()  # type: ignore[attr-defined,no-any-return]
+        return self._file.read(end - start).decode()

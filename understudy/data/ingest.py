@@ -15,7 +15,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -100,6 +100,8 @@ def temporary_folder(workdir: Path) -> Iterator[Path]:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+        with suppress(OSError):  # another ingest still has its folder there
+            base.rmdir()
 
 
 def write_atomically(path: Path, data: bytes) -> None:
@@ -175,7 +177,7 @@ def _refuse_bad_data(config: DataConfig, summary: Summary, quarantine: Path) -> 
             "with prompt and response or messages."
         )
     if summary.bad == summary.rows_in:
-        raise DataRefused(f"All {summary.bad} rows of {config.source!r} are bad: {reasons}. {where} Correct the source.")
+        raise DataRefused(f"All {summary.bad} rows of {config.source!r} are bad: {reasons}. {where} Correct it.")
     fraction = summary.bad / summary.rows_in
     if fraction > config.max_bad_fraction:
         raise DataRefused(

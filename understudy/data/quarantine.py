@@ -26,7 +26,7 @@ class Quarantine:
         return self.by_reason.total()
 
     def add(self, source: str, line: int, problem: RowProblem, raw: bytes | dict[str, Any] | None) -> None:
-        """Write one refused row; bytes that are not UTF-8 appear as `\\xNN`, long text is cut off."""
+        """Write one refused row; bytes that are not UTF-8 appear as escapes, long text is cut off."""
         record = {
             "source": source.encode("utf-8", "backslashreplace").decode(),
             "line": line,

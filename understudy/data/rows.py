@@ -80,10 +80,13 @@ def parse_line(line: bytes) -> dict[str, Any]:
         row = orjson.loads(line)
     except orjson.JSONDecodeError as error:
         row = _parse_again(line, error)
-    if type(row) is not dict:
+    if not isinstance(row, dict):
         raise RowProblem("not an object", f"the line is {_kind(row)}")
-    if b"\\\\" in line or len(_KEY_END.findall(line)) != _num_keys(row):
-        _refuse_repeated_keys(line)
+    try:
+        if b"\\\\" in line or len(_KEY_END.findall(line)) != _num_keys(row):
+            _refuse_repeated_keys(line)
+    except RecursionError as error:
+        raise RowProblem("not JSON", "objects or lists are nested too deep") from error
     return row
 
 
@@ -94,7 +97,10 @@ def validate_row(row: dict[str, Any], limits: Limits) -> Row:
         RowProblem: with the first reason that applies.
     """
     get = row.get
-    prompt, response, messages = get("prompt"), get("response"), get("messages")
+    prompt: Any = get("prompt")
+    response: Any = get("response")
+    messages: Any = get("messages")
+    context: list[dict[str, str]]
     if messages is None or (messages == [] and prompt is not None):
         _require_text(prompt, "prompt")
         _require_text(response, "response")
@@ -168,7 +174,8 @@ def _refuse_repeated_keys(line: bytes) -> None:
             raise RowProblem("duplicate key", f"{', '.join(repeated)} stands more than once in one object")
         return members
 
-    json.loads(line.removeprefix(_BYTE_ORDER_MARK), object_pairs_hook=check)
+    # Whole numbers stay text here: Python refuses to convert very long ones.
+    json.loads(line.removeprefix(_BYTE_ORDER_MARK), object_pairs_hook=check, parse_int=str)
 
 
 def _require_text(value: Any, name: str) -> None:
@@ -256,6 +263,6 @@ def _kind(value: Any) -> str:
         (list, "a list"),
         (dict, "an object"),
     ):
-        if isinstance(value, kinds):  # type: ignore[arg-type]
+        if isinstance(value, kinds):
             return name
     return type(value).__name__

@@ -108,7 +108,7 @@ def _json_lines(file: SourceFile, compressed: bool) -> Iterator[Entry]:
     with closing(file.open()) as opened:
         stream: BinaryIO = opened
         if compressed:
-            stream = io.BufferedReader(gzip.GzipFile(fileobj=opened), 1 << 18)  # type: ignore[arg-type,assignment]
+            stream = io.BufferedReader(gzip.GzipFile(fileobj=opened), 1 << 18)
         number = 0
         while line := stream.readline(LINE_LIMIT_BYTES):
             number += 1
@@ -207,7 +207,7 @@ def _saved_dataset_files(folder: Path, names: list[str]) -> set[str] | None:
     try:
         listed = {item["filename"] for item in json.loads((folder / "state.json").read_bytes())["_data_files"]}
     except (ValueError, KeyError, TypeError) as error:
-        raise DataRefused(f"{folder}/state.json does not list a saved dataset's files: {error!r}. Save it again.") from error
+        raise DataRefused(f"{folder / 'state.json'} lists no data files: {error!r}. Save the dataset again.") from error
     if missing := sorted(listed - set(names)):
-        raise DataRefused(f"The saved dataset {folder} lacks {', '.join(missing)}, which its state.json lists. Copy it again.")
+        raise DataRefused(f"The saved dataset {folder} lacks {', '.join(missing)} of its state.json. Copy it again.")
     return listed
