@@ -1,0 +1,1 @@
+"""What a policy is worth, measured: metrics, judges, intervals, the verdict and the page that shows them."""

@@ -1,0 +1,287 @@
+"""The whole evaluation as a function of three callables, so that it can be tested without a model.
+
+tune a temperature per policy on the validation split → sample the test prompts greedily, at T=1 and tuned
+→ judge, measure, compare on the same prompts → verdict
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from understudy.config import EvaluationConfig
+from understudy.data.demonstrations import Demonstration
+from understudy.evaluation import metrics
+from understudy.evaluation.intervals import Bootstrap, Floats, Interval, cluster_ids
+from understudy.evaluation.judges import Judge
+from understudy.evaluation.result import EXPERT_TEXT, GREEDY, T1, Decoding, EvaluationResult, Generated, Sample
+from understudy.evaluation.verdict import Contender, compare, decide
+
+COMPARED = (
+    (Contender("aligned", "tuned"), Contender("sft", "tuned")),
+    (Contender("aligned", "tuned"), Contender("sft_longer", "tuned")),
+    (Contender("aligned", "T=1"), Contender("sft", "T=1")),
+    (Contender("aligned", "T=1"), Contender("sft", "tuned")),
+    (Contender("aligned", "greedy"), Contender("sft", "greedy")),
+    (Contender("sft_longer", "tuned"), Contender("sft", "tuned")),
+)
+
+
+class Models(Protocol):
+    """What evaluation asks of the policies, by name."""
+
+    def sample(
+        self, policy: str, demonstrations: Sequence[Demonstration], decoding: Decoding, seed: int
+    ) -> list[Sample]:
+        """Return one response per demonstration's prompt."""
+
+    def expert_logps(self, policy: str, demonstrations: Sequence[Demonstration]) -> tuple[Floats, Floats]:
+        """Return log-probability sums (nats) and token counts, EOS included, of the expert responses (P each)."""
+
+    def sample_logps(
+        self, policy: str, demonstrations: Sequence[Demonstration], samples: Sequence[Sample]
+    ) -> list[Floats]:
+        """Return the log-probabilities (nats) of each sample's tokens (T) under the policy at T=1."""
+
+
+def evaluate(
+    config: EvaluationConfig,
+    seed: int,
+    policies: Sequence[str],
+    models: Models,
+    test: Sequence[Demonstration],
+    validation: Sequence[Demonstration],
+    judges: Sequence[Judge],
+    brief: Mapping[str, int] | None = None,
+    on_sampled: Callable[[int, int], None] = lambda done, total: None,
+) -> EvaluationResult:
+    """Measure all policies on the same test prompts with the same seeds.
+
+    Args:
+        config: the `evaluation` section.
+        seed: the run's seed; every random choice derives from it.
+        policies: names among "base", "sft", "aligned", "sft_longer", in the order of the report.
+        models: samples and scores for a policy name.
+        test: demonstrations that no policy was trained or selected on.
+        validation: demonstrations on which temperatures are chosen.
+        judges: judges of sampled quality, possibly none.
+        brief: policy → number of prompts, for policies whose samples are only worth a glance (random weights).
+        on_sampled: called with responses sampled so far and in all.
+    """
+    brief = brief or {}
+    test, validation = _subset(test, config.max_prompts, seed), _subset(validation, config.max_prompts // 2, seed)
+    clusters = cluster_ids([row.group for row in test], [row.prompt for row in test])
+    study = _Study(config, seed, models, list(judges), test, clusters, on_sampled)
+    tuned = [policy for policy in policies if policy not in brief and policy != "base"]
+    study.plan(policies, tuned, brief, len(validation))
+    deciding = config.tuning_judge or (judges[0].name if judges else None)
+    tuning = {policy: study.tune(policy, validation, deciding) for policy in tuned}
+    temperatures = {policy: _best_temperature(tried) for policy, tried in tuning.items()}
+    generated = {policy: study.generate(policy, temperatures.get(policy), brief.get(policy)) for policy in policies}
+    expert_scores = {judge.name: study.judge(judge, test, [row.response for row in test]) for judge in judges}
+    measured = {"expert": {EXPERT_TEXT: study.text_metrics([row.response for row in test], expert_scores)}}
+    expert_tokens = study.add_likelihoods(measured, policies)
+    for policy, by_decoding in generated.items():
+        for name, responses in by_decoding.items():
+            measured[policy][name] = study.sample_metrics(responses, brief=policy in brief)
+    study.add_kl(measured, generated)
+    comparisons = [
+        compare(
+            judge.name,
+            a,
+            b,
+            generated[a.policy][a.decoding].scores[judge.name],
+            generated[b.policy][b.decoding].scores[judge.name],
+            study.bootstrap,
+            clusters,
+        )
+        for judge in judges
+        for a, b in COMPARED
+        if a.policy in tuned and b.policy in tuned
+    ]
+    shown = np.random.default_rng(_seed(seed, "shown")).permutation(len(test))[: config.samples_shown]
+    return EvaluationResult(
+        config=config,
+        policies=list(policies),
+        test=test,
+        judges=[judge.name for judge in judges],
+        deciding_judge=deciding,
+        verdict=decide(comparisons, deciding, config.confidence),
+        metrics=measured,
+        comparisons=comparisons,
+        temperatures=temperatures,
+        tuning=tuning,
+        generated=generated,
+        expert_scores=expert_scores,
+        expert_tokens=expert_tokens,
+        shown=sorted(int(index) for index in shown),
+        notes=study.notes(tuning, len(validation), deciding),
+    )
+
+
+class _Study:
+    """The pieces of one evaluation that share its prompts, clusters and settings."""
+
+    def __init__(
+        self,
+        config: EvaluationConfig,
+        seed: int,
+        models: Models,
+        judges: list[Judge],
+        test: list[Demonstration],
+        clusters: NDArray[np.int64],
+        on_sampled: Callable[[int, int], None],
+    ) -> None:
+        self.config, self.seed, self.models, self.judges = config, seed, models, judges
+        self.test, self.clusters, self.on_sampled = test, clusters, on_sampled
+        self.bootstrap = Bootstrap(config.confidence, config.bootstrap_samples, seed)
+        self.sampled = self.planned = 0
+
+    def plan(self, policies: Sequence[str], tuned: Sequence[str], brief: Mapping[str, int], num_tuning: int) -> None:
+        """Count the responses to be sampled, for the progress bar."""
+        per_policy = {name: min(brief.get(name, 2 * len(self.test)), 2 * len(self.test)) for name in policies}
+        tuning = num_tuning * len(self.config.temperatures) if self.judges else 0
+        self.planned = sum(per_policy.values()) + len(tuned) * (tuning + len(self.test))
+
+    def judge(self, judge: Judge, rows: Sequence[Demonstration], texts: Sequence[str]) -> Floats:
+        """Return the judge's scores of `texts` as responses to `rows` (P)."""
+        return judge.scores([row.prompt for row in rows], texts, [row.response for row in rows])
+
+    def tune(
+        self, policy: str, validation: Sequence[Demonstration], deciding: str | None
+    ) -> dict[float, Interval | None]:
+        """Return the deciding judge's mean score at each temperature; empty when nothing can decide."""
+        chosen = [judge for judge in self.judges if judge.name == deciding]
+        if not chosen or not validation:
+            return {}
+        clusters = cluster_ids([row.group for row in validation], [row.prompt for row in validation])
+        scores: dict[float, Interval | None] = {}
+        for temperature in self.config.temperatures:
+            samples = self._sample(policy, validation, Decoding("tuning", temperature))
+            texts = [sample.text for sample in samples]
+            scores[temperature] = self.bootstrap.mean(self.judge(chosen[0], validation, texts), clusters)
+        return scores
+
+    def generate(self, policy: str, temperature: float | None, num_brief: int | None) -> dict[str, Generated]:
+        """Sample and judge the test prompts in every decoding of this policy."""
+        if num_brief is not None:
+            return {"T=1": self._judged(policy, self.test[:num_brief], T1)}
+        found = {decoding.name: self._judged(policy, self.test, decoding) for decoding in (GREEDY, T1)}
+        if temperature == 1.0:
+            found["tuned"] = found["T=1"]
+            self._report(len(self.test))
+        elif temperature is not None:
+            found["tuned"] = self._judged(policy, self.test, Decoding("tuned", temperature))
+        return found
+
+    def text_metrics(self, texts: list[str], scores: Mapping[str, Floats]) -> dict[str, Interval]:
+        """Return the metrics that any set of responses to the test prompts has."""
+        found: dict[str, Interval | None] = {
+            f"judge_{name}": self.bootstrap.mean(values, self.clusters[: len(values)])
+            for name, values in scores.items()
+        }
+        found["length_characters"] = self.bootstrap.mean([len(text) for text in texts], self.clusters[: len(texts)])
+        if len(texts) == len(self.test):
+            for n in (1, 2, 3):
+                found[f"distinct_{n}"] = metrics.distinct_interval(texts, n, self.bootstrap, self.clusters)
+            found["self_bleu"] = self.bootstrap.mean(metrics.self_bleu(texts, _seed(self.seed, "self_bleu")))
+        return {name: interval for name, interval in found.items() if interval is not None}
+
+    def sample_metrics(self, generated: Generated, brief: bool) -> dict[str, Interval]:
+        """Return the metrics of sampled responses."""
+        samples, clusters = generated.samples, self.clusters[: len(generated.samples)]
+        found = self.text_metrics(generated.texts, generated.scores)
+        references = [row.response for row in self.test[: len(samples)]]
+        more: dict[str, Interval | None] = {
+            "length_tokens": self.bootstrap.mean([sample.num_tokens for sample in samples], clusters),
+            "eos_rate": self.bootstrap.mean([sample.finished for sample in samples], clusters, bounds=(0.0, 1.0)),
+            "chrf_to_expert": self.bootstrap.mean(metrics.chrf(generated.texts, references), clusters),
+        }
+        if not brief:
+            more["classifier_auc"] = metrics.classifier_auc(references, generated.texts, clusters, self.bootstrap)
+        return found | {name: interval for name, interval in more.items() if interval is not None}
+
+    def add_likelihoods(self, measured: dict[str, dict[str, dict[str, Interval]]], policies: Sequence[str]) -> Floats:
+        """Add NLL, perplexity and the paired NLL difference to SFT; return the expert's tokens per response (P)."""
+        sums: dict[str, Floats] = {}
+        counts = np.zeros(len(self.test))
+        for policy in policies:
+            sums[policy], counts = self.models.expert_logps(policy, self.test)
+            measured[policy] = {EXPERT_TEXT: metrics.nll(sums[policy], counts, self.bootstrap, self.clusters)}
+        for policy in [name for name in policies if "sft" in sums and name != "sft"]:
+            difference = self.bootstrap.ratio(sums["sft"] - sums[policy], counts, self.clusters)
+            if difference is not None:
+                measured[policy][EXPERT_TEXT]["nll_minus_sft"] = difference
+        tokens = self.bootstrap.mean(counts, self.clusters)
+        if tokens is not None:
+            measured["expert"][EXPERT_TEXT]["length_tokens"] = tokens
+        return counts
+
+    def add_kl(
+        self, measured: dict[str, dict[str, dict[str, Interval]]], generated: dict[str, dict[str, Generated]]
+    ) -> None:
+        """Add KL to SFT for policies that were trained from it, from their samples at T=1."""
+        for policy in [name for name in ("aligned", "sft_longer") if name in generated and "sft" in generated]:
+            samples = generated[policy]["T=1"].samples
+            own = self.models.sample_logps(policy, self.test, samples)
+            reference = self.models.sample_logps("sft", self.test, samples)
+            kl = metrics.kl_to_reference(own, reference, self.bootstrap, self.clusters)
+            if kl is not None:
+                measured[policy]["T=1"]["kl_to_sft"] = kl
+
+    def notes(
+        self, tuning: Mapping[str, dict[float, Interval | None]], num_validation: int, deciding: str | None
+    ) -> list[str]:
+        """Return what a reader must know to read the numbers right."""
+        num_clusters = len(set(self.clusters.tolist()))
+        unit = f"{num_clusters} groups of prompts" if num_clusters > 1 else "prompts, which are all of one group"
+        notes = [
+            f"{len(self.test)} test prompts. Intervals are at {self.config.confidence:.0%}, from "
+            f"{self.config.bootstrap_samples} paired resamples of {unit}.",
+        ]
+        if tuning and all(tuning.values()):
+            notes.append(
+                f"Tuned temperatures are those with the highest mean score of {deciding} on {num_validation} "
+                "validation prompts, searched for each policy alone."
+            )
+        else:
+            notes.append("No judge or no validation prompt could choose a temperature, so the tuned temperature is 1.")
+        return notes
+
+    def _judged(self, policy: str, rows: Sequence[Demonstration], decoding: Decoding) -> Generated:
+        samples = self._sample(policy, rows, decoding)
+        texts = [sample.text for sample in samples]
+        return Generated(decoding, samples, {judge.name: self.judge(judge, rows, texts) for judge in self.judges})
+
+    def _sample(self, policy: str, rows: Sequence[Demonstration], decoding: Decoding) -> list[Sample]:
+        # The seed does not name the policy: all of them meet the same randomness, which pairs them better.
+        samples = self.models.sample(policy, rows, decoding, _seed(self.seed, decoding.name))
+        self._report(len(rows))
+        return samples
+
+    def _report(self, num_sampled: int) -> None:
+        self.sampled += num_sampled
+        self.on_sampled(self.sampled, max(self.planned, self.sampled))
+
+
+def _best_temperature(tried: Mapping[float, Interval | None]) -> float:
+    """Return the temperature with the highest score; of equals the highest, which is the most diverse.
+
+    Without any score it is 1, the only temperature that the training likelihood speaks for.
+    """
+    scored = [(found.value, temperature) for temperature, found in tried.items() if found is not None]
+    return max(scored)[1] if scored else 1.0
+
+
+def _subset(rows: Sequence[Demonstration], limit: int, seed: int) -> list[Demonstration]:
+    """Return at most `limit` rows, chosen by seed, in their own order."""
+    chosen = np.random.default_rng(_seed(seed, "subset")).permutation(len(rows))[: max(1, limit)]
+    return [rows[index] for index in sorted(chosen.tolist())]
+
+
+def _seed(seed: int, purpose: str) -> int:
+    return int.from_bytes(hashlib.sha256(f"{seed}:{purpose}".encode()).digest()[:6], "big")
