@@ -29,7 +29,12 @@ Row = dict[str, Any]
 
 def prompts() -> list[tuple[str, str]]:
     """All (group, prompt) pairs, in a fixed order; the group is the thing asked about, however it is asked."""
-    things = {"colour": COLOURS, "opposite": OPPOSITES, "count": NUMBERS, "next": list(NUMBERS)[:-1]}
+    things: dict[str, Iterable[str]] = {
+        "colour": COLOURS,
+        "opposite": OPPOSITES,
+        "count": NUMBERS,
+        "next": list(NUMBERS)[:-1],
+    }
     return [
         (f"{task}-{thing}", template.format(thing))
         for task, templates in TEMPLATES.items()
