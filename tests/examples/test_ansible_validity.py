@@ -104,8 +104,6 @@ def test_unknown_options_are_undecidable_where_a_fragment_is_not_in_the_wheel(sc
 
 LINKS = zip("abcdefgh", "bcdefghi", strict=True)
 BOMB = "a: &a [x,x,x]\n" + "".join(f"{b}: &{b} [*{a},*{a},*{a},*{a}]\n" for a, b in LINKS)
-    f"{b}: &{b} [*{a},*{a},*{a},*{a}]\n" for a, b in zip("abcdefgh", "bcdefghi", strict=True)
-)
 HOSTILE = {
     "aliases that expand": BOMB,
     "a loop": "acme.net.vlan: &a\n  name: *a",
