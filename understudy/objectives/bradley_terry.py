@@ -73,8 +73,8 @@ def elo_update(
 ) -> tuple[float, float]:
     """One online Elo update after a game (App. A): rating += step * (result - expected); the sum is conserved.
 
-    `score_of_a` is 1 for a win, 0.5 for a draw, 0 for a loss; expected = 1/(1 + 10^((rating_b - rating_a)/scale)). It is
-    Bradley-Terry with R = rating * ln(10)/scale, followed by stochastic gradient ascent on its likelihood.
+    `score_of_a` is 1 for a win, 0.5 for a draw, 0 for a loss; expected = 1/(1 + 10^((rating_b - rating_a)/scale)). It
+    is Bradley-Terry with R = rating * ln(10)/scale, followed by stochastic gradient ascent on its likelihood.
 
     Raises:
         ValueError: a result outside [0, 1].

@@ -1,0 +1,1 @@
+"""The enumerable token MDP: ground truth that proves objectives/."""

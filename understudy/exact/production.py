@@ -1,0 +1,90 @@
+"""The production path on enumerated responses: the same functions as the training loop, with exact expectations.
+
+Shapes as in mdp.py. A sample of k = 2 responses a prompt is replaced by all N^2 ordered pairs with weight
+d_pi(y) d_pi(y')/2 each, so that masking, reward, absorbing states, baseline and surrogate are all inside the identity.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from understudy.exact.mdp import TokenMDP
+from understudy.objectives import adversarial, policy_gradient
+from understudy.objectives.adversarial import AdversarialObjective
+from understudy.objectives.discriminator import DISCRIMINATOR_LOSSES
+from understudy.objectives.divergences import Divergence
+
+MAX_PAIRED_RESPONSES = 400
+
+
+def small_enough(vocab: int, horizon: int, limit: int = MAX_PAIRED_RESPONSES) -> TokenMDP:
+    """The MDP of this vocabulary with the longest horizon, up to the given one, that has at most `limit` responses."""
+    mdp = TokenMDP.enumerate(vocab, horizon)
+    while mdp.num_responses > limit and mdp.horizon > 2:
+        mdp = TokenMDP.enumerate(vocab, mdp.horizon - 1)
+    return mdp
+
+
+def objective_for(
+    row: Divergence,
+    level: str,
+    *,
+    horizon: int,
+    absorbing: bool = False,
+    discount: float = 1.0,
+    loss: str = "logistic",
+    form: str = "plain",
+    label_smoothing: float = 0.0,
+) -> AdversarialObjective:
+    """The production composition without clipping, which would change the divergence."""
+    return AdversarialObjective(
+        row, level, DISCRIMINATOR_LOSSES[loss], form, absorbing, discount, horizon, math.inf, label_smoothing
+    )
+
+
+def policy_loss(
+    mdp: TokenMDP,
+    objective: AdversarialObjective,
+    policy_SV: Tensor,
+    output_NC: Tensor,
+    penalty_NC: Tensor | None = None,
+) -> Tensor:
+    """Expected surrogate loss of the production path, given the discriminator's raw output along each response."""
+    num = mdp.num_responses
+    logp_NC = mdp.response_logps(policy_SV)
+    weight_N = logp_NC.detach().sum(dim=1).exp()
+    first, second = torch.arange(num).repeat_interleave(num), torch.arange(num).repeat(num)
+    row_B = torch.stack([first, second], dim=1).reshape(-1)
+    weight_B = (weight_N[first] * weight_N[second] / 2).repeat_interleave(2)
+    mask_BT = mdp.mask_NC[row_B]
+    penalty_NC = torch.zeros_like(output_NC) if penalty_NC is None else penalty_NC
+    scores = objective.scores(output_NC[row_B][..., None], logp_NC.detach()[row_B], mask_BT)
+    advantage_BT, _ = objective.advantages(scores, penalty_NC[row_B], mask_BT, mdp.finished_N[row_B], group_size=2)
+    return policy_gradient.policy_gradient_loss(logp_NC[row_B], advantage_BT, mask_BT, weight_B=weight_B)
+
+
+def gradient(loss: Tensor, parameter: Tensor) -> Tensor:
+    """Gradient of a scalar with respect to one tensor."""
+    (value,) = torch.autograd.grad(loss, parameter)
+    return value
+
+
+def unbaselined_loss(mdp: TokenMDP, objective: AdversarialObjective, policy_SV: Tensor, h_NC: Tensor) -> Tensor:
+    """Expected surrogate over single responses, without a baseline: cheap, for long descents on the optimum's h."""
+    logp_NC = mdp.response_logps(policy_SV)
+    scores = objective.scores(h_NC[..., None], logp_NC.detach(), mdp.mask_NC)
+    reward_NC = objective.divergence.reward(adversarial.log_ratio(scores, objective.divergence))
+    token_level = objective.level == "token"
+    return_NC = policy_gradient.reward_to_go(
+        torch.where(scores.mask_BT, reward_NC, 0.0),
+        mdp.mask_NC,
+        discount=objective.discount if token_level else 1.0,
+        horizon=mdp.horizon,
+        absorbing=objective.absorbing and token_level,
+        finished_B=mdp.finished_N,
+    )
+    weight_N = logp_NC.detach().sum(dim=1).exp()
+    return policy_gradient.policy_gradient_loss(logp_NC, return_NC, mdp.mask_NC, weight_B=weight_N)
