@@ -17,7 +17,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import urlsplit, urlunsplit
 
 from understudy.errors import ConfigError, IntegrityError, UnderstudyError
 from understudy.platform.manifest import (
@@ -156,10 +155,9 @@ def open_store(uri: str | None, workdir: Path) -> Store:
 
 def without_secrets(uri: str) -> str:
     """Return a URI fit for messages: no user, no password, no query."""
-    if "://" not in uri:
-        return uri
-    parts = urlsplit(uri)
-    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+    scheme, separator, rest = uri.partition("://")
+    authority, slash, path = rest.partition("?")[0].partition("/")
+    return scheme if not separator else f"{scheme}://{authority.rpartition('@')[2]}{slash}{path}"
 
 
 @contextmanager
