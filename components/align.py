@@ -13,7 +13,7 @@ def align(
     sft: Input[Model],
     policy: Output[Model],
     discriminator: Output[Model],
-):
+) -> None:
     """Alternate discriminator and policy until the policy writes what the expert writes."""
     from understudy.platform.steps import align as step
     from understudy.platform.steps import pack, unpack

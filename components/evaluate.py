@@ -15,7 +15,7 @@ def evaluate(
     sft_longer: Input[Model],
     discriminator: Input[Model],
     report: Output[HTML],
-):
+) -> None:
     """Score base, SFT, aligned and longer SFT by every metric and judge, and write the report."""
     from understudy.platform.steps import evaluate as step
     from understudy.platform.steps import pack, unpack

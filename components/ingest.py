@@ -7,7 +7,7 @@ from components import STEPS_IMAGE
 
 
 @dsl.component(base_image=STEPS_IMAGE, install_kfp_package=False)
-def ingest(config: dict, preflight: str, dataset: Output[Dataset]):
+def ingest(config: dict, preflight: str, dataset: Output[Dataset]) -> None:
     """Read, validate, deduplicate, split and version the demonstrations."""
     from understudy.platform.steps import ingest as step
     from understudy.platform.steps import pack

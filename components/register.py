@@ -13,7 +13,7 @@ def register(
     policy: Input[Model],
     report: Input[HTML],
     entry: Output[Model],
-):
+) -> None:
     """Put the model into the registry under its alias, tagged with where it came from."""
     from understudy.platform.steps import pack, unpack
     from understudy.platform.steps import register as step

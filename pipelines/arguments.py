@@ -15,7 +15,6 @@ from pydantic import BaseModel
 from understudy.config import Params, section_sha256
 from understudy.platform.code_hash import code_sha256, file_sha256, folder_sha256
 
-
 RESULT_SECTIONS = ("seed", "data", "model", "sft", "align", "evaluation", "registry")
 
 
@@ -25,7 +24,7 @@ def arguments(params: Params) -> dict[str, dict[str, Any]]:
     Raises:
         ConfigError, DataRefused, ServiceUnreachable: the source of the demonstrations cannot be read.
     """
-    from understudy.platform.datasets import source_sha256
+    from understudy.platform.steps.ingest import source_sha256
 
     source = {"source_sha256": source_sha256(params.data.source)}
     base = {"base_sha256": _model_sha256(params.model.path)}
@@ -41,7 +40,7 @@ def arguments(params: Params) -> dict[str, dict[str, Any]]:
         "sft_longer_config": _step("sft", params, "model", "sft") | base | longer,
         "evaluate_config": _step("evaluate", params, "model", "evaluation") | base | judges,
         "register_config": _step("register", params, "registry") | {"params_sha256": params_sha256(params)},
-        "notify_config": {"step": "notify", "notify": dump["notify"]},
+        "notify_config": {"step": "notify", **dump["notify"]},
     }
 
 

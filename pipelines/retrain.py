@@ -27,7 +27,7 @@ def retrain(
     evaluate_config: dict,
     register_config: dict,
     notify_config: dict,
-):
+) -> None:
     """Demonstrations in, a registered model with its evidence out."""
     told = notify(config=notify_config).set_caching_options(False)
     with dsl.ExitHandler(told, name="steps"):

@@ -10,13 +10,12 @@ import os
 import sys
 from typing import Any
 
-import click
 import typer
-from typer.core import TyperGroup
+from typer._click import Command, Context, exceptions
+from typer.core import TyperCommand, TyperGroup
 
 from understudy import __version__
 from understudy.errors import Preempted, UnderstudyError
-
 
 # name → (module, what it does); the help text stands here so that `understudy --help` imports no command.
 COMMANDS = {
@@ -34,17 +33,17 @@ CONTEXT = {"help_option_names": ["-h", "--help"]}
 class LazyGroup(TyperGroup):
     """A group whose commands are modules, imported when invoked."""
 
-    def list_commands(self, ctx: click.Context) -> list[str]:
+    def list_commands(self, ctx: Context) -> list[str]:
         """Return the command names in their order of use."""
         return list(COMMANDS)
 
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+    def get_command(self, ctx: Context, cmd_name: str) -> Command | None:
         """Import the named command's module; for the help page a stand-in is enough."""
         if cmd_name not in COMMANDS:
             return None
         module, help_text = COMMANDS[cmd_name]
         if ctx.resilient_parsing or _only_help():
-            return click.Command(cmd_name, help=help_text, short_help=help_text)
+            return TyperCommand(cmd_name, help=help_text, short_help=help_text)
         command = typer.main.get_command(importlib.import_module(module).app)
         command.name = cmd_name
         return command
@@ -80,9 +79,9 @@ def call(arguments: list[str]) -> int:
     arguments = [argument for argument in arguments if argument != "--debug"]
     try:
         result: Any = typer.main.get_command(app).main(arguments, prog_name="understudy", standalone_mode=False)
-    except click.exceptions.Abort:
+    except typer.Abort:
         return Preempted.exit_code
-    except click.ClickException as error:
+    except exceptions.ClickException as error:
         error.show()
         return error.exit_code
     except KeyboardInterrupt:

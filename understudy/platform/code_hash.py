@@ -15,7 +15,6 @@ from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 
-
 STEPS = ("preflight", "ingest", "sft", "align", "evaluate", "register", "notify")
 _ROOTS = ("understudy", "components")
 _COUNTED_IN_PLATFORM = ("understudy.platform.steps", "understudy.platform.datasets")
@@ -96,6 +95,7 @@ def _file_of(root: Path, name: str) -> Path | None:
     return None
 
 
+@cache
 def _imports(path: Path, name: str) -> list[str]:
     package = name if path.name == "__init__.py" else name.rpartition(".")[0]
     found: list[str] = []
@@ -115,6 +115,7 @@ def _imports(path: Path, name: str) -> list[str]:
     return found
 
 
+@cache
 def _meaning(path: Path) -> str:
     tree = ast.parse(path.read_bytes())
     for node in ast.walk(tree):

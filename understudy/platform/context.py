@@ -20,7 +20,8 @@ import threading
 import time
 import traceback
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from types import FrameType
@@ -38,6 +39,33 @@ if TYPE_CHECKING:
 STOP_NAME = "stop"
 FAILURE_NAME = "failure.json"
 RESUME = "Run the same command again to resume."
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The folder of the run that this process belongs to, by the environment."""
+
+    workdir: Path
+    path: Path
+    run_id: str
+
+    @classmethod
+    def from_environment(cls) -> RunFolder:
+        """Find (or make) the folder; a pod without a writable working directory gets a temporary one."""
+        workdir = Path(os.environ.get("UNDERSTUDY_WORKDIR", DEFAULT)).absolute()
+        run_id = os.environ.get("UNDERSTUDY_RUN_ID") or new_run_id()
+        given = os.environ.get("UNDERSTUDY_RUN_DIR")
+        try:
+            path = Path(given) if given else run_folder(workdir, run_id)
+            path.mkdir(parents=True, exist_ok=True)
+        except OSError:
+            path = Path(tempfile.mkdtemp(prefix="understudy-run-"))
+        return cls(workdir, path, run_id)
+
+    @property
+    def events(self) -> EventLog:
+        """The run's event log."""
+        return EventLog(self.path / FILE_NAME)
 
 
 class StepContext:
@@ -90,7 +118,8 @@ class StepContext:
     def note(self, message: str) -> None:
         """Tell the person who watches something worth a line, for example a resumed checkpoint."""
         self.events.write(self.step, "note", message=message)
-        print(message, flush=True)
+        with suppress(OSError):  # the reader of our output may be gone
+            print(message, flush=True)
 
     def finish(self, record: Record) -> None:
         """State the step's result, shown in its finish event and logged to MLflow as tags."""
@@ -114,9 +143,8 @@ def step_context(step: str, config: Mapping[str, Any]) -> Iterator[StepContext]:
         UnderstudyError: a full disk, said in one paragraph. Everything else passes through unchanged.
     """
     name = str(config.get("step", step))
-    workdir = Path(os.environ.get("UNDERSTUDY_WORKDIR", DEFAULT)).absolute()
-    run_dir = _run_dir(workdir)
-    events = EventLog(run_dir / FILE_NAME)
+    folder = RunFolder.from_environment()
+    workdir, run_dir, events = folder.workdir, folder.path, folder.events
     started = time.monotonic()
     try:
         with ExitStack() as stack:
@@ -163,22 +191,9 @@ def record_failure(run_dir: Path, step: str, error: BaseException) -> None:
         return
 
 
-def _run_dir(workdir: Path) -> Path:
-    given = os.environ.get("UNDERSTUDY_RUN_DIR")
-    if given:
-        folder = Path(given)
-        folder.mkdir(parents=True, exist_ok=True)
-        return folder
-    try:
-        return run_folder(workdir, os.environ.get("UNDERSTUDY_RUN_ID") or new_run_id())
-    except OSError:
-        # A pod without a writable working directory still has a temporary folder for its events.
-        return Path(tempfile.mkdtemp(prefix="understudy-run-"))
-
-
 def _mlflow_trackers(stack: ExitStack, step: str, config: Mapping[str, Any]) -> list[Tracker]:
-    """Open MLflow's nested run of this step, if a tracking URI is configured."""
-    if not os.environ.get("MLFLOW_TRACKING_URI"):
+    """Open MLflow's nested run of this step, if a tracking URI is configured; checks come before any run."""
+    if not os.environ.get("MLFLOW_TRACKING_URI") or step == "preflight":
         return []
     from understudy.platform.tracking import open_step_run
 
@@ -228,7 +243,8 @@ def _told(error: BaseException, workdir: Path) -> BaseException:
         free = shutil.disk_usage(workdir).free / 1e6
         return UnderstudyError(
             f"The disk is full: writing {error.filename or 'a file'} failed with {free:.0f} MB free below "
-            f"{str(workdir)!r}. Free some space, or name a working directory on another disk with --workdir DIR. {RESUME}"
+            f"{str(workdir)!r}. Free some space, or name a working directory on another disk with --workdir DIR. "
+            f"{RESUME}"
         )
     if isinstance(error, SystemExit):
         return ConfigError(f"A library ended the step with exit status {error.code}; its words are in kfp.log.")

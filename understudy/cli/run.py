@@ -1,0 +1,54 @@
+"""`understudy run`: the whole pipeline on this machine, with a live view."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from understudy.config import load_params
+
+PIPELINE = "pipelines.retrain:retrain"
+HELP = "Run the whole pipeline here: ingest, SFT, align, evaluate, register."
+app = typer.Typer(help=HELP, add_completion=False, rich_markup_mode=None)
+
+
+@app.command(help=HELP)
+def run(
+    params: Path = typer.Option(Path("params.yaml"), "--params", help="The run's params."),
+    workdir: Path = typer.Option(Path(".understudy"), "--workdir", help="Where all state is kept; safe to delete."),
+    overrides: list[str] = typer.Option([], "--set", help="Override one param: section.key=value (repeatable)."),
+    as_json: bool = typer.Option(False, "--json", help="Print the outcome as JSON; progress goes to stderr."),
+) -> None:
+    """Run the pipeline, show it, and print what came out."""
+    loaded = load_params(params, overrides)
+    # After the params are known to be right: a typo must not wait for imports.
+    from pipelines.arguments import arguments
+    from understudy.cli.live import LiveView
+    from understudy.platform import local_run
+    from understudy.platform.steps.preflight import raise_for, service_problems
+    from understudy.platform.workdir import prepare
+
+    folder = prepare(workdir)
+    raise_for([], service_problems(local_run.tracking_uri(loaded, folder), loaded.storage.uri, folder))
+    view = LiveView(loaded, to_stderr=as_json)
+    given = arguments(loaded)
+    with view:
+        result = local_run.run(PIPELINE, given, loaded, folder, on_events=view.update, on_start=view.start)
+    if as_json:
+        typer.echo(json.dumps(outcome(result), indent=2))
+    else:
+        view.summary(result)
+
+
+def outcome(result: Any) -> dict[str, Any]:
+    """Return what `--json` prints."""
+    return {
+        "run_id": result.run_id,
+        "run_dir": str(result.run_dir),
+        "seconds": round(result.seconds, 2),
+        "cached": list(result.cached),
+        "records": result.records,
+    }
