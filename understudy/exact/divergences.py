@@ -14,7 +14,7 @@ from understudy.objectives.divergences import Divergence
 
 
 def between(row: Divergence, log_expert: Tensor, log_policy: Tensor, weight: Tensor | float = 1.0) -> Tensor:
-    """sum weight * policy * f(expert/policy), with the f whose reward is the row's (`matched_f`)."""
+    """Sum weight * policy * f(expert/policy), with the f whose reward is the row's (`matched_f`)."""
     policy = log_policy.exp()
     possible = log_expert > -torch.inf
     ratio = torch.where(possible, log_expert - log_policy, 0.0).exp()

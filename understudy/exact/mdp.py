@@ -131,7 +131,7 @@ class TokenMDP:
         return self.log_occupancy(logits_SV).exp().sum()
 
     def logits_of(self, probability_N: Tensor) -> Tensor:
-        """The policy whose trajectory distribution is given, as log-probabilities [S, V]; unreached states are uniform."""
+        """The policy whose trajectory distribution is given, as log-probabilities [S, V]; uniform where unreached."""
         mass_SV = torch.zeros(self.num_states * self.vocab, dtype=probability_N.dtype)
         flat_NC = self.state_NC * self.vocab + self.token_NC
         mass_SV.index_add_(0, flat_NC[self.mask_NC], probability_N[:, None].expand_as(self.mask_NC)[self.mask_NC])

@@ -235,7 +235,7 @@ def _reverse_kl_conjugate(t: Tensor) -> Tensor:
 
 
 def _log_d_slope(h: Tensor) -> Tensor:
-    return -_exp(-h) - LOG2 - logsigmoid(h)
+    return (softplus(-h) - _exp(-h)) - LOG2
 
 
 def _log_d_log_ratio(t: Tensor) -> Tensor:
