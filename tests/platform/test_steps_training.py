@@ -1,0 +1,93 @@
+"""The training steps on real tiny demonstrations, through real records, store and DVC."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from understudy.config import Params, load_params
+from understudy.platform.steps import align, ingest, sft
+from understudy.records import DatasetRef, PolicyRef
+
+ROOT = Path(__file__).parents[2]
+TINY = [
+    f"data.source={ROOT / 'examples/tiny/demonstrations.jsonl'}",
+    "model.scratch.vocab_size=300",
+    "model.scratch.hidden_size=32",
+    "model.scratch.intermediate_size=64",
+    "model.scratch.num_layers=1",
+    "model.scratch.context_tokens=96",
+    "sft.epochs=1",
+    "align.num_rounds=2",
+    "align.rollout.prompts_per_round=4",
+    "align.rollout.responses_per_prompt=2",
+    "align.rollout.max_response_tokens=32",
+    "align.discriminator.warmup_rounds=1",
+    "align.discriminator.batch_pairs=4",
+]
+
+
+def _sections(params: Params, *names: str, **extra: Any) -> dict[str, Any]:
+    dumped = params.model_dump(mode="json")
+    return {"seed": params.seed, "code_sha256": "c0de", **{name: dumped[name] for name in names}, **extra}
+
+
+def _workdir(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    monkeypatch.setenv("UNDERSTUDY_WORKDIR", str(folder))
+    monkeypatch.setenv("UNDERSTUDY_DEVICE", "cpu")
+    monkeypatch.setenv("UNDERSTUDY_THREADS", "1")
+    for name in ("UNDERSTUDY_RUN_DIR", "MLFLOW_TRACKING_URI", "UNDERSTUDY_STORAGE_URI", "UNDERSTUDY_DVC_REMOTE"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def _chain(params: Params) -> tuple[DatasetRef, PolicyRef, PolicyRef, PolicyRef]:
+    dataset = ingest.run(_sections(params, "data", source_sha256=""))
+    config = _sections(params, "model", "sft")
+    warm = sft.run(config, dataset)
+    aligned, discriminator = align.run(_sections(params, "model", "align"), dataset, warm)
+    assert discriminator.policy_sha256 == aligned.sha256
+    longer = sft.run(config | {"step": "sft_longer"}, dataset, start=warm, compute_of=aligned)
+    return dataset, warm, aligned, longer
+
+
+def test_chain_records_lineage_and_is_bit_identical_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    params = load_params(ROOT / "params.yaml", TINY)
+    _workdir(monkeypatch, tmp_path / "a")
+    dataset, warm, aligned, longer = _chain(params)
+    assert (warm.stage, aligned.stage, longer.stage) == ("sft", "aligned", "sft_longer")
+    assert aligned.parent_sha256 == longer.parent_sha256 == warm.sha256 and warm.parent_sha256 is None
+    assert {warm.dataset_md5, aligned.dataset_md5} == {dataset.md5}
+    # One step may overshoot the given compute, no more.
+    assert aligned.compute_token_passes <= longer.compute_token_passes < 1.5 * aligned.compute_token_passes
+    files = sorted(path.name for path in Path(aligned.uri).iterdir())
+    assert "model.safetensors" in files and "history.jsonl" in files
+    assert not [name for name in files if name.endswith((".bin", ".pt", ".pkl"))]
+    assert not list((tmp_path / "a/checkpoints").rglob("*.safetensors"))
+    history = [json.loads(line) for line in (Path(aligned.uri) / "history.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in history] == [1, 2, 3]
+    assert not any("seconds" in name or "per_second" in name for row in history for name in row)
+
+    _workdir(monkeypatch, tmp_path / "b")
+    again = _chain(params)
+    assert [record.sha256 for record in again[1:]] == [warm.sha256, aligned.sha256, longer.sha256]
+    assert again[0].md5 == dataset.md5
+
+
+def test_lora_with_shared_trunk_runs_on_a_pretrained_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    params = load_params(ROOT / "params.yaml", TINY)
+    _workdir(monkeypatch, tmp_path)
+    dataset = ingest.run(_sections(params, "data", source_sha256=""))
+    warm = sft.run(_sections(params, "model", "sft"), dataset)
+    lora = {"rank": 2, "alpha": 4, "dropout": 0.0, "target_modules": "all-linear"}
+    params = load_params(
+        ROOT / "params.yaml",
+        [*TINY, "model.init=pretrained", f"model.path={warm.uri}", f"model.lora={lora}"]
+        + ["align.discriminator.init=shared_lora", "align.discriminator.lora_rank=2"],
+    )
+    tuned = sft.run(_sections(params, "model", "sft"), dataset)
+    assert tuned.base == warm.uri and tuned.sha256 != warm.sha256
+    aligned, _ = align.run(_sections(params, "model", "align"), dataset, tuned)
+    names = sorted(path.name for path in Path(aligned.uri).iterdir())
+    assert "adapter_model.safetensors" not in names and "model.safetensors" in names
