@@ -1,0 +1,97 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from typer.testing import CliRunner, Result
+
+from understudy.cli.data import DEFAULTS, app
+from understudy.errors import ConfigError, DataRefused
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    for name in ("UNDERSTUDY_WORKDIR", "UNDERSTUDY_DVC_REMOTE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.chdir(tmp_path)
+    rows = [{"prompt": f"prompt number {i * i}", "response": f"answer {i}" * 3} for i in range(80)]
+    lines = [json.dumps(row) for row in rows] + ["broken"]
+    (tmp_path / "my.jsonl").write_text("\n".join(lines) + "\n")
+    return tmp_path
+
+
+def invoke(*arguments: str) -> Result:
+    return CliRunner().invoke(app, list(arguments))
+
+
+def as_json(*arguments: str) -> dict[str, Any]:
+    result = invoke(*arguments, "--json")
+    assert result.exit_code == 0, result.exception
+    return json.loads(result.stdout)  # type: ignore[no-any-return]
+
+
+def test_ingest_show_verify_pull(project: Path) -> None:
+    done = as_json("ingest", "my.jsonl")
+    assert (done["rows_in"], done["bad"], done["bad_by_reason"]) == (81, 1, {"not JSON": 1})
+    assert sum(done["splits"].values()) == done["rows"] == 80 - done["duplicates_near"]
+    assert done["duplicates_exact"] == 0
+    refused = [json.loads(line) for line in Path(done["quarantine"]).read_text().splitlines()]
+    assert [(row["line"], row["reason"], row["raw"]) for row in refused] == [(81, "not JSON", "broken")]
+    shown = as_json("show")
+    assert (shown["md5"], shown["rows"], shown["bad"]) == (done["md5"], done["rows"], 1)
+    assert as_json("verify") == {"verified": True, "md5": done["md5"], "rows": done["rows"], "splits": done["splits"]}
+    assert as_json("pull")["path"] == done["path"]
+
+
+def test_text_output_names_what_matters(project: Path) -> None:
+    result = invoke("ingest", "my.jsonl", "--workdir", "w")
+    assert result.exit_code == 0
+    assert "not JSON 1" in result.stdout and "rows in" in result.stdout and "train" in result.stdout
+
+
+def test_defaults_are_those_of_the_shipped_params() -> None:
+    shipped = yaml.safe_load((ROOT / "params.yaml").read_text())["data"]
+    shipped.pop("source")
+    assert shipped == DEFAULTS
+
+
+def test_overrides_and_params(project: Path) -> None:
+    with pytest.raises(DataRefused, match="above data.max_bad_fraction 1.0%"):
+        raise_from("ingest", "my.jsonl", "--set", "data.max_bad_fraction=0.01")
+    with pytest.raises(ConfigError, match="did you mean 'max_bad_fraction'"):
+        raise_from("ingest", "my.jsonl", "--set", "data.max_bad_fractoin=0.01")
+    with pytest.raises(ConfigError, match="only data.… can be set"):
+        raise_from("ingest", "my.jsonl", "--set", "sft.epochs=1")
+    params = yaml.safe_load((ROOT / "params.yaml").read_text())
+    params["data"]["max_response_chars"] = 5
+    (project / "params.yaml").write_text(yaml.safe_dump(params))
+    with pytest.raises(DataRefused, match="All 81 rows of 'my.jsonl' are bad: too long"):
+        raise_from("ingest", "my.jsonl")
+    assert DEFAULTS["max_bad_fraction"] == 0.05
+
+
+def raise_from(*arguments: str) -> None:
+    result = invoke(*arguments)
+    assert result.exception is not None
+    raise result.exception
+
+
+def test_missing_source(project: Path) -> None:
+    with pytest.raises(ConfigError, match="'nowhere.jsonl' does not exist") as caught:
+        raise_from("ingest", "nowhere.jsonl")
+    assert caught.value.exit_code == 2
+    assert not (project / ".understudy").exists()
+
+
+def test_help_imports_nothing_heavy() -> None:
+    heavy = ("torch", "dvc", "pyarrow", "mlflow", "kfp", "boto3")
+    code = f"import sys, understudy.cli.data; print([m for m in {heavy} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -1,0 +1,362 @@
+from __future__ import annotations
+
+import errno
+import gzip
+import json
+import random
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from understudy.config import DataConfig
+from understudy.data import ingest as ingest_module
+from understudy.data.demonstrations import SPLITS, load_split
+from understudy.data.ingest import ingest
+from understudy.data.quarantine import RAW_LIMIT_CHARS
+from understudy.data.sources import list_sources
+from understudy.data.summary import Summary
+from understudy.errors import ConfigError, DataRefused, IntegrityError, UnderstudyError
+
+
+def rows(count: int = 60, start: int = 0) -> list[dict[str, Any]]:
+    draw = random.Random(start)
+    return [
+        {"prompt": f"prompt {index} {draw.random()}", "response": f"response {draw.random()} {index}"}
+        for index in range(start, start + count)
+    ]
+
+
+def write(path: Path, items: Iterable[dict[str, Any] | bytes], newline: bytes = b"\n") -> Path:
+    lines = [item if isinstance(item, bytes) else json.dumps(item).encode() for item in items]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(newline.join(lines) + newline)
+    return path
+
+
+def config(source: Path, **changes: Any) -> DataConfig:
+    values: dict[str, Any] = {
+        "source": str(source),
+        "max_prompt_chars": 100,
+        "max_response_chars": 100,
+        "max_bad_fraction": 0.05,
+        "near_duplicate_threshold": None,
+        "splits": {"validation": 0.1, "test": 0.2},
+        "unicode_form": "keep",
+    }
+    return DataConfig(**{**values, **changes})
+
+
+def run(source: Path, workdir: Path, **changes: Any) -> tuple[dict[str, bytes], Summary, list[dict[str, Any]]]:
+    """Return the bytes of all files of the version, the summary and the quarantined rows."""
+    with ingest(list_sources(str(source)), config(source, **changes), workdir) as result:
+        files = {path.name: path.read_bytes() for path in sorted(result.folder.iterdir())}
+    return files, result.summary, quarantined(workdir)
+
+
+def quarantined(workdir: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (workdir / "quarantine.jsonl").read_text().splitlines()]
+
+
+def names(workdir: Path) -> set[str]:
+    return {str(path.relative_to(workdir)) for path in workdir.rglob("*")}
+
+
+def test_rows_come_back_whole(tmp_path: Path) -> None:
+    given = rows(59)
+    given.append({"id": "x", "group": "g", "metadata": {"k": [1]}, "messages": [
+        {"role": "system", "content": "s"}, {"role": "user", "content": "p"}, {"role": "assistant", "content": "r"},
+    ]})  # fmt: skip
+    source = write(tmp_path / "a.jsonl", given)
+    with ingest(list_sources(str(source)), config(source), tmp_path / "w") as result:
+        loaded = [item for split in SPLITS for item in load_split(result.folder, split)]
+    assert len(loaded) == result.summary.rows == 60
+    assert {(d.prompt, d.response) for d in loaded} == {(r["prompt"], r["response"]) for r in given[:59]} | {("p", "r")}
+    chat = next(d for d in loaded if d.id == "x")
+    assert (chat.group, chat.metadata, [m["role"] for m in chat.messages]) == ("g", {"k": [1]}, ["system", "user"])
+    assert (tmp_path / "w" / "quarantine.jsonl").read_bytes() == b""
+
+
+def test_same_rows_same_bytes_whatever_order_files_and_format(tmp_path: Path) -> None:
+    given = rows(200)
+    shuffled = random.Random(0).sample(given, 200)
+    one = write(tmp_path / "one.jsonl", given)
+    many = tmp_path / "many"
+    write(many / "b.jsonl", shuffled[:70], newline=b"\r\n")
+    (many / "sub").mkdir()
+    (many / "sub" / "c.jsonl.gz").write_bytes(gzip.compress(write(tmp_path / "t", shuffled[70:150]).read_bytes()))
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(shuffled[150:]), many / "d.parquet")
+    write(many / "README.md", [b"about"])
+    first, _, _ = run(one, tmp_path / "w1")
+    second, summary, _ = run(many, tmp_path / "w2")
+    assert first == second
+    assert summary.ignored_files == ["README.md"]
+    assert set(first) == {"train.parquet", "validation.parquet", "test.parquet", "dataset.json"}
+
+
+def test_the_number_of_buckets_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = write(tmp_path / "a.jsonl", rows(300) + rows(20))
+    first, summary, _ = run(source, tmp_path / "w1")
+    monkeypatch.setattr("understudy.data.spool._BUCKET_BYTES", 100)
+    second, _, _ = run(source, tmp_path / "w2")
+    assert first == second
+    assert summary.duplicates_exact == 20
+
+
+def test_growing_the_data_moves_no_row_to_another_split(tmp_path: Path) -> None:
+    def placed(count: int) -> dict[str, str]:
+        source = write(tmp_path / f"{count}.jsonl", rows(count))
+        with ingest(list_sources(str(source)), config(source), tmp_path / "w") as result:
+            return {d.prompt: split for split in SPLITS for d in load_split(result.folder, split)}
+
+    small, large = placed(100), placed(300)
+    assert (len(small), len(large)) == (100, 300)
+    assert small.items() <= large.items()
+
+
+def test_groups_and_equal_prompts_never_leak(tmp_path: Path) -> None:
+    given = [{**row, "group": f"g{index % 15}"} for index, row in enumerate(rows(150))]
+    given += [
+        {"prompt": f"Same  prompt {i % 20}" if i % 2 else f"same prompt {i % 20}", "response": f"r{i}"}
+        for i in range(80)
+    ]
+    source = write(tmp_path / "a.jsonl", given)
+    with ingest(list_sources(str(source)), config(source), tmp_path / "w") as result:
+        groups = {split: {d.group for d in load_split(result.folder, split)} for split in SPLITS}
+        prompts = {
+            split: {" ".join(d.prompt.lower().split()) for d in load_split(result.folder, split)} for split in SPLITS
+        }
+    for kind in (groups, prompts):
+        assert not kind["train"] & kind["test"] and not kind["train"] & kind["validation"]
+        assert not kind["test"] & kind["validation"]
+        assert all(kind.values())
+
+
+def test_quarantine_names_source_line_reason_and_raw(tmp_path: Path) -> None:
+    given: list[Any] = [*rows(100)]
+    given[3], given[50] = b'{"prompt": "caf\xe9 \\u0000", "response": 1}', b"not json " + b"y" * 2000
+    source = write(tmp_path / "a.jsonl", [b"", *given[:20], b"   ", *given[20:]])
+    _, summary, bad = run(source, tmp_path / "w")
+    assert [(row["source"], row["line"], row["reason"]) for row in bad] == [
+        (str(source), 5, "not UTF-8"),
+        (str(source), 53, "not JSON"),
+    ]
+    assert bad[0]["raw"] == r'{"prompt": "caf\xe9 \u0000", "response": 1}'
+    assert len(bad[1]["raw"]) == RAW_LIMIT_CHARS + 1
+    assert (summary.rows_in, summary.bad, summary.rows) == (100, 2, 98)
+
+
+def test_later_row_with_a_taken_id_is_refused_and_a_repeated_row_is_only_a_duplicate(tmp_path: Path) -> None:
+    given = [{**row, "id": index} for index, row in enumerate(rows(60))]
+    clash = {"id": "7", "prompt": "other", "response": "content"}
+    write(tmp_path / "d" / "a.jsonl", given)
+    write(tmp_path / "d" / "b.jsonl", [given[5], clash])
+    _, summary, bad = run(tmp_path / "d", tmp_path / "w")
+    assert [(Path(row["source"]).name, row["line"], row["reason"]) for row in bad] == [("b.jsonl", 2, "duplicate id")]
+    assert json.loads(bad[0]["raw"]) == clash
+    assert (summary.rows_in, summary.bad, summary.duplicates_exact, summary.rows) == (62, 1, 1, 60)
+
+
+def test_near_duplicates_go_before_the_split(tmp_path: Path) -> None:
+    given = [
+        {"prompt": f"p {i} " + "word " * 8, "response": f"{i} {random.Random(i).random()} " * 4} for i in range(60)
+    ]
+    copies = [{**row, "response": row["response"] + "."} for row in given[:10]]
+    source = write(tmp_path / "a.jsonl", given + copies)
+    _, summary, _ = run(source, tmp_path / "w", near_duplicate_threshold=0.9)
+    assert (summary.duplicates_exact, summary.duplicates_near, summary.rows) == (0, 10, 60)
+    _, summary, _ = run(source, tmp_path / "w", near_duplicate_threshold=None)
+    assert summary.rows == 70
+
+
+def refusal(source: Path, workdir: Path, **changes: Any) -> str:
+    with pytest.raises(DataRefused) as caught:
+        run(source, workdir, **changes)
+    assert caught.value.exit_code == 3
+    assert names(workdir) <= {"quarantine.jsonl"}
+    return str(caught.value)
+
+
+def test_too_many_bad_rows_are_refused_with_the_three_most_frequent_reasons(tmp_path: Path) -> None:
+    bad = [b"x"] * 4 + [b"[]"] * 3 + [b'{"prompt": 1}'] * 2 + [b'{"prompt": ""}']
+    message = refusal(write(tmp_path / "a.jsonl", [*rows(90), *bad]), tmp_path / "w")
+    assert "10 of 100 rows" in message and "(10.0%), above data.max_bad_fraction 5.0%" in message
+    assert "not JSON (4), not an object (3), wrong type (2)." in message
+    assert "empty field" not in message
+    assert len(quarantined(tmp_path / "w")) == 10
+
+
+def test_exactly_the_allowed_fraction_is_accepted(tmp_path: Path) -> None:
+    _, summary, _ = run(write(tmp_path / "a.jsonl", [*rows(95), *[b"x"] * 5]), tmp_path / "w")
+    assert (summary.rows, summary.bad) == (95, 5)
+
+
+@pytest.mark.parametrize("content", [b"", b"\n\n  \n", b"\xef\xbb\xbf", gzip.compress(b"")])
+def test_empty_source_is_refused(content: bytes, tmp_path: Path) -> None:
+    source = tmp_path / "a.jsonl"
+    source.write_bytes(content)
+    assert "holds no rows at all" in refusal(source, tmp_path / "w")
+
+
+def test_all_rows_bad_is_refused_even_when_any_fraction_is_allowed(tmp_path: Path) -> None:
+    message = refusal(write(tmp_path / "a.jsonl", [b"{}"] * 3), tmp_path / "w", max_bad_fraction=1.0)
+    assert "All 3 rows" in message and "missing field (3)" in message
+
+
+def truncated_gzip(path: Path) -> None:
+    whole = gzip.compress(b"".join(json.dumps(row).encode() + b"\n" for row in rows(500)))
+    path.write_bytes(whole[: len(whole) // 2])
+
+
+def flipped_gzip(path: Path) -> None:
+    whole = bytearray(gzip.compress(b"".join(json.dumps(row).encode() + b"\n" for row in rows(500))))
+    whole[len(whole) // 2] ^= 0xFF
+    path.write_bytes(whole)
+
+
+def truncated_parquet(path: Path) -> None:
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows(50)), path)
+    path.write_bytes(path.read_bytes()[:-20])
+
+
+def damaged_parquet(path: Path) -> None:
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows(50)), path)
+    whole = bytearray(path.read_bytes())
+    whole[4:300] = b"\xff" * 296
+    path.write_bytes(whole)
+
+
+@pytest.mark.parametrize("damage", [truncated_gzip, flipped_gzip, truncated_parquet, damaged_parquet])
+def test_damaged_file_is_refused_by_name(damage: Callable[[Path], None], tmp_path: Path) -> None:
+    source = tmp_path / "file.bin"
+    damage(source)
+    message = refusal(source, tmp_path / "w")
+    assert str(source) in message and "truncated or damaged" in message
+
+
+@pytest.mark.parametrize(
+    ("table", "reason"),
+    [
+        ({"prompt": [1, 2], "response": ["a", "b"]}, "wrong type (2)"),
+        ({"prompt": ["a", "b"]}, "missing field (2)"),
+        ({"question": ["a"], "answer": ["b"]}, "missing field (1)"),
+        ({"prompt": [b"a"], "response": ["b"]}, "wrong type (1)"),
+        ({"prompt": [None], "response": ["b"]}, "missing field (1)"),
+    ],
+)
+def test_parquet_of_another_shape(table: dict[str, list[Any]], reason: str, tmp_path: Path) -> None:
+    source = tmp_path / "a.parquet"
+    pyarrow.parquet.write_table(pyarrow.table(table), source)
+    assert reason in refusal(source, tmp_path / "w")
+
+
+def test_parquet_text_that_is_not_utf8_costs_its_row_only(tmp_path: Path) -> None:
+    given = rows(40)
+    prompts = pyarrow.array([row["prompt"].encode() for row in given[:-1]] + [b"\xff\xfe"]).view(pyarrow.string())
+    table = pyarrow.table({"prompt": prompts, "response": [row["response"] for row in given]})
+    pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
+    _, summary, bad = run(tmp_path / "a.parquet", tmp_path / "w")
+    assert (summary.rows, [(row["line"], row["reason"]) for row in bad]) == (39, [(40, "not UTF-8")])
+
+
+def test_saved_hugging_face_dataset(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    given = [{**row, "messages": None, "id": index} for index, row in enumerate(rows(60))]
+    parts = {"train": datasets.Dataset.from_list(given[:40]), "test": datasets.Dataset.from_list(given[40:])}
+    datasets.DatasetDict(parts).save_to_disk(str(tmp_path / "hf"))
+    (tmp_path / "hf" / "train" / "cache-left.arrow").write_bytes(b"not listed in state.json")
+    _, summary, _ = run(tmp_path / "hf", tmp_path / "w")
+    assert (summary.rows, summary.bad, len(summary.source_files)) == (60, 0, 2)
+    (tmp_path / "hf" / "train" / "data-00000-of-00001.arrow").unlink()
+    with pytest.raises(DataRefused, match="lacks data-00000-of-00001.arrow"):
+        list_sources(str(tmp_path / "hf"))
+
+
+def test_huge_line_is_one_bad_row_and_never_held_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("understudy.data.sources.LINE_LIMIT_BYTES", 1000)
+    given = rows(60)
+    source = write(tmp_path / "a.jsonl", [*given[:30], json.dumps({"prompt": "x" * 50_000}).encode(), *given[30:]])
+    _, summary, bad = run(source, tmp_path / "w")
+    assert (summary.rows, [(row["line"], row["reason"]) for row in bad]) == (60, [(31, "too long")])
+
+
+def test_last_line_cut_off(tmp_path: Path) -> None:
+    source = write(tmp_path / "a.jsonl", rows(60))
+    source.write_bytes(source.read_bytes()[:-10])
+    _, summary, bad = run(source, tmp_path / "w")
+    assert (summary.rows, [(row["line"], row["reason"]) for row in bad]) == (59, [(60, "not JSON")])
+
+
+def test_missing_source_and_directory_without_data(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="nowhere' does not exist"):
+        list_sources(str(tmp_path / "nowhere"))
+    write(tmp_path / "d" / "table.csv", [b"prompt,response"])
+    with pytest.raises(DataRefused, match="holds table.csv"):
+        list_sources(str(tmp_path / "d"))
+    (tmp_path / "e").mkdir()
+    with pytest.raises(DataRefused, match="it is empty"):
+        list_sources(str(tmp_path / "e"))
+
+
+def test_full_disk_is_said_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    source = write(tmp_path / "a.jsonl", rows(60))
+    (tmp_path / "w").mkdir()
+    for where in ("_SplitWriter._flush", "Spool.add", "Spool.close", "_write_summary"):
+        with monkeypatch.context() as patch:
+            patch.setattr(f"understudy.data.ingest.{where}", full)
+            with pytest.raises(UnderstudyError, match="is full .No space left on device.*--workdir"):
+                run(source, tmp_path / "w")
+        assert names(tmp_path / "w") <= {"quarantine.jsonl"}
+
+
+def test_summary_of_a_known_file(tmp_path: Path) -> None:
+    given = [{"prompt": "ab", "response": "one two"}] * 3 + [{"prompt": "привет", "response": "e\u0301", "extra": 1}]
+    source = write(tmp_path / "a.jsonl", given)
+    _, summary, _ = run(source, tmp_path / "w")
+    assert summary.scripts == {"Latin": 2, "Cyrillic": 1}
+    assert (summary.rows, summary.duplicates_exact, summary.words) == (2, 2, {"prompt": 2, "response": 3})
+    assert (summary.nfc, summary.rows_not_nfc, summary.ignored_fields) == (False, 1, {"extra": 1})
+    assert summary.length_quantiles["prompt"] == {"0": 2, "0.05": 2, "0.25": 2, "0.5": 6, "0.75": 6, "0.95": 6, "1": 6}
+    page = (tmp_path / "w" / "ingest" / "summary.html").read_text()
+    assert "2 demonstrations" in page and "Cyrillic" in page and "http" not in page
+    assert json.loads((tmp_path / "w" / "ingest" / "summary.json").read_bytes())["rows"] == 2
+
+
+def test_page_escapes_what_the_source_says(tmp_path: Path) -> None:
+    source = write(tmp_path / "<b>.jsonl", [{**row, "<script>": 1} for row in rows(20)])
+    run(source, tmp_path / "w")
+    page = (tmp_path / "w" / "ingest" / "summary.html").read_text()
+    assert "<script>" not in page and "&lt;script&gt;" in page and "&lt;b&gt;.jsonl" in page
+
+
+def test_empty_split_is_warned_of(tmp_path: Path) -> None:
+    _, summary, _ = run(write(tmp_path / "a.jsonl", [{**row, "group": "g"} for row in rows(5)]), tmp_path / "w")
+    assert sum(count == 0 for count in summary.splits.values()) == 2
+    assert len(summary.warnings) == 2
+    assert "split is empty: 5 rows fall into too few groups" in summary.warnings[0]
+
+
+def test_reading_refuses_what_is_not_a_version(tmp_path: Path) -> None:
+    with pytest.raises(IntegrityError, match="not a finished dataset version"):
+        load_split(tmp_path, "train")
+    with pytest.raises(ConfigError, match="no split 'dev'"):
+        load_split(tmp_path, "dev")
+    (tmp_path / "dataset.json").write_text('{"schema_version": 99}')
+    with pytest.raises(IntegrityError, match="schema version 99"):
+        load_split(tmp_path, "train")
+
+
+def test_interrupt_leaves_no_temporary_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ingest_module, "_write_dataset", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run(write(tmp_path / "a.jsonl", rows(20)), tmp_path / "w")
+    assert names(tmp_path / "w") == {"quarantine.jsonl"}

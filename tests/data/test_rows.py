@@ -1,0 +1,141 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from understudy.data.rows import REASONS, Limits, RowProblem, parse_line, validate_row
+
+LIMITS = Limits(max_prompt_chars=20, max_response_chars=30)
+GOOD = {"prompt": "p", "response": "r"}
+
+
+def line(**changes: object) -> bytes:
+    return json.dumps({**GOOD, **changes}).encode()
+
+
+def chat(*turns: tuple[str, str]) -> bytes:
+    return json.dumps({"messages": [{"role": role, "content": content} for role, content in turns]}).encode()
+
+
+BAD = [
+    ("not UTF-8", b'{"prompt": "\xff", "response": "r"}'),
+    ("not UTF-8", b'{"prompt": "\xed\xa0\x80", "response": "r"}'),
+    ("not UTF-8", json.dumps(GOOD).encode("utf-16")),
+    ("lone surrogate", b'{"prompt": "a\\ud800", "response": "r"}'),
+    ("lone surrogate", b'{"prompt": "a", "response": "\\udc00"}'),
+    ("lone surrogate", b'{"prompt": "a", "response": "r", "metadata": {"k": "\\ud83d"}}'),
+    ("not JSON", b"{"),
+    ("not JSON", b'{"prompt": "p", "respo'),
+    ("not JSON", b"prompt,response"),
+    ("not JSON", b'{"prompt": "p", "response": "r", "metadata": {"x": NaN}}'),
+    ("not JSON", b'{"prompt": "p", "response": "r", "metadata": {"x": -Infinity}}'),
+    ("not JSON", b'{"prompt": "p", "response": "r"} trailing'),
+    ("not JSON", b'{"prompt": "a raw \x00 byte", "response": "r"}'),
+    ("not JSON", b"[" * 100_000),
+    ("not JSON", b'{"prompt": "p", "response": "r", "metadata": ' + b'{"a":' * 1010 + b"1" + b"}" * 1011),
+    ("not an object", b'["p", "r"]'),
+    ("not an object", b'"text"'),
+    ("not an object", b"null"),
+    ("not an object", b"7"),
+    ("duplicate key", b'{"prompt": "p", "prompt": "q", "response": "r"}'),
+    ("duplicate key", b'{"prompt": "p", "\\u0070rompt" : "q", "response": "r"}'),
+    ("duplicate key", b'{"prompt": "a\\\\", "prompt": "q", "response": "r"}'),
+    ("duplicate key", b'{"prompt": "p", "response": "r", "metadata": {"k": 1, "k": 2}}'),
+    ("mixed forms", b'{"prompt": "p", "messages": [{"role": "user", "content": "p"}]}'),
+    ("mixed forms", b'{"response": "p", "messages": []}'),
+    ("missing field", b"{}"),
+    ("missing field", b'{"prompt": "p"}'),
+    ("missing field", b'{"response": "r"}'),
+    ("missing field", line(response=None)),
+    ("missing field", b'{"messages": [{"role": "user"}]}'),
+    ("missing field", b'{"messages": [{"content": "x"}]}'),
+    ("empty field", line(prompt="")),
+    ("empty field", line(response=" \n\t ")),
+    ("empty field", line(id="")),
+    ("empty field", line(group=" ")),
+    ("empty field", b'{"messages": []}'),
+    ("empty field", chat(("user", ""), ("assistant", "r"))),
+    ("wrong type", line(prompt=7)),
+    ("wrong type", line(prompt=True)),
+    ("wrong type", line(response=["r"])),
+    ("wrong type", line(prompt=[{"role": "user", "content": "p"}])),
+    ("wrong type", line(id=1.5)),
+    ("wrong type", line(id=True)),
+    ("wrong type", line(group={"a": 1})),
+    ("wrong type", line(metadata="text")),
+    ("wrong type", b'{"messages": "hello"}'),
+    ("wrong type", b'{"messages": {"role": "user", "content": "p"}}'),
+    ("wrong type", b'{"messages": ["hello"]}'),
+    ("wrong type", b'{"messages": [{"role": 1, "content": "p"}]}'),
+    ("wrong type", b'{"messages": [{"role": "user", "content": [1]}]}'),
+    ("unknown role", chat(("user", "p"), ("tool", "x"), ("assistant", "r"))),
+    ("no user turn", chat(("system", "s"), ("assistant", "r"))),
+    ("no user turn", chat(("assistant", "r"), ("user", "p"))),
+    ("no assistant turn", chat(("user", "p"))),
+    ("control character", line(prompt="a\x00b")),
+    ("control character", line(response="a\x1bb")),
+    ("control character", line(response="a\x7fb")),
+    ("control character", line(response="a\x85b")),
+    ("control character", line(response="a\rb")),
+    ("control character", line(id="a\x00")),
+    ("control character", chat(("system", "\x08"), ("user", "p"), ("assistant", "r"))),
+    ("too long", line(prompt="x" * 21)),
+    ("too long", line(response="x" * 31)),
+    ("too long", chat(("system", "x" * 15), ("user", "x" * 6), ("assistant", "r"))),
+]
+
+
+@pytest.mark.parametrize(("reason", "raw"), BAD, ids=[f"{i}-{reason}" for i, (reason, _) in enumerate(BAD)])
+def test_bad_row_has_its_reason(reason: str, raw: bytes) -> None:
+    with pytest.raises(RowProblem) as caught:
+        validate_row(parse_line(raw), LIMITS)
+    assert caught.value.reason == reason
+    assert caught.value.detail
+
+
+def test_every_reason_is_tried() -> None:
+    assert {reason for reason, _ in BAD} == set(REASONS) - {"duplicate id"}  # ids: test_ingest.py
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["a\tb\nc", "a\r\nb", "é e\u0301", "日本語 \U0001f600", '"quoted": {"prompt": 1}', "back\\slash\\\\", " edge "],
+)
+def test_text_is_kept_as_it_is(text: str) -> None:
+    for ensure_ascii in (True, False):
+        raw = json.dumps({"prompt": text, "response": text + "!"}, ensure_ascii=ensure_ascii).encode()
+        row = validate_row(parse_line(raw), Limits(100, 100))
+        assert (row.prompt, row.response) == (text, text + "!")
+
+
+def test_nfc_only_when_asked() -> None:
+    raw = line(prompt="e\u0301", response="e\u0301")
+    assert validate_row(parse_line(raw), LIMITS).prompt == "e\u0301"
+    composed = validate_row(parse_line(raw), Limits(20, 20, "NFC"))
+    assert (composed.prompt, composed.response, composed.messages[0]["content"]) == ("é", "é", "é")
+
+
+def test_chat_takes_the_last_assistant_turn_and_the_context_before_it() -> None:
+    raw = chat(("system", "s"), ("user", "p"), ("assistant", "a"), ("user", "q"), ("assistant", "b"), ("user", "z"))
+    row = validate_row(parse_line(raw), LIMITS)
+    assert row.response == "b"
+    assert row.prompt == "q"
+    assert [turn["role"] for turn in row.messages] == ["system", "user", "assistant", "user"]
+
+
+def test_optional_fields() -> None:
+    raw = (
+        b'{"prompt": "p", "response": "r", "id": 7, "group": null, "metadata": {"b": 1, "a": [null]}, "messages": null}'
+    )
+    row = validate_row(parse_line(raw), LIMITS)
+    assert (row.id, row.group, row.metadata_json) == ("7", None, '{"a":[null],"b":1}')
+
+
+def test_byte_order_mark_is_forgiven() -> None:
+    assert parse_line(b"\xef\xbb\xbf" + line()) == GOOD
+
+
+def test_very_long_numbers_do_not_stop_the_program() -> None:
+    raw = b'{"prompt": "\\\\", "response": "r", "metadata": {"n": ' + b"9" * 300 + b"}}"
+    assert validate_row(parse_line(raw), LIMITS).prompt == "\\"
