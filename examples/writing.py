@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -34,3 +35,10 @@ def write_json(path: Path, value: Any, indent: int | None = None) -> None:
 def write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> None:
     """Write one JSON object a line."""
     write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+def write_lengths(path: Path, texts: Iterable[str], width: int = 20) -> None:
+    """Write a histogram of lengths in characters as CSV, for `dvc plots`; `chars` is a bin's lower edge."""
+    counts = Counter(len(text) // width * width for text in texts)
+    edges = range(0, max(counts, default=0) + width, width)
+    write_text(path, "chars,rows\n" + "".join(f"{edge},{counts[edge]}\n" for edge in edges))

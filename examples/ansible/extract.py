@@ -24,7 +24,7 @@ from typing import Any
 import yaml
 
 from examples.ansible.wheel import Module, Wheel
-from examples.writing import write_json, write_jsonl
+from examples.writing import write_json, write_jsonl, write_lengths
 
 VERSION = "12.3.0"
 WHEEL_NAME = f"ansible-{VERSION}-py3-none-any.whl"
@@ -127,7 +127,7 @@ def statistics_of(rows: Sequence[Row]) -> dict[str, Any]:
 def write(
     out: Path, wheel_folder: Path, collections: Sequence[str] | None, max_chars: int | None, limit: int | None
 ) -> Row:
-    """Write demonstrations.jsonl, ansible_schema.json and source.json into `out`; return what source.json says.
+    """Write the rows, lengths.csv, ansible_schema.json and source.json into `out`; return what source.json says.
 
     Raises:
         WheelUnavailable: see obtain_wheel; nothing is written then.
@@ -148,6 +148,7 @@ def write(
     }
     write_json(out / "ansible_schema.json", {"ansible": VERSION, **schema})
     write_jsonl(out / "demonstrations.jsonl", rows)
+    write_lengths(out / "lengths.csv", (row["response"] for row in rows))
     write_json(out / "source.json", source, indent=2)
     return source
 

@@ -20,7 +20,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from examples.writing import write_json, write_jsonl
+from examples.writing import write_json, write_jsonl, write_lengths
 
 LICENCE = "PSF-2.0"
 MAX_CHARS = 300
@@ -45,7 +45,7 @@ def extract(library: Path, max_chars: int | None = MAX_CHARS, limit: int | None 
 
 
 def write(out: Path, max_chars: int | None = MAX_CHARS, limit: int | None = LIMIT, reason: str | None = None) -> Row:
-    """Write demonstrations.jsonl and source.json into `out`; return what source.json says."""
+    """Write demonstrations.jsonl, lengths.csv and source.json into `out`; return what source.json says."""
     rows = extract(Path(sysconfig.get_paths()["stdlib"]), max_chars, limit)
     content = "".join(json.dumps(row, sort_keys=True) for row in rows)
     source = {
@@ -62,6 +62,7 @@ def write(out: Path, max_chars: int | None = MAX_CHARS, limit: int | None = LIMI
     # dvc.yaml names the schema as an output whatever the source; one without modules decides nothing.
     write_json(out / "ansible_schema.json", {"ansible": None, "modules": {}, "redirects": {}})
     write_jsonl(out / "demonstrations.jsonl", rows)
+    write_lengths(out / "lengths.csv", (row["response"] for row in rows))
     write_json(out / "source.json", source, indent=2)
     return source
 

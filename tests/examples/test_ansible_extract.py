@@ -88,6 +88,9 @@ def test_files_written(small_wheel: Path) -> None:
     assert all(yaml.safe_load(row["response"]).keys() == {row["group"]} for row in rows)
     assert (source["name"], source["licence"]) == ("ansible", "GPL-3.0-or-later")
     assert source["rows_per_collection"] == {"acme.net": 4, "acme.store": 2}
+    lengths = [line.split(",") for line in (small_wheel / "lengths.csv").read_text().splitlines()]
+    assert lengths[:3] == [["chars", "rows"], ["0", "0"], ["20", "4"]]
+    assert sum(int(rows) for _, rows in lengths[1:]) == 6
     before = {path.name: path.read_bytes() for path in small_wheel.iterdir()}
     assert fetch.main(["--out", str(small_wheel), "--all", "--limit", "0"]) == 0
     assert {path.name: path.read_bytes() for path in small_wheel.iterdir()} == before
