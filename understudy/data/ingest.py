@@ -67,11 +67,11 @@ def ingest(listing: Listing, config: DataConfig, workdir: Path) -> Iterator[Inge
         quarantine = workdir / QUARANTINE
         repeated = _validate(listing, config, spool, scratch, quarantine, summary)
         _refuse_bad_data(config, summary, quarantine)
-        num_unique, removed = _near_duplicates(spool, repeated, config, scratch)
-        summary.duplicates_exact = summary.rows_in - summary.bad - num_unique
-        summary.duplicates_near = len(removed)
+        removed = _near_duplicates(spool, repeated, config, scratch)
         folder = _made(scratch / "dataset")
         _write_dataset(_without(spool.unique_rows(repeated), removed), config, folder, summary)
+        summary.duplicates_near = len(removed)
+        summary.duplicates_exact = summary.rows_in - summary.bad - summary.rows - len(removed)
         _warn_about_empty_splits(config, summary)
         _write_summary(summary, workdir)
         yield Ingested(folder, summary, quarantine)
@@ -187,28 +187,23 @@ def _refuse_bad_data(config: DataConfig, summary: Summary, quarantine: Path) -> 
         )
 
 
-def _near_duplicates(spool: Spool, repeated: set[int], config: DataConfig, scratch: Path) -> tuple[int, set[int]]:
-    """Return the number of rows without exact duplicates, and the indices of near-duplicates among them."""
+def _near_duplicates(spool: Spool, repeated: set[int], config: DataConfig, scratch: Path) -> set[int]:
+    """Return the indices of near-duplicates among the rows without exact duplicates."""
     if config.near_duplicate_threshold is None:
-        return sum(1 for _ in spool.unique_rows(repeated)), set()
+        return set()
     from understudy.data.dedup import near_duplicates
 
-    num_rows = 0
-
-    def texts() -> Iterator[str]:
-        nonlocal num_rows
-        for row in spool.unique_rows(repeated):
-            num_rows += 1
-            yield "\n".join([*(turn["content"] for turn in row.messages), row.response])
-
+    texts = (
+        "\n".join([*(turn["content"] for turn in row.messages), row.response]) for row in spool.unique_rows(repeated)
+    )
     folder = _made(scratch / "near")
-    removed = near_duplicates(texts(), spool.num_rows, config.near_duplicate_threshold, folder)
+    removed = near_duplicates(texts, spool.num_rows, config.near_duplicate_threshold, folder)
     shutil.rmtree(folder)
-    return num_rows, removed
+    return removed
 
 
 def _without(rows: Iterator[Spooled], removed: set[int]) -> Iterator[Spooled]:
-    return (row for index, row in enumerate(rows) if index not in removed)
+    return (row for index, row in enumerate(rows) if index not in removed) if removed else rows
 
 
 def _write_dataset(rows: Iterator[Spooled], config: DataConfig, folder: Path, summary: Summary) -> None:
@@ -249,9 +244,8 @@ class _SplitWriter:
         self._rows: list[tuple[str, ...]] = []
 
     def add(self, row: Spooled, group: str) -> None:
-        messages = _messages_json(row.messages)
         row_id = row.id if row.id is not None else row.sha256
-        self._rows.append((row_id, group, messages, row.prompt, row.response, row.metadata_json, row.sha256))
+        self._rows.append((row_id, group, row.messages_json, row.prompt, row.response, row.metadata_json, row.sha256))
         if len(self._rows) == _ROW_GROUP_ROWS:
             self._flush()
 
@@ -268,12 +262,6 @@ class _SplitWriter:
         if error_type is None and self._rows:
             self._flush()
         self._writer.close()
-
-
-def _messages_json(messages: list[dict[str, str]]) -> str:
-    import orjson
-
-    return orjson.dumps(messages).decode()
 
 
 def _warn_about_empty_splits(config: DataConfig, summary: Summary) -> None:

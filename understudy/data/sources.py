@@ -78,21 +78,15 @@ def entries(file: SourceFile) -> Iterator[Entry]:
     Raises:
         DataRefused: the file breaks off or is damaged, so that nobody knows what is missing.
     """
-    number = 0
     try:
         with closing(file.open()) as stream:
             magic = stream.read(10)
         if magic.startswith(b"PAR1"):
-            rows = _parquet_rows(file)
+            yield from _parquet_rows(file)
         elif magic.startswith((b"\xff\xff\xff\xff", b"ARROW1")):
-            rows = _arrow_rows(file)
+            yield from _arrow_rows(file)
         else:
-            rows = _json_lines(file, compressed=magic.startswith(b"\x1f\x8b"))
-        for entry in rows:
-            number = entry[0]
-            yield entry
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise _damaged(file, number, error) from error
+            yield from _json_lines(file, compressed=magic.startswith(b"\x1f\x8b"))
     except (FileNotFoundError, PermissionError) as error:
         raise ConfigError(f"{file.name} cannot be opened: {error.strerror}. Check the path and its rights.") from error
 
@@ -109,9 +103,7 @@ def _json_lines(file: SourceFile, compressed: bool) -> Iterator[Entry]:
         stream: BinaryIO = opened
         if compressed:
             stream = io.BufferedReader(gzip.GzipFile(fileobj=opened), 1 << 18)
-        number = 0
-        while line := stream.readline(LINE_LIMIT_BYTES):
-            number += 1
+        for number, line in _lines(file, stream):
             if len(line) == LINE_LIMIT_BYTES and not line.endswith(b"\n"):
                 _skip_line(stream)
                 yield number, RowProblem("too long", f"the line exceeds {LINE_LIMIT_BYTES} bytes"), line[:4096]
@@ -121,6 +113,16 @@ def _json_lines(file: SourceFile, compressed: bool) -> Iterator[Entry]:
             except RowProblem as problem:
                 if line.strip() and line.strip() != _BYTE_ORDER_MARK:
                     yield number, problem, line
+
+
+def _lines(file: SourceFile, stream: BinaryIO) -> Iterator[tuple[int, bytes]]:
+    number = 0
+    try:
+        while line := stream.readline(LINE_LIMIT_BYTES):
+            number += 1
+            yield number, line
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise _damaged(file, number, error) from error
 
 
 def _skip_line(stream: BinaryIO) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 import orjson
+import xxhash
 
 from understudy.data.rows import Row
 
@@ -23,15 +24,21 @@ _LINE_BITS = 44  # room for 2^44 lines a file and 2^20 files in one 64-bit place
 
 
 class Spooled(NamedTuple):
-    """A valid row with the SHA-256 of its messages and response."""
+    """A valid row with the SHA-256 of its messages and response; `messages` is canonical JSON text."""
 
     sha256: str
-    id: str | None
-    group: str | None
-    messages: list[dict[str, str]]
+    messages_json: str
     prompt: str
     response: str
+    id: str | None
+    group: str | None
     metadata_json: str
+
+    @property
+    def messages(self) -> list[dict[str, str]]:
+        """The context, parsed."""
+        turns: list[dict[str, str]] = orjson.loads(self.messages_json)
+        return turns
 
 
 def place(file_index: int, line: int) -> int:
@@ -55,13 +62,14 @@ class Spool:
 
     def add(self, row: Row, at: int) -> None:
         """Keep a valid row that stands at `place(file, line)`."""
-        row_id, _, messages, _, response, _ = row
-        digest = hashlib.sha256(orjson.dumps((messages, response)))
-        line = b"%b %b %d\n" % (digest.hexdigest().encode(), orjson.dumps(tuple(row)), at)
-        raw_digest = digest.digest()
-        self._writes[raw_digest[0] >> self._shift](line)
+        row_id, group, messages, prompt, response, metadata_json = row
+        # JSON text has no raw tab and no raw newline, so they can separate it.
+        content = b"%b\t%b" % (orjson.dumps(messages), orjson.dumps(response))
+        digest = hashlib.sha256(content).digest()
+        rest = orjson.dumps((row_id, group, metadata_json, prompt))
+        self._writes[digest[0] >> self._shift](b"%b\t%b\t%b\t%d\n" % (digest.hex().encode(), content, rest, at))
         if row_id is not None:
-            self._add_id(row_id, raw_digest, at)
+            self._add_id(row_id, digest, at)
         self.num_rows += 1
 
     def close(self) -> None:
@@ -94,6 +102,7 @@ class Spool:
         Of exact duplicates the one with the smallest canonical text stays: with an id before without, then by
         id, group and metadata.
         """
+        loads = orjson.loads
         for index in range(self._num_buckets):
             last = b""
             with self._path("rows", index).open("rb") as file:
@@ -102,18 +111,19 @@ class Spool:
                 sha256 = line[:64]
                 if sha256 == last:
                     continue
-                text, _, at = line[65:].rpartition(b" ")
+                _, messages, response, rest, at = line.split(b"\t")
                 if without and int(at) in without:
                     continue
                 last = sha256
-                yield Spooled(sha256.decode(), *orjson.loads(text))
+                row_id, group, metadata_json, prompt = loads(rest)
+                yield Spooled(sha256.decode(), messages.decode(), prompt, loads(response), row_id, group, metadata_json)
 
     def _add_id(self, row_id: str, content_digest: bytes, at: int) -> None:
         if not self._id_writes:
             self._id_writes = [self._open("ids", i).write for i in range(self._num_buckets)]
-        id_digest = hashlib.sha256(row_id.encode()).digest()
-        entry = id_digest[:16] + content_digest[8:16] + at.to_bytes(8, "little")
-        self._id_writes[id_digest[31] >> self._shift](entry)
+        id_digest = xxhash.xxh3_128_digest(row_id.encode())
+        entry = id_digest + content_digest[8:16] + at.to_bytes(8, "little")
+        self._id_writes[id_digest[15] >> self._shift](entry)
 
     def _open(self, kind: str, index: int) -> BinaryIO:
         return self._stack.enter_context(self._path(kind, index).open("wb", buffering=_BUFFER_BYTES))
