@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from understudy.exact.adversarial_proofs import divergences_to_prove
-from understudy.exact.divergences import between, log_ratio_along_responses, sequence_divergence
+from understudy.exact.divergences import log_ratio_along_responses, sequence_divergence
 from understudy.exact.mdp import TokenMDP, policy_table
 from understudy.exact.production import gradient, objective_for, small_enough
 from understudy.exact.report import Row
@@ -149,10 +149,3 @@ def _learn(mdp: TokenMDP, objective: AdversarialObjective, expert_SV: Tensor, po
     step: Callable[..., object] = optimizer.step
     step(closure)
     return (scaled_SV / scale_SV).detach()
-
-
-def optimal_classifier_value(mdp: TokenMDP, expert_SV: Tensor, policy_SV: Tensor) -> float:
-    """Eq 21's value at D*: E_exp[log D*] + E_pi[log(1 - D*)] = 2 JS - 2 log 2 (the printed form drops 1/2 and log 2)."""
-    return float(between(DIVERGENCES["js"], mdp.log_trajectory(expert_SV), mdp.log_trajectory(policy_SV))) - 2 * (
-        math.log(2)
-    )

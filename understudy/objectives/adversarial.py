@@ -79,6 +79,19 @@ class AdversarialObjective:
         """Scalar to minimise over the discriminator."""
         return self.loss(scores_expert, scores_policy, divergence=self.divergence, label_smoothing=self.label_smoothing)
 
+    def rewards(self, scores_policy: DiscriminatorScores) -> tuple[Tensor, dict[str, float]]:
+        """Clipped reward at each scored position of the policy's samples, 0 elsewhere, and the numbers to report."""
+        h_BT = log_ratio(scores_policy, self.divergence).detach()
+        scored = scores_policy.mask_BT
+        reward_BT, clipped_fraction = clipped_reward(self.divergence, h_BT, self.reward_clip, scored)
+        reward_BT = torch.where(scored, reward_BT, torch.zeros_like(reward_BT))
+        report = {
+            "reward": float(reward_BT[scored].mean()),
+            "reward_clipped_fraction": float(clipped_fraction),
+            "log_ratio": float(h_BT[scored].mean()),
+        }
+        return reward_BT, report
+
     def advantages(
         self,
         scores_policy: DiscriminatorScores,
@@ -87,7 +100,7 @@ class AdversarialObjective:
         finished_B: Tensor,
         group_size: int,
     ) -> tuple[Tensor, dict[str, float]]:
-        """Advantage of each response token, shape (B, T), and the numbers worth reporting.
+        """Leave-one-out advantage of each response token, shape (B, T), and the numbers worth reporting.
 
         Args:
             scores_policy: of the policy's own samples.
@@ -96,9 +109,7 @@ class AdversarialObjective:
             finished_B: which rows reached EOS.
             group_size: responses per prompt, k.
         """
-        h_BT = log_ratio(scores_policy, self.divergence).detach()
-        reward_BT, clipped_fraction = clipped_reward(self.divergence, h_BT, self.reward_clip, scores_policy.mask_BT)
-        reward_BT = torch.where(scores_policy.mask_BT, reward_BT, torch.zeros_like(reward_BT))
+        reward_BT, report = self.rewards(scores_policy)
         token_level = self.level == "token"
         return_BT = penalised_return(
             reward_BT,
@@ -115,11 +126,4 @@ class AdversarialObjective:
             return_B = return_BT[:, 0]
             baseline_B = return_B - leave_one_out(return_B, group_size)
             advantage_BT = (return_BT - baseline_B[:, None]) * mask_BT.to(return_BT.dtype)
-        scored = scores_policy.mask_BT
-        report = {
-            "reward": float(reward_BT[scored].mean()),
-            "reward_clipped_fraction": float(clipped_fraction),
-            "log_ratio": float(h_BT[scored].mean()),
-            "advantage_std": float(advantage_BT[mask_BT].std(unbiased=False)),
-        }
-        return advantage_BT, report
+        return advantage_BT, report | {"advantage_std": float(advantage_BT[mask_BT].std(unbiased=False))}

@@ -51,6 +51,7 @@ class DiscriminatorLoss:
 
     name: str
     equation: str
+    meaning: str
     function: Callable[..., Tensor]
     pairwise: bool = False
     needs_spread: bool = False
@@ -157,12 +158,17 @@ def airl_logits(reward_BT: Tensor, logp_BT: Tensor) -> Tensor:
 DISCRIMINATOR_LOSSES: dict[str, DiscriminatorLoss] = {
     row.name: row
     for row in (
-        DiscriminatorLoss("logistic", "18, 20, 22, 23", logistic_loss),
-        DiscriminatorLoss("bradley_terry", "25, 27", bradley_terry_loss, pairwise=True),
+        DiscriminatorLoss("logistic", "18, 20, 22, 23", "expert against sample, cross-entropy", logistic_loss),
+        DiscriminatorLoss("bradley_terry", "25, 27", "pairs of one prompt", bradley_terry_loss, pairwise=True),
         DiscriminatorLoss(
-            "bradley_terry_variance", "24-26", bradley_terry_variance_loss, pairwise=True, needs_spread=True
+            "bradley_terry_variance",
+            "24-26",
+            "pairs of one prompt, learned variance",
+            bradley_terry_variance_loss,
+            pairwise=True,
+            needs_spread=True,
         ),
-        DiscriminatorLoss("variational", "28-30", variational_loss),
+        DiscriminatorLoss("variational", "28-30", "the f-divergence's own bound", variational_loss),
     )
 }
 

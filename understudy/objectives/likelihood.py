@@ -61,9 +61,9 @@ def occupancy_weights(mask_BT: Tensor, *, horizon: int, discount: float, absorbi
 
 
 LIKELIHOODS: dict[str, Callable[..., SumAndWeight]] = {
-    "token_nll": lambda logp, mask, **_: token_nll(logp, mask),
-    "occupancy": lambda logp, mask, **settings: occupancy_nll(logp, mask, **settings),
-    "trajectory": lambda logp, mask, **_: trajectory_nll(logp, mask),
+    "token_nll": token_nll,
+    "occupancy": occupancy_nll,
+    "trajectory": trajectory_nll,
 }
 
 
@@ -79,4 +79,5 @@ def nll_sum_and_weight(
         close = difflib.get_close_matches(objective, list(LIKELIHOODS), n=1, cutoff=0.4)
         hint = f"Did you mean {close[0]!r}? " if close else ""
         raise ValueError(f"Unknown likelihood objective {objective!r}. {hint}Known: {', '.join(LIKELIHOODS)}.")
-    return LIKELIHOODS[objective](logp_BT, mask_BT, horizon=horizon, discount=discount, absorbing=absorbing)
+    settings = {"horizon": horizon, "discount": discount, "absorbing": absorbing} if objective == "occupancy" else {}
+    return LIKELIHOODS[objective](logp_BT, mask_BT, **settings)
