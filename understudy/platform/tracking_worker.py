@@ -65,6 +65,8 @@ class RunWriter:
         self.client = MlflowClient(tracking_uri=opening["uri"])
         self.experiment_id = self._experiment(opening["experiment"], opening["artifacts"])
         self.metrics: list[Any] = []
+        if opening["step"] and not opening["join_run_id"]:
+            opening["join_run_id"] = self._parent_of(opening)
         self.run_id = self._find(opening) or self._create(opening)
         self.logged = self._already_logged()
         self._log_params(opening["params"])
@@ -151,6 +153,16 @@ class RunWriter:
         if experiment.lifecycle_stage == "deleted":
             self.client.restore_experiment(experiment.experiment_id)
         return str(experiment.experiment_id)
+
+    def _parent_of(self, opening: Message) -> str | None:
+        """Find or create the parent by the pipeline's run id, where nobody gave MLFLOW_RUN_ID."""
+        pipeline_run = opening["tags"].get("understudy.run_id")
+        if not pipeline_run:
+            return None
+        wanted = f"tags.`understudy.run_id` = '{pipeline_run}' and tags.`understudy.step` = 'run'"
+        found = self.client.search_runs([self.experiment_id], wanted, order_by=["attributes.start_time ASC"])
+        parent = dict(opening, step=None, name=pipeline_run, join_run_id=None, lineage=pipeline_run)
+        return str(found[0].info.run_id) if found else self._create(parent)
 
     def _find(self, opening: Message) -> str | None:
         """Find this step's run below its parent, or an unfinished parent run of the same lineage."""

@@ -1,0 +1,143 @@
+"""`understudy model`: list, show and use registered models."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from understudy.errors import ConfigError
+
+if TYPE_CHECKING:
+    from understudy.platform.registry import Registry, Version
+
+app = typer.Typer(help="List, show and use registered models.", no_args_is_help=True)
+
+Workdir = Annotated[Path, typer.Option("--workdir", help="Working directory of the runs.", envvar="UNDERSTUDY_WORKDIR")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+WORKDIR = Path(".understudy")
+
+
+@app.command("list")
+def list_models(workdir: Workdir = WORKDIR, as_json: AsJson = False) -> None:
+    """List every version in the registry."""
+    versions = open_registry(workdir).versions()
+    if as_json:
+        typer.echo(json.dumps([asdict(version) for version in versions], indent=1))
+        return
+    if not versions:
+        typer.echo("No model is registered yet. `understudy run` trains and registers one.")
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("model", "version", "aliases", "stage", "dataset", "commit", "pipeline run")
+    for version in versions:
+        tags = version.tags
+        commit = tags.get("git_commit", "")[:8] + ("+" if tags.get("git_dirty") == "true" else "")
+        aliases = ", ".join(version.aliases)
+        dataset = tags.get("dataset_md5", "")[:8]
+        table.add_row(
+            version.name, version.version, aliases, tags.get("stage"), dataset, commit, tags.get("pipeline_run")
+        )
+    Console().print(table)
+
+
+@app.command()
+def show(
+    model: Annotated[str, typer.Argument(help="NAME, NAME@alias or NAME/version")],
+    workdir: Workdir = WORKDIR,
+    as_json: AsJson = False,
+) -> None:
+    """Show one version: where it came from and how it did."""
+    version = open_registry(workdir).find(model)
+    if as_json:
+        typer.echo(json.dumps(asdict(version), indent=1))
+        return
+    names = "".join(f"  @{alias}" for alias in version.aliases)
+    typer.echo(f"{version.name}/{version.version}{names}")
+    for key, value in version.tags.items():
+        typer.echo(f"  {key:<22} {value}")
+    for decoding, values in version.metrics.items():
+        typer.echo(f"  {decoding:<22} " + "  ".join(f"{name} {value:.4g}" for name, value in values.items()))
+
+
+@app.command()
+def generate(
+    model: Annotated[str, typer.Argument(help="NAME, NAME@alias or NAME/version")],
+    prompt: Annotated[str, typer.Option("--prompt", help="What to answer.")],
+    max_new_tokens: Annotated[int | None, typer.Option(min=1, help="Default: the version's own.")] = None,
+    temperature: Annotated[float | None, typer.Option(min=0.0, help="0 is greedy. Default: the version's own.")] = None,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same text.")] = 0,
+    workdir: Workdir = WORKDIR,
+    as_json: AsJson = False,
+) -> None:
+    """Answer a prompt with a registered model, shown as it is written."""
+    if not prompt.strip():
+        raise ConfigError("--prompt is empty. Give the text that the model is to answer.")
+    registry = open_registry(workdir)
+    version = registry.find(model)
+    answer = _generate(registry, version, prompt, max_new_tokens, temperature, seed, stream=not as_json)
+    if as_json:
+        typer.echo(json.dumps({"model": f"{version.name}/{version.version}", "prompt": prompt, **answer}, indent=1))
+
+
+def open_registry(workdir: Path) -> Registry:
+    """Return the registry at MLFLOW_TRACKING_URI, else the sqlite store of the working directory."""
+    from understudy.platform.registry import Registry
+
+    uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{workdir.absolute() / 'mlflow.db'}"
+    if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
+        raise ConfigError(
+            f"There is no registry at {uri}. Run `understudy run` first, name its folder with --workdir, "
+            "or set MLFLOW_TRACKING_URI."
+        )
+    return Registry(uri, workdir)
+
+
+def _generate(
+    registry: Registry,
+    version: Version,
+    prompt: str,
+    max_new_tokens: int | None,
+    temperature: float | None,
+    seed: int,
+    stream: bool,
+) -> dict[str, Any]:
+    folder = registry.download(version)
+
+    import torch
+
+    from understudy.models.generation import SamplingSettings, generate
+    from understudy.models.loading import load_policy
+    from understudy.platform.registry import generation_defaults
+
+    defaults = generation_defaults(folder)
+    chosen = defaults["temperature"] if temperature is None else temperature
+    settings = SamplingSettings(
+        max_response_tokens=max_new_tokens or defaults["max_new_tokens"], temperature=chosen or 1.0, greedy=chosen == 0
+    )
+    policy = load_policy(folder)
+    ids: list[int] = []
+    shown = ""
+
+    def write(tokens: torch.Tensor) -> None:
+        nonlocal shown
+        ids.append(int(tokens[0]))
+        text = policy.decode(ids)
+        # The last character may be half of one until the next token comes.
+        if not text.endswith("\ufffd") and text.startswith(shown):
+            typer.echo(text[len(shown) :], nl=False)
+            shown = text
+
+    prompt_ids = policy.encode_prompt([{"role": "user", "content": prompt}])
+    generator = torch.Generator().manual_seed(seed)
+    rollouts = generate(policy, [prompt_ids], settings, generator, on_token=write if stream else None)
+    response = policy.decode(rollouts.responses[0])
+    if stream:
+        typer.echo(response[len(shown) :])
+    return {"response": response, "finished": rollouts.finished[0], "tokens": rollouts.num_tokens, "seed": seed}
