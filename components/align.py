@@ -16,9 +16,9 @@ def align(
 ) -> None:
     """Alternate discriminator and policy until the policy writes what the expert writes."""
     from understudy.platform.steps import align as step
-    from understudy.platform.steps import pack, unpack
+    from understudy.platform.steps import from_kfp, pack, unpack
     from understudy.records import DatasetRef, PolicyRef
 
-    aligned, judge = step.run(config, unpack(dataset, DatasetRef), unpack(sft, PolicyRef))
+    aligned, judge = step.run(from_kfp(config), unpack(dataset, DatasetRef), unpack(sft, PolicyRef))
     pack(policy, aligned)
     pack(discriminator, judge)

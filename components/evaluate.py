@@ -18,10 +18,10 @@ def evaluate(
 ) -> None:
     """Score base, SFT, aligned and longer SFT by every metric and judge, and write the report."""
     from understudy.platform.steps import evaluate as step
-    from understudy.platform.steps import pack, unpack
+    from understudy.platform.steps import from_kfp, pack, unpack
     from understudy.records import DatasetRef, DiscriminatorRef, PolicyRef
 
     artifacts = {"sft": sft, "aligned": aligned, "sft_longer": sft_longer}
     policies = {name: unpack(artifact, PolicyRef) for name, artifact in artifacts.items()}
     judge = unpack(discriminator, DiscriminatorRef)
-    pack(report, step.run(config, unpack(dataset, DatasetRef), policies, judge))
+    pack(report, step.run(from_kfp(config), unpack(dataset, DatasetRef), policies, judge))

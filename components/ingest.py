@@ -9,7 +9,7 @@ from components import STEPS_IMAGE
 @dsl.component(base_image=STEPS_IMAGE, install_kfp_package=False)
 def ingest(config: dict, preflight: str, dataset: Output[Dataset]) -> None:
     """Read, validate, deduplicate, split and version the demonstrations."""
+    from understudy.platform.steps import from_kfp, pack
     from understudy.platform.steps import ingest as step
-    from understudy.platform.steps import pack
 
-    pack(dataset, step.run(config))
+    pack(dataset, step.run(from_kfp(config)))

@@ -9,6 +9,7 @@ from components import STEPS_IMAGE
 @dsl.component(base_image=STEPS_IMAGE, install_kfp_package=False)
 def notify(config: dict, status: PipelineTaskFinalStatus) -> None:
     """Write outcome.json and post it to the configured webhook, whatever the run's end."""
+    from understudy.platform.steps import from_kfp
     from understudy.platform.steps import notify as step
 
-    step.run(config, state=status.state, message=status.error_message)
+    step.run(from_kfp(config), state=status.state, message=status.error_message)

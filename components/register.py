@@ -15,9 +15,9 @@ def register(
     entry: Output[Model],
 ) -> None:
     """Put the model into the registry under its alias, tagged with where it came from."""
-    from understudy.platform.steps import pack, unpack
+    from understudy.platform.steps import from_kfp, pack, unpack
     from understudy.platform.steps import register as step
     from understudy.records import DatasetRef, EvaluationReport, PolicyRef
 
-    records = unpack(dataset, DatasetRef), unpack(policy, PolicyRef), unpack(report, EvaluationReport)
-    pack(entry, step.run(config, *records))
+    records = unpack(policy, PolicyRef), unpack(report, EvaluationReport), unpack(dataset, DatasetRef)
+    pack(entry, step.run(from_kfp(config), *records))

@@ -17,10 +17,9 @@ def sft(
     compute_of: Optional[Input[Model]] = None,  # noqa: UP045
 ) -> None:
     """Warm start the policy; with `start`, go on from it with the compute that `compute_of` used."""
-    from understudy.platform.steps import pack, unpack
+    from understudy.platform.steps import from_kfp, pack, unpack
     from understudy.platform.steps import sft as step
     from understudy.records import DatasetRef, PolicyRef
 
     given = [unpack(artifact, PolicyRef) if artifact else None for artifact in (start, compute_of)]
-    skip = config.get("longer") is False  # the baseline is turned off: its place is taken by what it starts from
-    pack(policy, given[0] if skip else step.run(config, unpack(dataset, DatasetRef), *given))
+    pack(policy, step.run(from_kfp(config), unpack(dataset, DatasetRef), *given))

@@ -24,6 +24,7 @@ def arguments(params: Params) -> dict[str, dict[str, Any]]:
     Raises:
         ConfigError, DataRefused, ServiceUnreachable: the source of the demonstrations cannot be read.
     """
+    from understudy.platform.steps import for_kfp
     from understudy.platform.steps.ingest import source_sha256
 
     source = {"source_sha256": source_sha256(params.data.source)}
@@ -31,17 +32,17 @@ def arguments(params: Params) -> dict[str, dict[str, Any]]:
     judges = {"judges_sha256": {judge.name: file_sha256(judge.target or "") for judge in params.evaluation.judges}}
     dump = params.model_dump(mode="json")
     everything = {section: dump[section] for section in RESULT_SECTIONS}
-    longer = {"step": "sft_longer", "longer": params.evaluation.sft_longer}
-    return {
+    configs: dict[str, dict[str, Any]] = {
         "preflight_config": {**_step("preflight", params), **everything, **source, **base, **judges},
         "ingest_config": _step("ingest", params, "data") | source,
         "sft_config": _step("sft", params, "model", "sft") | base,
         "align_config": _step("align", params, "model", "align") | base,
-        "sft_longer_config": _step("sft", params, "model", "sft") | base | longer,
+        "sft_longer_config": _step("sft", params, "model", "sft") | base | {"step": "sft_longer"},
         "evaluate_config": _step("evaluate", params, "model", "evaluation") | base | judges,
         "register_config": _step("register", params, "registry") | {"params_sha256": params_sha256(params)},
         "notify_config": {"step": "notify", **dump["notify"]},
     }
+    return {name: for_kfp(config) for name, config in configs.items()}
 
 
 def params_sha256(params: Params) -> str:

@@ -206,7 +206,7 @@ def number(value: float | None) -> str:
 
 def metrics_table(metrics: dict[str, Any], width: int) -> Table:
     """Return one row per decoding and metric, one column per policy, each value with its interval."""
-    policies = [name for name in ("sft", "aligned", "sft_longer") if name in metrics] or list(metrics)
+    policies: list[str] = [name for name in ("sft", "aligned", "sft_longer") if name in metrics] or list(metrics)
     rows: dict[tuple[str, str], dict[str, str]] = {}
     for policy in policies:
         for decoding, values in metrics[policy].items():

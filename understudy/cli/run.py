@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 
@@ -17,13 +17,15 @@ app = typer.Typer(help=HELP, add_completion=False, rich_markup_mode=None)
 
 @app.command(help=HELP)
 def run(
-    params: Path = typer.Option(Path("params.yaml"), "--params", help="The run's params."),
-    workdir: Path = typer.Option(Path(".understudy"), "--workdir", help="Where all state is kept; safe to delete."),
-    overrides: list[str] = typer.Option([], "--set", help="Override one param: section.key=value (repeatable)."),
-    as_json: bool = typer.Option(False, "--json", help="Print the outcome as JSON; progress goes to stderr."),
+    params: Annotated[Path, typer.Option("--params", help="The run's params.")] = Path("params.yaml"),
+    workdir: Annotated[Path, typer.Option("--workdir", help="Where all state is kept; safe to delete.")] = Path(
+        ".understudy"
+    ),
+    overrides: Annotated[list[str] | None, typer.Option("--set", help="E.g. data.source=my.jsonl; repeatable.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object; progress goes to stderr.")] = False,
 ) -> None:
     """Run the pipeline, show it, and print what came out."""
-    loaded = load_params(params, overrides)
+    loaded = load_params(params, overrides or [])
     # After the params are known to be right: a typo must not wait for imports.
     from pipelines.arguments import arguments
     from understudy.cli.live import LiveView

@@ -1,6 +1,7 @@
 """The steps of the DAG: each module has `run(config, …)`, which takes records and returns records.
 
 `pack` and `unpack` carry a record in a KFP artifact: its content-addressed URI and the record as JSON.
+`for_kfp` and `from_kfp` carry a config through a KFP parameter, which knows neither null nor whole numbers.
 """
 
 from __future__ import annotations
@@ -12,6 +13,27 @@ from understudy.errors import IntegrityError
 from understudy.records import Record
 
 R = TypeVar("R", bound=Record)
+_NULL = "null"
+
+
+def for_kfp(value: Any) -> Any:
+    """Return a config whose nulls a KFP parameter can hold."""
+    if isinstance(value, dict):
+        return {name: for_kfp(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [for_kfp(item) for item in value]
+    return _NULL if value is None else value
+
+
+def from_kfp(value: Any) -> Any:
+    """Undo `for_kfp`, and make whole numbers whole again, which KFP hands over as floats."""
+    if isinstance(value, dict):
+        return {name: from_kfp(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [from_kfp(item) for item in value]
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    return None if value == _NULL else value
 
 
 def pack(artifact: Any, record: Record) -> None:

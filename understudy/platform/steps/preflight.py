@@ -19,6 +19,7 @@ from understudy.config import (
     EvaluationConfig,
     ModelConfig,
     RegistryConfig,
+    Section,
     SftConfig,
     validate,
 )

@@ -1,0 +1,102 @@
+"""Step context: events, failure record, signals that save state or end at once."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from understudy.errors import Preempted, TrainingDiverged, UnderstudyError
+from understudy.platform.context import step_context
+from understudy.platform.events import read_events
+
+
+@pytest.fixture
+def run_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder = tmp_path / "runs" / "r1"
+    monkeypatch.setenv("UNDERSTUDY_WORKDIR", str(tmp_path))
+    monkeypatch.setenv("UNDERSTUDY_RUN_DIR", str(folder))
+    monkeypatch.setenv("UNDERSTUDY_RUN_ID", "r1")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    return folder
+
+
+def failure(run_dir: Path) -> dict[str, Any]:
+    data: dict[str, Any] = json.loads((run_dir / "failure.json").read_text())
+    return data
+
+
+def test_start_and_finish_are_events_under_the_configs_step_name(run_dir: Path) -> None:
+    with step_context("sft", {"seed": 7.0, "step": "sft_longer"}) as context:
+        assert (context.seed, context.run_id, context.step) == (7, "r1", "sft_longer")
+        context.tracker.log(1, {"loss": 2.0})
+    events = read_events(run_dir / "events.jsonl")
+    assert [(event["step"], event["kind"]) for event in events] == [
+        ("sft_longer", "start"),
+        ("sft_longer", "metrics"),
+        ("sft_longer", "finish"),
+    ]
+
+
+def test_the_first_failure_is_the_one_recorded(run_dir: Path) -> None:
+    for message in ("loss is nan at step 3", "later"):
+        with pytest.raises(TrainingDiverged), step_context("sft", {}):
+            raise TrainingDiverged(message)
+    told = failure(run_dir)
+    assert (told["step"], told["error"], told["message"], told["exit_code"]) == (
+        "sft",
+        "TrainingDiverged",
+        "loss is nan at step 3",
+        1,
+    )
+    assert "Traceback" in told["traceback"]
+
+
+def test_a_full_disk_is_said_in_one_paragraph(run_dir: Path) -> None:
+    with pytest.raises(UnderstudyError, match=r"disk is full: writing /x/y .*--workdir"), step_context("sft", {}):
+        raise OSError(errno.ENOSPC, "No space left on device", "/x/y")
+
+
+def test_a_signal_ends_a_step_without_state_at_once(run_dir: Path) -> None:
+    with pytest.raises(Preempted, match="same command"), step_context("ingest", {}):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(5)
+        pytest.fail("the signal did not interrupt")
+    assert failure(run_dir)["exit_code"] == 75
+
+
+def test_a_signal_lets_a_step_with_checkpoints_save_first(run_dir: Path) -> None:
+    saved = []
+    with pytest.raises(Preempted, match="round 7 of 20"), step_context("align", {}) as context:
+        folder = context.checkpoint_dir("abc123")
+        assert not context.should_stop()
+        os.kill(os.getpid(), signal.SIGINT)
+        assert context.should_stop()
+        saved.append(folder.name)
+        raise context.preempted("round 7 of 20")
+    assert saved == ["align-abc123"]
+
+
+def test_handlers_are_restored(run_dir: Path) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with step_context("sft", {}):
+        assert signal.getsignal(signal.SIGTERM) is not before
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_stopped_run_starts_no_further_step(run_dir: Path) -> None:
+    run_dir.mkdir(parents=True)
+    (run_dir / "stop").touch()
+    with pytest.raises(Preempted, match="before step evaluate began"), step_context("evaluate", {}):
+        pytest.fail("the step began")
+
+
+def test_a_lineage_cannot_leave_the_checkpoint_folder(run_dir: Path) -> None:
+    with pytest.raises(ValueError, match="plain name"), step_context("sft", {}) as context:
+        context.checkpoint_dir("../x")
