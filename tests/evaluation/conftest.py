@@ -59,7 +59,9 @@ def make_demonstrations(num_rows: int, start: int = 0) -> list[Demonstration]:
         lines += [f"    option_{int(generator.integers(9))}: {int(generator.integers(99))}" for _ in range(4)]
         response = "\n".join(lines)
         prompt = f"Ensure that {module} {index} is configured"
-        rows.append(Demonstration(str(index), f"g{index // 2}", ({"role": "user", "content": prompt},), prompt, response))
+        rows.append(
+            Demonstration(str(index), f"g{index // 2}", ({"role": "user", "content": prompt},), prompt, response)
+        )
     return rows
 
 
@@ -73,21 +75,25 @@ def make_config(**changes) -> EvaluationConfig:
         "confidence": 0.95,
         "bootstrap_samples": 500,
         "samples_shown": 5,
-        "sft_longer": True,
     }
     return EvaluationConfig.model_validate(values | changes)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def fakes():
     """The builders above, as one namespace."""
+    return namespace()
+
+
+def namespace():
+    """Return the builders above."""
 
     class Fakes:
         Models, Judge = FakeModels, NoOops
         demonstrations, config = staticmethod(make_demonstrations), staticmethod(make_config)
 
         @staticmethod
-        def result(errors=None, judges=None, num_test=80, **changes):
+        def result(errors=None, judged=True, num_test=80, **changes):
             errors = errors or {"base": 0.9, "sft": 0.04, "aligned": 0.04, "sft_longer": 0.04}
             return evaluate(
                 make_config(**changes),
@@ -96,7 +102,7 @@ def fakes():
                 models=FakeModels(errors),
                 test=make_demonstrations(num_test),
                 validation=make_demonstrations(40, start=1000),
-                judges=[NoOops()] if judges is None else judges,
+                judges=[NoOops()] if judged else [],
                 brief={"base": 10},
             )
 

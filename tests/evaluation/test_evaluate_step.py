@@ -1,0 +1,149 @@
+"""The evaluate step on tiny real models, a real store and real events; only the dataset is handed in."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import numpy as np
+import pytest
+
+from understudy.errors import ConfigError
+from understudy.records import DatasetRef, EvaluationReport, PolicyRef
+
+MODEL = {
+    "init": "scratch",
+    "scratch": {
+        "vocab_size": 300,
+        "hidden_size": 16,
+        "intermediate_size": 24,
+        "num_layers": 1,
+        "num_heads": 2,
+        "num_kv_heads": 1,
+        "context_tokens": 256,
+    },
+    "path": None,
+    "gguf_file": None,
+    "revision": None,
+    "trust_remote_code": False,
+    "lora": None,
+    "precision": "fp32",
+}
+DATASET = DatasetRef("/data/ab", "ab.dir", 60, {"train": 20, "validation": 20, "test": 20}, 1, 3, "x", "y", None)
+
+
+@pytest.fixture(scope="module")
+def policies(fakes):
+    """A new policy and a copy whose output layer is scaled, as if training had changed it."""
+    import torch
+
+    from understudy.config import ModelConfig
+    from understudy.models.loading import create_policy
+
+    texts = [row.response for row in fakes.demonstrations(30)]
+    policy = create_policy(ModelConfig.model_validate(MODEL), texts, seed=1)
+    changed = create_policy(ModelConfig.model_validate(MODEL), texts, seed=1)
+    with torch.no_grad():
+        changed.model.get_input_embeddings().weight.mul_(10.0)
+    return {"sft": policy, "aligned": changed}
+
+
+def test_sampled_logps_are_those_of_a_naive_pass_whatever_the_batch(fakes, policies, monkeypatch):
+    import torch
+
+    from understudy.evaluation import policies as module
+    from understudy.evaluation.result import T1
+
+    rows = fakes.demonstrations(5)
+    loaded = module.LoadedPolicies(policies.__getitem__, max_response_tokens=12)
+    samples = loaded.sample("sft", rows, T1, seed=3)
+    assert samples == loaded.sample("sft", rows, T1, seed=3)
+    assert samples != loaded.sample("sft", rows, T1, seed=4)
+    assert all(1 <= sample.num_tokens == len(sample.token_ids) <= 12 for sample in samples)
+    together = loaded.sample_logps("sft", rows, samples)
+    monkeypatch.setattr(module, "LOGITS_PER_BATCH", 1)
+    policy = policies["sft"]
+    for row, sample, batched, alone in zip(
+        rows, samples, together, loaded.sample_logps("sft", rows, samples), strict=True
+    ):
+        prompt = policy.encode_prompt([dict(message) for message in row.messages])
+        ids = torch.tensor([[*prompt, *sample.token_ids]])
+        with torch.no_grad():
+            logp = policy.model(input_ids=ids).logits.log_softmax(-1)[0]
+        naive = [float(logp[len(prompt) + t - 1, token]) for t, token in enumerate(sample.token_ids)]
+        np.testing.assert_allclose(batched, naive, atol=1e-4)
+        np.testing.assert_allclose(alone, naive, atol=1e-4)
+
+
+def test_expert_logps_count_the_end_token(fakes, policies):
+    from understudy.evaluation.policies import LoadedPolicies
+
+    rows = fakes.demonstrations(4)
+    sums, counts = LoadedPolicies(policies.__getitem__, 12).expert_logps("sft", rows)
+    assert counts.tolist() == [len(policies["sft"].encode_response(row.response)) for row in rows]
+    assert -sums.sum() / counts.sum() == pytest.approx(math.log(300), rel=0.05)  # random weights know nothing
+
+
+@pytest.fixture
+def arranged(fakes, policies, tmp_path, monkeypatch):
+    """Return a function that runs the step in a fresh working directory."""
+    from understudy.platform.steps import evaluate as step
+    from understudy.platform.storage import open_store
+
+    splits = {"validation": fakes.demonstrations(20, start=500), "test": fakes.demonstrations(20)}
+    monkeypatch.setattr(step, "load_demonstrations", lambda context, dataset, *names: [splits[name] for name in names])
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    (tmp_path / "rule.py").write_text("def judge(prompt, response, reference):\n    return float(len(response) % 2)\n")
+
+    def arrange(workdir_name: str, **evaluation):
+        workdir = tmp_path / workdir_name
+        monkeypatch.setenv("UNDERSTUDY_WORKDIR", str(workdir))
+        monkeypatch.setenv("UNDERSTUDY_RUN_DIR", str(workdir / "runs" / "r1"))
+        monkeypatch.setenv("UNDERSTUDY_RUN_ID", "r1")
+        monkeypatch.setenv("UNDERSTUDY_THREADS", "1")
+        (workdir / "runs" / "r1").mkdir(parents=True)
+        store, refs = open_store(None, workdir), {}
+        for name, policy in policies.items():
+            folder = tmp_path / f"{workdir_name}-{name}"
+            policy.save(folder)
+            base = store.put_folder(folder, "base").uri
+            (folder / "history.jsonl").write_text('{"step": 1, "loss": 5.0}\n{"step": 2, "loss": 4.5}\n')
+            stored = store.put_folder(folder, "policy")
+            # Training time differs from run to run; the report must not.
+            seconds = float(len(workdir_name))
+            refs[name] = PolicyRef(stored.uri, stored.sha256, name, DATASET.md5, None, "c", "d", base, seconds, 9)
+        judges = [{"name": "odd", "kind": "callable", "target": f"{tmp_path / 'rule.py'}:judge"}]
+        settings = {"judges": judges, "tuning_judge": "odd", "max_response_tokens": 10, "bootstrap_samples": 100}
+        config = fakes.config(**settings | evaluation).model_dump(mode="json")
+        return step.run({"seed": 3, "code_sha256": "d", "model": MODEL, "evaluation": config}, DATASET, refs)
+
+    return arrange
+
+
+def test_step_stores_a_page_and_numbers_that_agree_with_its_record(arranged, tmp_path):
+    from pathlib import Path
+
+    report = arranged("one")
+    folder = Path(report.uri)
+    numbers = json.loads((folder / "report.json").read_text())
+    page = (folder / "report.html").read_text()
+    assert EvaluationReport.from_json(json.loads(json.dumps(report.to_json()))).verdict == report.verdict
+    assert numbers["metrics"] == report.metrics
+    assert set(report.metrics) == {"expert", "base", "sft", "aligned"}
+    assert report.metrics["aligned"]["T=1"]["kl_to_sft"]["value"] > 0
+    assert report.metrics["base"]["expert_text"]["nll"] == report.metrics["sft"]["expert_text"]["nll"]
+    assert numbers["verdict"]["text"] == report.verdict
+    assert report.policies["aligned"] in page and "Supervised training" in page
+    events = [json.loads(line) for line in (tmp_path / "one/runs/r1/events.jsonl").read_text().splitlines()]
+    progress = [event for event in events if "tokens_per_second" in json.dumps(event)]
+    assert len(progress) >= 1
+
+
+def test_equal_runs_in_different_folders_write_equal_bytes(arranged):
+    assert arranged("one").sha256 == arranged("another-place").sha256
+
+
+def test_missing_judge_is_told_before_anything_is_sampled(arranged):
+    missing = [{"name": "gone", "kind": "callable", "target": "gone.py:judge"}]
+    with pytest.raises(ConfigError, match="Judge 'gone': target 'gone.py:judge' does not exist"):
+        arranged("one", judges=missing, tuning_judge="gone")

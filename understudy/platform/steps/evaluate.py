@@ -1,0 +1,178 @@
+"""Step evaluate: policies and a dataset version in, numbers with intervals and the report page out."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from understudy.config import EvaluationConfig, ModelConfig, validate
+from understudy.platform.context import StepContext, step_context
+from understudy.platform.steps.training import load_demonstrations, scratch_folder
+from understudy.records import DatasetRef, DiscriminatorRef, EvaluationReport, PolicyRef, Record
+
+if TYPE_CHECKING:
+    from understudy.data.demonstrations import Demonstration
+    from understudy.evaluation.policies import LoadedPolicies
+    from understudy.evaluation.result import EvaluationResult
+    from understudy.models.language_model import LanguageModel
+
+RANDOM_BASE_PROMPTS = 20  # samples of random weights are worth a glance, not a measurement
+ORDER = ("base", "sft", "aligned", "sft_longer")
+# What depends on the clock or on the machine's folders would make equal runs write unequal pages.
+UNSTABLE = {"uri", "base", "train_seconds", "source"}
+PACKAGES = ("numpy", "sacrebleu", "scikit-learn", "scipy", "tokenizers", "torch", "transformers", "understudy")
+LOGGED = ("judge_", "nll", "classifier_auc", "distinct_2", "self_bleu", "length_tokens", "eos_rate", "kl_to_sft")
+
+
+def run(
+    config: Mapping[str, Any],
+    dataset: DatasetRef,
+    policies: Mapping[str, PolicyRef],
+    discriminator: DiscriminatorRef | None = None,
+) -> EvaluationReport:
+    """Measure the policies on the test split by `config["evaluation"]`; store `report.html` and `report.json`.
+
+    Args:
+        config: seed, code_sha256, model, evaluation, and digests of the judges' code.
+        dataset: the dataset version whose test split is used.
+        policies: trained policies by name ("sft", "aligned", "sft_longer"); the base is found through "sft".
+        discriminator: named in the provenance; the page's AUC comes from a fresh classifier instead.
+    """
+    with step_context("evaluate", config) as context:
+        model = validate(ModelConfig, config["model"], "model")
+        settings = validate(EvaluationConfig, config["evaluation"], "evaluation")
+        validation, test = load_demonstrations(context, dataset, "validation", "test")
+        from understudy.evaluation.evaluate import evaluate
+        from understudy.evaluation.judges import load_judge
+
+        judges = [load_judge(judge) for judge in settings.judges]
+        models = _load_lazily(context, model, policies, settings.max_response_tokens)
+        names = [name for name in ORDER if name == "base" or name in policies]
+
+        def on_sampled(done: int, total: int) -> None:
+            shown = {"tokens_per_second": models.tokens_per_second}
+            context.tracker.progress(done, total, "responses", shown)
+
+        result = evaluate(
+            settings,
+            context.seed,
+            names,
+            models,
+            _fitting(models, test),
+            _fitting(models, validation),
+            judges,
+            brief={"base": RANDOM_BASE_PROMPTS} if model.init == "scratch" else {},
+            on_sampled=on_sampled,
+        )
+        records: dict[str, Record] = {"dataset": dataset, **policies}
+        if discriminator is not None:
+            records["discriminator"] = discriminator
+        report = _store(context, result, records, policies)
+        context.tracker.log(0, _logged(result))
+        context.finish(report)
+        return report
+
+
+def _load_lazily(
+    context: StepContext, model: ModelConfig, policies: Mapping[str, PolicyRef], max_response_tokens: int
+) -> LoadedPolicies:
+    import torch
+
+    from understudy.evaluation.policies import LoadedPolicies
+    from understudy.models.loading import load_policy
+
+    torch.set_num_threads(context.threads)
+    automatic = "cuda" if torch.cuda.is_available() else "cpu"
+    device = automatic if context.device == "auto" else context.device
+
+    def load(name: str) -> LanguageModel:
+        if name == "base":
+            policy = _base(context, model, policies["sft"])
+        else:
+            policy = load_policy(context.store.fetch(policies[name].uri, policies[name].sha256))
+        policy.model.to(device).eval()
+        return policy
+
+    return LoadedPolicies(load, max_response_tokens)
+
+
+def _base(context: StepContext, model: ModelConfig, sft: PolicyRef) -> LanguageModel:
+    """Return the policy before any training; a new one was stored under the digest that ends its URI."""
+    from understudy.models.loading import create_policy, load_policy
+
+    if model.init == "pretrained":
+        return create_policy(model.model_copy(update={"lora": None}), (), context.seed)
+    return load_policy(context.store.fetch(sft.base, sft.base.rstrip("/").rpartition("/")[2]))
+
+
+def _fitting(models: LoadedPolicies, rows: Sequence[Demonstration]) -> list[Demonstration]:
+    """Return the rows that fit the context, as training does."""
+    from understudy.training.examples import encode
+
+    kept = {example.id for example in encode(models.policy("sft"), rows).examples}
+    return [row for row in rows if row.id in kept]
+
+
+def _store(
+    context: StepContext, result: EvaluationResult, records: Mapping[str, Record], policies: Mapping[str, PolicyRef]
+) -> EvaluationReport:
+    from understudy.evaluation.report import render_report
+
+    stable = {
+        name: {key: value for key, value in record.to_json().items() if key not in UNSTABLE}
+        for name, record in records.items()
+    }
+    provenance = {"Records and digests": stable, "Configuration": dict(context.config), "Versions": _versions()}
+    histories = {
+        name: _history(context.store.fetch(policy.uri, policy.sha256) / "history.jsonl")
+        for name, policy in policies.items()
+    }
+    title = str(context.config.get("name", "policy on " + records["dataset"].to_json()["md5"][:8]))
+    page = render_report(result, histories, provenance, title)
+    numbers = json.dumps(result.to_json() | {"provenance": provenance}, sort_keys=True, indent=1, allow_nan=False)
+    with scratch_folder(context) as folder:
+        (folder / "report.html").write_text(page, encoding="utf-8")
+        (folder / "report.json").write_text(numbers + "\n", encoding="utf-8")
+        stored = context.store.put_folder(folder, "report")
+    return EvaluationReport(
+        uri=stored.uri,
+        sha256=stored.sha256,
+        dataset_md5=records["dataset"].to_json()["md5"],
+        policies={name: policy.sha256 for name, policy in policies.items()},
+        metrics=result.metrics_json(),
+        comparisons=[comparison.to_json() for comparison in result.comparisons],
+        verdict=str(result.verdict),
+    )
+
+
+def _history(path: Path) -> list[dict[str, Any]]:
+    if not path.is_file():
+        return []
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line]
+
+
+def _versions() -> dict[str, str]:
+    import platform
+    from importlib.metadata import version
+
+    return {"python": platform.python_version(), **{package: version(package) for package in PACKAGES}}
+
+
+def _logged(result: EvaluationResult) -> dict[str, float]:
+    """Return the numbers worth a place in the tracking store, under names that it accepts."""
+    logged = {
+        f"{policy}/{decoding.replace('=', '')}/{name}": interval.value
+        for policy, decodings in result.metrics.items()
+        for decoding, values in decodings.items()
+        for name, interval in values.items()
+        if name.startswith(LOGGED)
+    }
+    for comparison in result.comparisons:
+        if comparison.win_rate is not None:
+            pair = "_vs_".join(
+                f"{side.policy}_{side.decoding.replace('=', '')}" for side in (comparison.a, comparison.b)
+            )
+            logged[f"win_rate/{comparison.judge}/{pair}"] = comparison.win_rate.value
+    return logged
