@@ -138,15 +138,33 @@ class DiscriminatorConfig(Section):
     lora_rank: int = Field(gt=0)  # read with init: shared_lora
     warmup_rounds: int = Field(ge=0)  # before the first policy update
     warmup_updates_per_round: int = Field(gt=0)
-    updates_per_round: int = Field(gt=0)
+    updates_per_round: int = Field(ge=0)  # 0 freezes it after the warm-up
     batch_pairs: int = Field(gt=0)
     replay_rounds: int = Field(ge=0)
     replay_fraction: float = Field(ge=0, lt=1)
     max_grad_norm: float = Field(gt=0)
 
 
+class PpoConfig(Section):
+    """PPO-clip with a value head; read with policy_update: ppo and method: rlhf."""
+
+    clip_range: float = Field(gt=0, lt=1)
+    epochs: int = Field(gt=0)
+    gae_lambda: float = Field(ge=0, le=1)
+    value_learning_rate: float = Field(gt=0)
+
+
+class SelfPlayConfig(Section):
+    """The expert's response against the policy's own sample; read with method: selfplay."""
+
+    loss: Literal["dpo", "ipo", "kto", "slic"]
+    beta: float = Field(gt=0)
+    updates_per_round: int = Field(gt=0)
+    batch_pairs: int = Field(gt=0)
+
+
 class AlignConfig(Section):
-    """The adversarial loop: which divergence, at which level, by which update."""
+    """The alternating loop: which divergence, at which level, by which update."""
 
     method: Literal["adversarial", "selfplay", "iterative_sft", "rlhf"]
     divergence: str
@@ -155,6 +173,8 @@ class AlignConfig(Section):
     discount: float = Field(gt=0, le=1)
     reward_clip: float = Field(gt=0)
     policy_update: Literal["rloo", "ppo"]
+    ppo: PpoConfig
+    selfplay: SelfPlayConfig
     num_rounds: int = Field(gt=0)
     rollout: RolloutConfig
     discriminator: DiscriminatorConfig

@@ -18,7 +18,11 @@ pytestmark = pytest.mark.slow
 
 
 def _start(workdir: Path) -> subprocess.Popen[str]:
-    environment = os.environ | {"UNDERSTUDY_WORKDIR": str(workdir), "UNDERSTUDY_DEVICE": "cpu", "UNDERSTUDY_THREADS": "1"}
+    environment = os.environ | {
+        "UNDERSTUDY_WORKDIR": str(workdir),
+        "UNDERSTUDY_DEVICE": "cpu",
+        "UNDERSTUDY_THREADS": "1",
+    }
     for name in ("UNDERSTUDY_RUN_DIR", "MLFLOW_TRACKING_URI", "UNDERSTUDY_STORAGE_URI", "UNDERSTUDY_RUNNER_PID"):
         environment.pop(name, None)
     command = [sys.executable, str(SCRIPT)]

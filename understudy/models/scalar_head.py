@@ -55,11 +55,15 @@ class ScalarHead(nn.Module):
         module._adapted = [adapted]
         return module
 
-    def forward(self, batch: TokenBatch) -> Tensor:
-        """Outputs at each response token, float32, shape (B, T, n)."""
+    def forward(self, batch: TokenBatch, before: bool = False) -> Tensor:
+        """Outputs at each response token, float32, shape (B, T, n).
+
+        With `before`, the output of the column before each token: it has read the state in which that token is chosen.
+        """
         arguments = self._layout[0].forward_arguments(batch.attention_BS)
         hidden_BSH = self.backbone(input_ids=batch.ids_BS, use_cache=False, **arguments).last_hidden_state
-        hidden_BTH = hidden_BSH[:, batch.prompt_columns :]
+        first = batch.prompt_columns - int(before)
+        hidden_BTH = hidden_BSH[:, first : first + batch.response_BT.shape[1]]
         return cast(Tensor, self.head(self.dropout(hidden_BTH)).float())
 
     def save(self, folder: Path, description: dict[str, Any]) -> None:

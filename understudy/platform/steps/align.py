@@ -18,7 +18,7 @@ from understudy.records import DatasetRef, DiscriminatorRef, PolicyRef
 
 if TYPE_CHECKING:
     from understudy.platform.storage import Stored
-    from understudy.training.adversarial import Models
+    from understudy.training.state import Models
 
 
 def run(config: Mapping[str, Any], dataset: DatasetRef, sft: PolicyRef) -> tuple[PolicyRef, DiscriminatorRef]:
@@ -61,7 +61,8 @@ def _models(context: StepContext, model: ModelConfig, settings: AlignConfig, sft
 
     from understudy.models.loading import load_policy, with_lora
     from understudy.models.scalar_head import ScalarHead
-    from understudy.training.adversarial import Models, objective_from
+    from understudy.training.adversarial import num_discriminator_outputs
+    from understudy.training.state import Models
 
     folder = context.store.fetch(sft.uri, sft.sha256)
     policy = load_policy(folder)
@@ -74,7 +75,7 @@ def _models(context: StepContext, model: ModelConfig, settings: AlignConfig, sft
     if reference is not policy:
         reference.model.requires_grad_(False)
     torch.manual_seed(context.seed)
-    num_outputs = objective_from(settings).num_outputs
+    num_outputs = num_discriminator_outputs(settings)
     if shared:
         discriminator = ScalarHead.shared_with(reference, own.lora_rank, num_outputs, own.dropout)
     else:
@@ -84,6 +85,7 @@ def _models(context: StepContext, model: ModelConfig, settings: AlignConfig, sft
 
 def _store_discriminator(context: StepContext, models: Models, settings: AlignConfig) -> Stored:
     description = {
+        "method": settings.method,
         "divergence": settings.divergence,
         "level": settings.level,
         "loss": settings.discriminator.loss,

@@ -1,0 +1,125 @@
+"""Training the discriminator against the policy, and asking it.
+
+Shapes: B sequences, T response columns, n outputs. `logits_expert_high`: higher means "the expert wrote this".
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from understudy.models.language_model import TokenBatch
+from understudy.objectives.discriminator import DiscriminatorScores
+from understudy.training.examples import Example
+from understudy.training.loop import finite_update, step_seed
+from understudy.training.replay import Sample
+from understudy.training.state import BACKWARD, FORWARD, AlignState
+
+
+class DiscriminatorTrainer:
+    """Updates on expert and sampled responses to the same prompts, old samples among them."""
+
+    def __init__(self, state: AlignState) -> None:
+        self.state, self.settings = state, state.config.discriminator
+        self.network = state.models.discriminator
+        self.module, self.optimizer = state.register(
+            "discriminator", self.network, self.settings.learning_rate, self.settings.weight_decay
+        )
+
+    def update(self, samples: list[Sample]) -> dict[str, float]:
+        """Run this round's updates; returns their mean numbers."""
+        warming_up = self.state.policy_round < 0
+        num_updates = self.settings.warmup_updates_per_round if warming_up else self.settings.updates_per_round
+        totals: dict[str, float] = {}
+        for update in range(num_updates):
+            self.state.seed_step("discriminator", update)
+            for name, value in self._step(self._choose(samples, update)).items():
+                totals[name] = totals.get(name, 0.0) + value / num_updates
+        return totals
+
+    @torch.no_grad()
+    def held_out_auc(self) -> float:
+        """AUC on held-out prompts: the chance that an expert response scores above a sample."""
+        state = self.state
+        rows = list(range(min(len(state.held_out), 4 * self.settings.batch_pairs)))
+        self.network.eval()
+        samples = state.sample(state.held_out, rows, "held_out", 1)
+        expert, policy = self._scores_of_pairs(state.held_out, samples, self.network, FORWARD)
+        return auc(last_logits(expert), last_logits(policy))
+
+    def scores(self, output_BTn: Tensor, logp_BT: Tensor, mask_BT: Tensor, rows: Sequence[int]) -> DiscriminatorScores:
+        """Scores at the objective's level."""
+        prompt_B = torch.tensor(list(rows), device=mask_BT.device)
+        return self.state.objective.scores(output_BTn, logp_BT, mask_BT, prompt_B)
+
+    def _choose(self, samples: list[Sample], update: int) -> list[Sample]:
+        chance = random.Random(step_seed(self.state.seed, "replay", self.state.round, update))
+        old, settings = self.state.replay.samples, self.settings
+        num_old = min(len(old), round(settings.replay_fraction * settings.batch_pairs))
+        num_new = min(len(samples), settings.batch_pairs - num_old)
+        return chance.sample(samples, num_new) + chance.sample(old, num_old)
+
+    def _step(self, chosen: list[Sample]) -> dict[str, float]:
+        state = self.state
+        self.network.train()
+        with state.accelerator.autocast():
+            expert, policy = self._scores_of_pairs(state.train, chosen, self.module, BACKWARD)
+            loss = state.objective.discriminator_loss(expert, policy)
+        state.accelerator.backward(loss)
+        names = [state.train[sample.row].id for sample in chosen][:8]
+        where = f"align round {state.round}, discriminator update on rows {names}"
+        value = float(loss.detach())
+        norm = finite_update(state.accelerator, self.network, self.optimizer, self.settings.max_grad_norm, value, where)
+        h_expert, h_policy = _scored(expert), _scored(policy)
+        return {
+            "discriminator_loss": value,
+            "discriminator_accuracy": (_fraction(h_expert > 0) + _fraction(h_policy < 0)) / 2,
+            "discriminator_gradient_norm": norm,
+            "logit_expert": float(h_expert.mean()),
+            "logit_policy": float(h_policy.mean()),
+        }
+
+    def _scores_of_pairs(
+        self, examples: Sequence[Example], chosen: Sequence[Sample], module: Any, passes: int
+    ) -> tuple[DiscriminatorScores, DiscriminatorScores]:
+        """Scores of the expert's and the sampled responses to the same prompts."""
+        policy = self.state.policy
+        prompts, rows = [examples[sample.row].prompt for sample in chosen], [sample.row for sample in chosen]
+        both = []
+        for responses in ([examples[s.row].response for s in chosen], [s.response for s in chosen]):
+            batch = policy.batch(prompts, responses)
+            both.append(self.scores(module(batch), self._logp_for_form(batch), batch.mask_BT, rows))
+            self.state.count(passes, batch.num_tokens)
+        return both[0], both[1]
+
+    @torch.no_grad()
+    def _logp_for_form(self, batch: TokenBatch) -> Tensor:
+        if self.state.objective.form == "plain":
+            return torch.zeros_like(batch.mask_BT, dtype=torch.float32)
+        self.state.count(FORWARD, batch.num_tokens)
+        return self.state.policy.response_logps(batch)
+
+
+def auc(expert_N: Tensor, policy_M: Tensor) -> float:
+    """P(score of an expert response > score of a sample), ties count half; 0.5 is indistinguishable."""
+    gap_NM = expert_N[:, None] - policy_M[None, :]
+    return float(((gap_NM > 0).double() + 0.5 * (gap_NM == 0).double()).mean())
+
+
+def last_logits(scores: DiscriminatorScores) -> Tensor:
+    """The logit at each response's last scored position, shape (B,): that of the whole response."""
+    column_T = torch.arange(scores.mask_BT.shape[1], device=scores.mask_BT.device)
+    last_B = (scores.mask_BT.long() * column_T).argmax(dim=1)
+    return scores.logits_expert_high_BT.gather(1, last_B[:, None]).squeeze(1)
+
+
+def _scored(scores: DiscriminatorScores) -> Tensor:
+    return scores.logits_expert_high_BT.detach()[scores.mask_BT]
+
+
+def _fraction(condition: Tensor) -> float:
+    return float(condition.float().mean())

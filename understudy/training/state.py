@@ -1,0 +1,185 @@
+"""The state of one alignment: networks, optimisers, old samples and counters; all that a checkpoint holds.
+
+Shapes: B sequences (k responses a prompt, next to each other), T response columns.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from understudy.config import AlignConfig
+from understudy.errors import ConfigError
+from understudy.models.generation import SamplingSettings, generate
+from understudy.models.language_model import LanguageModel, TokenBatch
+from understudy.models.scalar_head import ScalarHead
+from understudy.objectives.adversarial import AdversarialObjective
+from understudy.training.checkpoint import (
+    optimizer_tensors,
+    restore_optimizer,
+    restore_parameters,
+    trainable_tensors,
+)
+from understudy.training.examples import Example
+from understudy.training.loop import Loop, Stopwatch, create_optimizer, step_seed
+from understudy.training.replay import Replay, Sample
+
+_MICRO_BATCH_TOKENS = 8192
+FORWARD, BACKWARD = 1, 3  # token passes: a forward pass or a sampled token; a forward and a backward pass
+
+
+@dataclass(frozen=True)
+class Models:
+    """The networks of one alignment. The reference may be the policy itself, read without its adapters."""
+
+    policy: LanguageModel
+    reference: LanguageModel
+    discriminator: ScalarHead
+
+
+class AlignState:
+    """Networks, data and counters that discriminator and policy updates share."""
+
+    def __init__(
+        self,
+        models: Models,
+        train: Sequence[Example],
+        held_out: Sequence[Example],
+        config: AlignConfig,
+        objective: AdversarialObjective,
+        seed: int,
+        loop: Loop,
+    ) -> None:
+        self.models, self.config, self.objective, self.seed, self.loop = models, config, objective, seed, loop
+        self.train, self.held_out = _within_horizon(train, config), _within_horizon(held_out, config)
+        if not self.train:
+            raise ConfigError(
+                f"None of {len(train)} demonstrations has a response of at most {config.rollout.max_response_tokens} "
+                "tokens. Raise align.rollout.max_response_tokens."
+            )
+        self.policy = models.policy
+        self.modules: dict[str, nn.Module] = {}
+        self.optimizers: dict[str, Any] = {}
+        self.sampling = SamplingSettings(
+            config.rollout.max_response_tokens, config.rollout.temperature, config.rollout.top_p
+        )
+        self.replay = Replay(config.discriminator.replay_rounds)
+        self.round, self.passes, self.seconds_before = 0, 0, 0.0
+        self.held_out_auc: float | None = None
+        self.watch = Stopwatch()
+        models.reference.model.to(loop.accelerator.device)
+
+    @property
+    def accelerator(self) -> Any:
+        """Device, precision and processes."""
+        return self.loop.accelerator
+
+    @property
+    def total_rounds(self) -> int:
+        """Warm-up rounds of the discriminator and rounds of the policy."""
+        return self.config.discriminator.warmup_rounds + self.config.num_rounds
+
+    @property
+    def policy_round(self) -> int:
+        """Rounds since the policy's first update; negative in the warm-up."""
+        return self.round - self.config.discriminator.warmup_rounds
+
+    @property
+    def seconds(self) -> float:
+        """Seconds in the loop, earlier attempts included."""
+        return self.seconds_before + self.watch.seconds
+
+    def register(self, name: str, module: nn.Module, peak_rate: float, weight_decay: float) -> tuple[Any, Any]:
+        """Give a trained network its optimiser; return both as accelerate wraps them. Both are checkpointed."""
+        optimizer = create_optimizer(module, peak_rate, weight_decay)
+        wrapped, self.optimizers[name] = self.accelerator.prepare(module, optimizer)
+        self.modules[name] = module
+        return wrapped, self.optimizers[name]
+
+    def resume(self) -> None:
+        """Continue from the newest checkpoint, if there is one."""
+        checkpoint = self.loop.checkpoints.latest(self.accelerator.device)
+        if checkpoint is None:
+            return
+        for name, module in self.modules.items():
+            restore_parameters(name, module, checkpoint.tensors)
+            restore_optimizer(f"{name}_optimizer", self.optimizers[name], checkpoint.tensors)
+        self.replay.restore(checkpoint.tensors)
+        self.round, state = checkpoint.step, checkpoint.state
+        self.passes, self.seconds_before = state["passes"], state["seconds"]
+        self.held_out_auc = state["held_out_auc"]
+        self.loop.history[:] = state["history"]
+
+    def save(self) -> None:
+        """Write a checkpoint."""
+        if not self.accelerator.is_main_process:
+            return
+        tensors = self.replay.tensors()
+        for name, module in self.modules.items():
+            tensors |= trainable_tensors(name, module)
+            tensors |= optimizer_tensors(f"{name}_optimizer", self.optimizers[name])
+        state = {
+            "passes": self.passes,
+            "seconds": self.seconds,
+            "held_out_auc": self.held_out_auc,
+            "history": self.loop.history,
+        }
+        self.loop.checkpoints.save(self.round, tensors, state)
+
+    def seed_step(self, *purpose: str | int) -> None:
+        """Make what follows a function of the run's seed, the purpose and the round."""
+        torch.manual_seed(step_seed(self.seed, *purpose, self.round))
+
+    def sample_round(self) -> list[Sample]:
+        """Sample k responses for each prompt of this round."""
+        rollout = self.config.rollout
+        rows = rows_of_round(len(self.train), rollout.prompts_per_round, self.seed, self.round)
+        return self.sample(self.train, rows, "rollout", rollout.responses_per_prompt)
+
+    def sample(self, examples: Sequence[Example], rows: Sequence[int], purpose: str, repeats: int) -> list[Sample]:
+        """Sample responses to the prompts of some rows."""
+        generator = torch.Generator(self.accelerator.device).manual_seed(step_seed(self.seed, purpose, self.round))
+        prompts = [examples[row].prompt for row in rows]
+        with self.accelerator.autocast():
+            rollouts = generate(self.policy, prompts, self.sampling, generator, repeats)
+        self.count(FORWARD, sum(map(len, prompts)) + rollouts.num_tokens)
+        repeated = [row for row in rows for _ in range(repeats)]
+        return [Sample(*item) for item in zip(repeated, rollouts.responses, rollouts.finished, strict=True)]
+
+    def micro_batches(self, samples: Sequence[Sample]) -> Iterator[TokenBatch]:
+        """Consecutive samples under a token budget, in order."""
+        longest = max(len(self.train[s.row].prompt) + len(s.response) for s in samples)
+        size = max(1, _MICRO_BATCH_TOKENS // longest)
+        for start in range(0, len(samples), size):
+            part = samples[start : start + size]
+            yield self.policy.batch([self.train[s.row].prompt for s in part], [s.response for s in part])
+
+    def as_expert(self, samples: Sequence[Sample]) -> list[Sample]:
+        """The expert's responses to the prompts of some samples."""
+        return [Sample(sample.row, self.train[sample.row].response, finished=True) for sample in samples]
+
+    def count(self, passes: int, num_tokens: int) -> None:
+        """Account for the compute of some tokens."""
+        self.passes += passes * num_tokens
+        self.watch.add(num_tokens)
+
+
+def rows_of_round(num_rows: int, num_prompts: int, seed: int, round_index: int) -> list[int]:
+    """Rows without replacement within an epoch; a function of the round, so that a resume needs no cursor."""
+    start = round_index * num_prompts
+    rows: list[int] = []
+    while len(rows) < num_prompts:
+        epoch, offset = divmod(start + len(rows), num_rows)
+        order = list(range(num_rows))
+        random.Random(step_seed(seed, "prompts", epoch)).shuffle(order)
+        rows += order[offset : offset + num_prompts - len(rows)]
+    return rows
+
+
+def _within_horizon(examples: Sequence[Example], config: AlignConfig) -> list[Example]:
+    return [example for example in examples if len(example.response) <= config.rollout.max_response_tokens]
