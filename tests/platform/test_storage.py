@@ -1,0 +1,136 @@
+"""Content-addressed storage in a local folder."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import shutil
+import time
+from pathlib import Path
+
+import pytest
+
+from understudy.errors import ConfigError, IntegrityError, ServiceUnreachable, UnderstudyError
+from understudy.platform.manifest import Entry, manifest_bytes, parse_manifest
+from understudy.platform.storage import open_store, without_secrets
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "in/sub").mkdir(parents=True)
+    (tmp_path / "in/a.txt").write_text("one")
+    (tmp_path / "in/sub/b.txt").write_text("two")
+    return tmp_path / "in"
+
+
+@pytest.fixture
+def store(tmp_path):
+    return open_store(None, tmp_path / "work")
+
+
+def everything(folder: Path) -> list[str]:
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*"))
+
+
+def test_the_digest_of_the_manifest_names_the_place(store, folder, tmp_path):
+    stored = store.put_folder(folder, "policy")
+    manifest = Path(stored.uri) / "manifest.json"
+    assert stored.uri == str(tmp_path / "work/store/policy" / stored.sha256)
+    assert hashlib.sha256(manifest.read_bytes()).hexdigest() == stored.sha256
+    assert json.loads(manifest.read_text())[1] == {
+        "path": "sub/b.txt",
+        "size": 3,
+        "sha256": hashlib.sha256(b"two").hexdigest(),
+    }
+
+
+def test_equal_content_is_stored_once_and_not_written_again(store, folder, tmp_path):
+    first = store.put_folder(folder, "policy")
+    inode = (Path(first.uri) / "a.txt").stat().st_ino
+    shutil.copytree(folder, tmp_path / "copy")
+    assert store.put_folder(tmp_path / "copy", "policy") == first
+    assert (Path(first.uri) / "a.txt").stat().st_ino == inode
+    assert store.put_folder(Path(first.uri), "policy") == first
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda at: (at / "a.txt").write_text("onE"), r"a\.txt has sha256 [0-9a-f]{64}, its manifest names 7692c3ad"),
+        (lambda at: (at / "a.txt").unlink(), r"a\.txt has sha256 nothing \(no such file\)"),
+        (lambda at: (at / "extra.bin").touch(), r"files that its manifest does not name: \['extra.bin'\]"),
+        (lambda at: (at / "manifest.json").unlink(), "has no manifest.json"),
+        (lambda at: (at / "manifest.json").write_text("[]"), "manifest.json has sha256 4f53cda1"),
+    ],
+)
+def test_damage_is_named_and_mended_by_storing_again(store, folder, damage, message):
+    stored = store.put_folder(folder, "policy")
+    for path in Path(stored.uri).rglob("*.*"):
+        path.chmod(0o644)
+    damage(Path(stored.uri))
+    with pytest.raises(IntegrityError, match=message):
+        store.fetch(stored.uri, stored.sha256)
+    assert store.put_folder(folder, "policy") == stored
+    assert store.fetch(stored.uri, stored.sha256) == Path(stored.uri)
+
+
+@pytest.mark.parametrize("path", ["../x", "/etc/x", "a/../../x", "a//b", "./x", "", "a\\b", "a\nb", "manifest.json"])
+def test_a_manifest_whose_paths_leave_the_folder_is_refused(path):
+    data = manifest_bytes([Entry(path, 1, "0" * 64)])
+    with pytest.raises(IntegrityError, match="unsafe or repeated paths"):
+        parse_manifest(data, hashlib.sha256(data).hexdigest(), where="there")
+
+
+def test_a_full_disk_leaves_nothing_behind(store, folder, tmp_path, monkeypatch):
+    def full(source, target):
+        Path(target).write_text("half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(shutil, "copyfile", full)
+    with pytest.raises(UnderstudyError, match="is full .No space left on device.* nothing was kept"):
+        store.put_folder(folder, "policy")
+    assert everything(tmp_path / "work/store/policy") == []
+
+
+def test_a_private_copy_is_only_made_in_a_new_place(store, folder, tmp_path):
+    stored = store.put_folder(folder, "policy")
+    copy = store.fetch(stored.uri, stored.sha256, into=tmp_path / "mine")
+    (copy / "a.txt").write_text("changed")
+    assert (Path(stored.uri) / "a.txt").read_text() == "one"
+    with pytest.raises(ConfigError, match="exists already"):
+        store.fetch(stored.uri, stored.sha256, into=tmp_path / "mine")
+
+
+def test_what_cannot_be_stored_is_refused(store, folder, tmp_path):
+    with pytest.raises(UnderstudyError, match="There is no folder"):
+        store.put_folder(tmp_path / "nowhere", "policy")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UnderstudyError, match="holds no files"):
+        store.put_folder(tmp_path / "empty", "policy")
+    (folder / "link").symlink_to("/etc")
+    with pytest.raises(UnderstudyError, match=r"links to folders \['link'\]"):
+        store.put_folder(folder, "policy")
+
+
+def test_a_place_is_named_without_its_secrets():
+    assert without_secrets("postgresql://me:secret@db:5432/mlflow?sslkey=x") == "postgresql://db:5432/mlflow"
+    assert without_secrets("sqlite:////tmp/mlflow.db") == "sqlite:////tmp/mlflow.db"
+    with pytest.raises(ConfigError, match="gs:// is not known"):
+        open_store("gs://bucket/x", Path("."))
+    with pytest.raises(ConfigError, match="'s3://bucket/x' is not of the form"):
+        open_store("s3://key:secret@bucket/x", Path("."))
+
+
+def test_an_unreachable_endpoint_is_named_within_seconds(tmp_path, folder, monkeypatch):
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://user:secret@127.0.0.1:9")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hidden")
+    store = open_store("s3://bucket/prefix", tmp_path)
+    started = time.monotonic()
+    with pytest.raises(
+        ServiceUnreachable, match=r"s3://bucket/prefix.* at http://127.0.0.1:9 does not answer"
+    ) as error:
+        store.put_folder(folder, "policy")
+    assert time.monotonic() - started < 20
+    assert "secret" not in str(error.value) and "hidden" not in str(error.value)

@@ -1,0 +1,76 @@
+"""Tracking in a sqlite store: what a step says arrives once, and nothing hangs."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from understudy.errors import Preempted, ServiceUnreachable
+from understudy.platform.tracking import check_reachable, current, flatten, open_step_run
+
+
+@pytest.fixture
+def uri(tmp_path, monkeypatch):
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    monkeypatch.setenv("UNDERSTUDY_WORKDIR", str(tmp_path))
+    monkeypatch.setenv("UNDERSTUDY_RUN_ID", "run-1")
+    monkeypatch.delenv("MLFLOW_RUN_ID", raising=False)
+    return uri
+
+
+def test_a_retried_step_continues_its_run_and_logs_no_step_twice(uri):
+    from mlflow import MlflowClient
+
+    with pytest.raises(Preempted), open_step_run("sft", {"seed": 1, "code_sha256": "c"}) as first:
+        for step in range(5):
+            first.log(step, {"loss": step / 2, "nothing": float("nan")})
+        raise Preempted("interrupted")
+    client = MlflowClient(uri)
+    assert client.get_run(first.run_id).info.status == "KILLED"
+    with open_step_run("sft", {"seed": 1, "code_sha256": "c"}) as second:
+        assert current() is second
+        for step in range(3, 8):
+            second.log(step, {"loss": step / 2})
+    assert current() is None
+    assert second.run_id == first.run_id
+    assert [item.value for item in client.get_metric_history(first.run_id, "loss")] == [step / 2 for step in range(8)]
+    run = client.get_run(first.run_id)
+    parent = client.get_run(run.data.tags["mlflow.parentRunId"])
+    assert parent.data.tags["understudy.run_id"] == "run-1"
+    assert (run.info.status, run.data.params["seed"]) == ("FINISHED", "1")
+
+
+def test_an_unreachable_server_is_named_within_seconds():
+    started = time.monotonic()
+    with pytest.raises(ServiceUnreachable, match="MLflow at http://127.0.0.1:9 does not answer") as error:
+        check_reachable("http://user:secret@127.0.0.1:9")
+    assert time.monotonic() - started < 15
+    assert "secret" not in str(error.value) and error.value.exit_code == 5
+
+
+def test_what_could_not_be_delivered_is_said_at_the_end(uri, tmp_path):
+    (tmp_path / "mlflow.db").write_text("this is not a database")
+    with (
+        pytest.raises(ServiceUnreachable, match="did not take everything: .*not a database"),
+        open_step_run("sft", {"seed": 1}) as tracker,
+    ):
+        tracker.log(1, {"loss": 1.0})
+
+
+def test_only_the_first_rank_reports(monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    with open_step_run("sft", {}) as tracker:
+        tracker.log(1, {"loss": 1.0})
+        assert tracker.run_id == ""
+
+
+def test_nested_values_become_flat_params():
+    assert flatten({"a": {"b": 1, "c": {"d": None}}, "e": [1, 2], "f": "x"}) == {
+        "a.b": "1",
+        "a.c.d": "null",
+        "e": "[1, 2]",
+        "f": "x",
+    }
