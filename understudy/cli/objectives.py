@@ -82,7 +82,7 @@ def show(
         raise ConfigError(f"--out {str(out)!r} ends in {out.suffix!r}; give a name that ends in .png or .svg.")
     path, named = frontier.alpha_path(), frontier.named_fits()
     if out is not None:
-        _draw(path, named, out)
+        _draw(path, out)
     if as_json:
         result: dict[str, Any] = {
             "alpha_path": [item.to_json() for item in path],
@@ -158,13 +158,16 @@ def _console() -> Any:
     return Console(width=None if sys.stdout.isatty() else 160)
 
 
-def _draw(path: list[Fit], named: list[Fit], out: Path) -> None:
+def _draw(path: list[Fit], out: Path) -> None:
     import os
 
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
+
+    from understudy.exact import frontier
+    from understudy.objectives import divergence
 
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
     orders = [item.order for item in path]
@@ -173,17 +176,14 @@ def _draw(path: list[Fit], named: list[Fit], out: Path) -> None:
     left.set(xlabel="α   (0: reverse KL, seeks · 1: forward KL, covers)", ylabel="mass", ylim=(0, 1.05))
     left.set_title("A policy too small for its expert must choose")
     left.legend(frameon=False, loc="lower left")
-    right.plot([item.coverage for item in path], [item.precision for item in path], "-", color="#999999", zorder=1)
-    groups: dict[tuple[float, float], list[str]] = {}
-    for item in named:
-        groups.setdefault((round(item.coverage, 2), round(item.precision, 2)), []).append(item.name)
-    for (coverage, precision), names in groups.items():
-        right.scatter(coverage, precision, s=45, color="#1b6ca8", zorder=2)
-        right.annotate(
-            " = ".join(names), (coverage, precision), xytext=(-6, -14), textcoords="offset points", ha="left"
-        )
-    right.set(xlabel="coverage", ylabel="precision", xlim=(0.6, 1.1), ylim=(0.4, 1.05))
-    right.set_title("The named divergences on the α path")
+    expert_Y = frontier.bimodal_expert(28)
+    right.fill_between(range(len(expert_Y)), expert_Y.tolist(), color="#cccccc", label="expert")
+    for name, colour in (("forward_kl", "#1b6ca8"), ("reverse_kl", "#c8553d"), ("js", "#2b2b2b")):
+        policy_Y = frontier.best_policy(divergence(name), expert_Y)[1]
+        right.plot(policy_Y.tolist(), "--" if name == "js" else "-", color=colour, label=name)
+    right.set(xlabel="response", ylabel="probability", ylim=(0, None))
+    right.set_title("One prompt: the best policy of each divergence")
+    right.legend(frameon=False)
     for axis in (left, right):
         axis.spines[["top", "right"]].set_visible(False)
     out.parent.mkdir(parents=True, exist_ok=True)

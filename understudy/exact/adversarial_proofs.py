@@ -9,14 +9,14 @@ from torch import Tensor
 
 from understudy.exact.divergences import log_ratio_along_responses, sequence_divergence, token_divergence
 from understudy.exact.mdp import TokenMDP, policy_table
-from understudy.exact.production import gradient, objective_for, policy_loss, small_enough, unbaselined_loss
+from understudy.exact.production import follow, gradient, objective_for, policy_loss, small_enough, unbaselined_loss
 from understudy.exact.report import Row, cosine, relative_error
 from understudy.objectives import policy_gradient
+from understudy.objectives.adversarial import AdversarialObjective
 from understudy.objectives.divergences import DIVERGENCES, Divergence, divergence
 
 SYSTEM_OF_TOKEN = {"reverse_kl": "4 reverse KL, token", "js": "6 JS, token"}
 SYSTEM_OF_SEQUENCE = {"reverse_kl": "5 reverse KL, sequence", "js": "7 JS, sequence"}
-DESCENT_STEPS = 250
 
 
 def divergences_to_prove() -> list[Divergence]:
@@ -73,36 +73,38 @@ def convergence(vocab: int, horizon: int, generator: torch.Generator) -> Iterato
             reached = descend(mdp, row, level, expert_SV, start_SV)
             system = (SYSTEM_OF_TOKEN if level == "token" else SYSTEM_OF_SEQUENCE).get(row.name, "9 any f")
             yield Row(2, system, f"descent, {row.name}, {level}: divergence reached", reached, 1e-4)
-    row = DIVERGENCES["reverse_kl"]
-    before = float(sequence_divergence(mdp, row, expert_SV, start_SV))
-    after = descend(mdp, row, "sequence", expert_SV, start_SV, sign=-1.0, steps=60)
-    yield Row(2, "5 reverse KL, sequence", "Eq 17, 19 as printed diverge: KL before / after", before / after, 0.5)
+    yield _printed_sign(mdp, expert_SV, start_SV)
 
 
-def descend(
-    mdp: TokenMDP,
-    row: Divergence,
-    level: str,
-    expert_SV: Tensor,
-    start_SV: Tensor,
-    *,
-    sign: float = 1.0,
-    steps: int = DESCENT_STEPS,
-) -> float:
-    """Follow the production gradient (Adam, decaying rate) and return the exact divergence reached."""
-    policy_SV = start_SV.clone().requires_grad_(True)
+def descend(mdp: TokenMDP, row: Divergence, level: str, expert_SV: Tensor, start_SV: Tensor) -> float:
+    """Follow the production gradient and return the exact divergence reached."""
     objective = objective_for(row, level, horizon=mdp.horizon, absorbing=True)
-    optimizer = torch.optim.Adam([policy_SV], lr=0.2, betas=(0.9, 0.99), eps=1e-12)
-    for step in range(steps):
-        for group in optimizer.param_groups:
-            group["lr"] = 0.2 * (1 - step / steps)
+
+    def gradient_at(policy_SV: Tensor) -> Tensor:
         h_NC = log_ratio_along_responses(mdp, expert_SV, policy_SV)
-        policy_SV.grad = sign * gradient(unbaselined_loss(mdp, objective, policy_SV, h_NC), policy_SV)
+        return gradient(unbaselined_loss(mdp, objective, policy_SV, h_NC), policy_SV)
+
+    def value_at(policy_SV: Tensor) -> Tensor:
+        if level == "token":
+            return token_divergence(mdp, row, expert_SV, policy_SV, discount=1.0, absorbing=True)
+        return sequence_divergence(mdp, row, expert_SV, policy_SV)
+
+    return abs(float(value_at(follow(start_SV, gradient_at, value_at))))
+
+
+def _printed_sign(mdp: TokenMDP, expert_SV: Tensor, start_SV: Tensor) -> Row:
+    """Eq 17 and 19 as printed *minimise* E_pi[h]: small steps along that raise KL(policy || expert)."""
+    row = DIVERGENCES["reverse_kl"]
+    objective = objective_for(row, "sequence", horizon=mdp.horizon)
+    policy_SV = start_SV.clone().requires_grad_(True)
+    before = float(sequence_divergence(mdp, row, expert_SV, start_SV))
+    optimizer = torch.optim.Adam([policy_SV], lr=0.1)
+    for _ in range(60):
+        h_NC = log_ratio_along_responses(mdp, expert_SV, policy_SV)
+        policy_SV.grad = -gradient(unbaselined_loss(mdp, objective, policy_SV, h_NC), policy_SV)
         optimizer.step()
-    policy_SV = policy_SV.detach()
-    if level == "token":
-        return abs(float(token_divergence(mdp, row, expert_SV, policy_SV, discount=1.0, absorbing=True)))
-    return abs(float(sequence_divergence(mdp, row, expert_SV, policy_SV)))
+    after = float(sequence_divergence(mdp, row, expert_SV, policy_SV.detach()))
+    return Row(2, "5 reverse KL, sequence", "Eq 17, 19 as printed diverge: KL before / after", before / after, 0.5)
 
 
 def length_bias(vocab: int, horizon: int, generator: torch.Generator) -> Iterator[Row]:
@@ -141,21 +143,31 @@ def regularised_optimum(vocab: int, horizon: int, generator: torch.Generator) ->
         rest = _regularised_gradient(mdp, objective, best_SV, expert_SV, reference_SV, beta)
         error = float(rest.norm() / start.norm())
         yield Row(11, "5 with beta KL to the reference", f"beta {beta:g}: gradient at the optimum", error, 1e-9)
-        optimizer, steps = torch.optim.Adam([policy_SV], lr=0.2, betas=(0.9, 0.99), eps=1e-12), 150
-        for step in range(steps):
-            optimizer.param_groups[0]["lr"] = 0.2 * (1 - step / steps)
-            policy_SV.grad = _regularised_gradient(mdp, objective, policy_SV, expert_SV, reference_SV, beta)
-            optimizer.step()
-        gap = (optimum_N * (optimum_N.log() - mdp.log_trajectory(policy_SV.detach()))).sum()
+
+        def gradient_at(table_SV: Tensor, beta: float = beta) -> Tensor:
+            return _regularised_gradient(mdp, objective, table_SV, expert_SV, reference_SV, beta)
+
+        def value_at(table_SV: Tensor, beta: float = beta, logits_N: Tensor = logits_N) -> Tensor:
+            logp_N = mdp.log_trajectory(table_SV)
+            gap_N = (1 + beta) * logp_N - mdp.log_trajectory(expert_SV) - beta * mdp.log_trajectory(reference_SV)
+            return (logp_N.exp() * gap_N).sum() + (1 + beta) * torch.logsumexp(logits_N, dim=0)
+
+        policy_SV = follow(reference_SV, gradient_at, value_at)
+        gap = (optimum_N * (optimum_N.log() - mdp.log_trajectory(policy_SV))).sum()
         yield Row(11, "5 with beta KL to the reference", f"beta {beta:g}: KL(optimum || reached)", float(gap), 1e-4)
 
 
 def _regularised_gradient(
-    mdp: TokenMDP, objective: object, policy_SV: Tensor, expert_SV: Tensor, reference_SV: Tensor, beta: float
+    mdp: TokenMDP,
+    objective: AdversarialObjective,
+    policy_SV: Tensor,
+    expert_SV: Tensor,
+    reference_SV: Tensor,
+    beta: float,
 ) -> Tensor:
     h_NC = log_ratio_along_responses(mdp, expert_SV, policy_SV)
     k1_NC = policy_gradient.kl_penalty_to_reference(mdp.response_logps(policy_SV), mdp.response_logps(reference_SV))
-    return gradient(policy_loss(mdp, objective, policy_SV, h_NC, beta * k1_NC), policy_SV)  # type: ignore[arg-type]
+    return gradient(policy_loss(mdp, objective, policy_SV, h_NC, beta * k1_NC), policy_SV)
 
 
 def printed_fairl(vocab: int, horizon: int, generator: torch.Generator) -> float:

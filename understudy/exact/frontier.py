@@ -74,18 +74,23 @@ def _bumps(centre_G: Tensor, width_G: Tensor) -> Tensor:
 
 def fit(row: Divergence, order: float | None = None) -> Fit:
     """Find the family's best policy under one divergence for every prompt and measure it."""
-    _, width_G, policy_GY = policies()
     measured = []
     for separation in SEPARATIONS:
         expert_Y = bimodal_expert(separation)
-        value_G = (policy_GY * row.matched_f(expert_Y[None, :] / policy_GY)).sum(dim=1)
-        best = int(value_G.argmin())
-        policy_Y = policy_GY[best]
+        width, policy_Y = best_policy(row, expert_Y)
         coverage = expert_Y[policy_Y >= 0.1 * expert_Y].sum()
         precision = policy_Y[typical_set(expert_Y)].sum()
         entropy = -(policy_Y * policy_Y.log()).sum()
-        measured.append(torch.stack([width_G[best], coverage, precision, entropy]))
+        measured.append(torch.stack([width, coverage, precision, entropy]))
     return Fit(row.name, order, *torch.stack(measured).mean(dim=0).tolist())
+
+
+def best_policy(row: Divergence, expert_Y: Tensor) -> tuple[Tensor, Tensor]:
+    """Width [] and distribution [Y] of the family's member with the least divergence from one expert."""
+    _, width_G, policy_GY = policies()
+    value_G = (policy_GY * row.matched_f(expert_Y[None, :] / policy_GY)).sum(dim=1)
+    best = int(value_G.argmin())
+    return width_G[best], policy_GY[best]
 
 
 def typical_set(probability_Y: Tensor, mass: float = 0.95) -> Tensor:

@@ -1,12 +1,13 @@
 """The production path on enumerated responses: the same functions as the training loop, with exact expectations.
 
-Shapes as in mdp.py. A sample of k = 2 responses a prompt is replaced by all N^2 ordered pairs with weight
-d_pi(y) d_pi(y')/2 each, so that masking, reward, absorbing states, baseline and surrogate are all inside the identity.
+Shapes as in mdp.py. A sample of k = 2 responses a prompt is replaced by all pairs of different responses with
+weight d_pi(y) d_pi(y') (two equal responses have no advantage over each other), so that masking, reward, absorbing states, baseline and surrogate are all inside the identity.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -56,9 +57,9 @@ def policy_loss(
     num = mdp.num_responses
     logp_NC = mdp.response_logps(policy_SV)
     weight_N = logp_NC.detach().sum(dim=1).exp()
-    first, second = torch.arange(num).repeat_interleave(num), torch.arange(num).repeat(num)
+    first, second = torch.triu_indices(num, num, offset=1)
     row_B = torch.stack([first, second], dim=1).reshape(-1)
-    weight_B = (weight_N[first] * weight_N[second] / 2).repeat_interleave(2)
+    weight_B = (weight_N[first] * weight_N[second]).repeat_interleave(2)
     mask_BT = mdp.mask_NC[row_B]
     penalty_NC = torch.zeros_like(output_NC) if penalty_NC is None else penalty_NC
     scores = objective.scores(output_NC[row_B][..., None], logp_NC.detach()[row_B], mask_BT)
@@ -70,6 +71,34 @@ def gradient(loss: Tensor, parameter: Tensor) -> Tensor:
     """Gradient of a scalar with respect to one tensor."""
     (value,) = torch.autograd.grad(loss, parameter)
     return value
+
+
+def follow(start_SV: Tensor, gradient_at: Callable[[Tensor], Tensor], value_at: Callable[[Tensor], Tensor]) -> Tensor:
+    """Descend from a table by L-BFGS: the production path gives the gradient, the exact value only the step length.
+
+    Stops when the value, whose minimum is 0, is below a hundredth of the bound that convergence proofs keep (1e-4).
+    A gradient that does not descend the value ends the search where it began.
+    """
+    table_SV = start_SV.detach().clone().requires_grad_(True)
+    optimizer = torch.optim.LBFGS(
+        [table_SV],
+        max_iter=20,
+        history_size=20,
+        tolerance_grad=1e-12,
+        tolerance_change=1e-15,
+        line_search_fn="strong_wolfe",
+    )
+
+    def closure() -> Tensor:
+        table_SV.grad = gradient_at(table_SV)
+        return value_at(table_SV).detach()
+
+    step: Callable[..., object] = optimizer.step
+    for _ in range(40):
+        step(closure)
+        if abs(float(value_at(table_SV.detach()))) < 1e-6:
+            break
+    return table_SV.detach()
 
 
 def unbaselined_loss(mdp: TokenMDP, objective: AdversarialObjective, policy_SV: Tensor, h_NC: Tensor) -> Tensor:
