@@ -1,7 +1,7 @@
 """The production path on enumerated responses: the same functions as the training loop, with exact expectations.
 
-Shapes as in mdp.py. A sample of k = 2 responses a prompt is replaced by all pairs of different responses with
-weight d_pi(y) d_pi(y') (two equal responses have no advantage over each other), so that masking, reward, absorbing states, baseline and surrogate are all inside the identity.
+Shapes as in mdp.py. A sample of k = 2 responses a prompt is replaced by all unordered pairs of responses, weighted by
+their probability, so that masking, reward, absorbing states, baseline and surrogate are all inside the identity.
 """
 
 from __future__ import annotations
@@ -57,9 +57,10 @@ def policy_loss(
     num = mdp.num_responses
     logp_NC = mdp.response_logps(policy_SV)
     weight_N = logp_NC.detach().sum(dim=1).exp()
-    first, second = torch.triu_indices(num, num, offset=1)
+    first, second = torch.triu_indices(num, num)
     row_B = torch.stack([first, second], dim=1).reshape(-1)
-    weight_B = (weight_N[first] * weight_N[second]).repeat_interleave(2)
+    once = torch.where(first == second, 0.5, 1.0)  # y, y' and y', y are one row here
+    weight_B = (once * weight_N[first] * weight_N[second]).repeat_interleave(2)
     mask_BT = mdp.mask_NC[row_B]
     penalty_NC = torch.zeros_like(output_NC) if penalty_NC is None else penalty_NC
     scores = objective.scores(output_NC[row_B][..., None], logp_NC.detach()[row_B], mask_BT)
