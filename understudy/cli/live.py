@@ -220,7 +220,10 @@ def metrics_table(metrics: dict[str, Any], width: int) -> Table:
     for policy in policies:
         table.add_column(policy, justify="right", no_wrap=True)
     previous = ""
-    for (decoding, metric), cells in rows.items():
+    decodings = list(dict.fromkeys(decoding for decoding, _ in rows))
+    for (decoding, metric), cells in sorted(rows.items(), key=lambda row: decodings.index(row[0][0])):
+        if not any(policy in cells for policy in policies):
+            continue
         shown = decoding if decoding != previous else ""
         previous = decoding
         table.add_row(shown, metric.replace("_", " "), *(cells.get(policy, "") for policy in policies))

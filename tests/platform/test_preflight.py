@@ -1,0 +1,65 @@
+"""Preflight: every problem at once, services named, nothing heavy imported."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from understudy.config import load_params
+from understudy.errors import ConfigError, ServiceUnreachable
+from understudy.platform.steps import preflight
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    monkeypatch.setenv("UNDERSTUDY_WORKDIR", str(tmp_path))
+    monkeypatch.setenv("UNDERSTUDY_RUN_DIR", str(tmp_path / "run"))
+    for name in ("MLFLOW_TRACKING_URI", "UNDERSTUDY_STORAGE_URI", "MLFLOW_RUN_ID"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.chdir(ROOT)
+    source = ROOT / "examples" / "tiny" / "demonstrations.jsonl"
+    return load_params(ROOT / "params.yaml", [f"data.source={source}"]).model_dump(mode="json")
+
+
+def test_a_good_config_passes_with_a_constant_word(config: dict[str, Any]) -> None:
+    assert preflight.run(config) == "ok"
+
+
+def test_all_problems_come_at_once(config: dict[str, Any]) -> None:
+    config["data"]["source"] = "absent.jsonl"
+    config["evaluation"]["judges"][0]["target"] = "absent.py:judge"
+    config["align"]["divergence"] = "reverse_kll"
+    config["evaluation"]["max_response_tokens"] = 4096
+    config["sft"]["epoch"] = 3
+    with pytest.raises(ConfigError) as raised:
+        preflight.run(config)
+    for part in ("absent.jsonl", "absent.py", "reverse_kll", "4096", "did you mean 'epochs'"):
+        assert part in str(raised.value)
+
+
+def test_an_unreachable_service_is_exit_5_within_seconds(
+    config: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    started = time.monotonic()
+    with pytest.raises(ServiceUnreachable, match="http://127.0.0.1:9") as raised:
+        preflight.run(config)
+    assert raised.value.exit_code == 5 and time.monotonic() - started < 10
+
+
+def test_it_imports_neither_torch_nor_mlflow(config: dict[str, Any]) -> None:
+    code = (
+        "import json, sys; from understudy.platform.steps import preflight; preflight.run(json.loads(sys.argv[1]));"
+        "print(sorted({'torch', 'mlflow', 'transformers'} & set(sys.modules)))"
+    )
+    import json
+
+    done = subprocess.run([sys.executable, "-c", code, json.dumps(config)], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
