@@ -62,7 +62,7 @@ def test_the_model_file_names_both_flavours(folder, tmp_path):
     write_model_folder(folder, tmp_path / "out", "m-1", None)
     model = yaml.safe_load((tmp_path / "out/MLmodel").read_text())
     assert model["flavors"]["transformers"]["pipeline_model_type"] == "LlamaForCausalLM"
-    assert model["flavors"]["python_function"]["model_config"]["max_new_tokens"] == 32
+    assert model["flavors"]["python_function"]["config"]["max_new_tokens"] == 32
     assert (tmp_path / "out/model/model.safetensors").read_bytes() == (folder / "model.safetensors").read_bytes()
 
 

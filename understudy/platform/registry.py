@@ -23,7 +23,7 @@ from typing import Any
 from understudy.errors import ConfigError, IntegrityError, ServiceUnreachable
 from understudy.platform.manifest import MANIFEST
 from understudy.platform.storage import without_secrets
-from understudy.platform.tracking import check_reachable
+from understudy.platform.tracking import check_reachable, store_lock
 from understudy.records import RegistryEntry
 
 POLICY_MANIFEST = "policy-manifest.json"
@@ -53,8 +53,6 @@ class Registry:
     def __init__(self, uri: str, workdir: Path) -> None:
         self.uri = uri
         self.workdir = workdir
-        if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
-            Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
         check_reachable(uri)
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "60")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
@@ -67,7 +65,9 @@ class Registry:
             for logger in ("mlflow", "alembic"):
                 logging.getLogger(logger).setLevel(logging.ERROR)
             mlflow.set_tracking_uri(uri)
-            self.client = mlflow.MlflowClient(tracking_uri=uri)
+            with store_lock(uri):
+                self.client = mlflow.MlflowClient(tracking_uri=uri)
+                self.client.search_registered_models(max_results=1)
 
     def register(
         self, name: str, alias: str, folder: Path, tags: Mapping[str, str], experiment: str, run_id: str | None

@@ -7,6 +7,7 @@ imports MLflow, batches, retries, and outlives a step that was killed long enoug
 
 from __future__ import annotations
 
+import fcntl
 import json
 import math
 import os
@@ -205,6 +206,19 @@ def check_reachable(uri: str) -> None:
             f"MLflow at {without_secrets(uri)} does not answer ({type(error).__name__}). "
             "Start it, or correct tracking.uri (MLFLOW_TRACKING_URI), then run the same command again."
         ) from error
+
+
+@contextmanager
+def store_lock(uri: str) -> Iterator[None]:
+    """Hold a sqlite store for its first use: two processes that create its tables at once break each other."""
+    if not uri.startswith("sqlite:///"):
+        yield
+        return
+    path = Path(uri.removeprefix("sqlite:///") + ".lock")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        yield
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, str]:

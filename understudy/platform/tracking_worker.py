@@ -61,9 +61,12 @@ class RunWriter:
     def __init__(self, opening: Message) -> None:
         from mlflow import MlflowClient
 
+        from understudy.platform.tracking import store_lock
+
         _quiet()
-        self.client = MlflowClient(tracking_uri=opening["uri"])
-        self.experiment_id = self._experiment(opening["experiment"], opening["artifacts"])
+        with store_lock(opening["uri"]):
+            self.client = MlflowClient(tracking_uri=opening["uri"])
+            self.experiment_id = self._experiment(opening["experiment"], opening["artifacts"])
         self.metrics: list[Any] = []
         if opening["step"] and not opening["join_run_id"]:
             opening["join_run_id"] = self._parent_of(opening)
