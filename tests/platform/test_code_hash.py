@@ -72,3 +72,4 @@ def test_a_judges_digest_follows_its_file(tmp_path: Path) -> None:
     judge.write_text("def judge(): return 2")
     assert before is not None and before != code_hash.file_sha256(f"{judge}:judge")
     assert code_hash.file_sha256(f"{tmp_path / 'absent.py'}:judge") is None
+    assert code_hash.file_sha256("") is None

@@ -71,7 +71,7 @@ def _versions(constraints: Path) -> list[Finding]:
             continue
         wanted = pinned.get(name)
         fits = wanted is None or installed.split("+")[0] == wanted.split("+")[0]
-        findings.append(Finding(name, installed, fits, "" if fits else f"constraints.txt names {wanted}; pip install it"))
+        findings.append(Finding(name, installed, fits, "" if fits else f"constraints.txt names {wanted}, install that"))
     return findings
 
 

@@ -136,8 +136,10 @@ def _version(library: str) -> str:
 def file_sha256(target: str) -> str | None:
     """Return the digest of the code a judge's target names ("file.py:function" or "module:function").
 
-    A target that cannot be found has none; preflight says so.
+    No target, as exact_match has it, has none; neither has one that cannot be found, and preflight says so.
     """
+    if not target:
+        return None
     name = target.rpartition(":")[0] or target
     path = Path(name)
     if not path.suffix and not path.exists():
