@@ -17,7 +17,8 @@ from understudy.evaluation.result import Decoding, Sample
 from understudy.models.generation import SamplingSettings, generate
 from understudy.models.language_model import LanguageModel
 
-SAMPLING_ROWS = 64
+SMALL_MODEL = 10**8  # parameters; below, the cache of a large batch is no burden and speeds sampling up
+SAMPLING_ROWS, SAMPLING_ROWS_SMALL = 32, 192
 LOGITS_PER_BATCH = 2**26  # numbers in one (B, T, V) tensor, 256 MiB in float32
 PARAMETERS_KEPT = 2 * 10**9
 
@@ -61,8 +62,9 @@ class LoadedPolicies:
         samples: dict[int, Sample] = {}
         started = time.monotonic()
         order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
-        for start in range(0, len(order), SAMPLING_ROWS):
-            rows = order[start : start + SAMPLING_ROWS]
+        num_rows = SAMPLING_ROWS_SMALL if _num_parameters(model) < SMALL_MODEL else SAMPLING_ROWS
+        for start in range(0, len(order), num_rows):
+            rows = order[start : start + num_rows]
             rollouts = generate(model, [prompts[row] for row in rows], settings, generator)
             for row, ids, finished in zip(rows, rollouts.responses, rollouts.finished, strict=True):
                 samples[row] = Sample(model.decode(ids), len(ids), finished, tuple(ids))
