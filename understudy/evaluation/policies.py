@@ -17,7 +17,7 @@ from understudy.evaluation.result import Decoding, Sample
 from understudy.models.generation import SamplingSettings, generate
 from understudy.models.language_model import LanguageModel
 
-SMALL_MODEL = 10**8  # parameters; below, the cache of a large batch is no burden and speeds sampling up
+SMALL_MODEL = 10**8  # parameters; below, the cache of a large batch is small and the batch is faster
 SAMPLING_ROWS, SAMPLING_ROWS_SMALL = 32, 192
 LOGITS_PER_BATCH = 2**26  # numbers in one (B, T, V) tensor, 256 MiB in float32
 PARAMETERS_KEPT = 2 * 10**9

@@ -119,7 +119,9 @@ def _judge_columns(result: EvaluationResult) -> list[Column]:
 
 def _metric_rows(result: EvaluationResult) -> list[dict[str, Any]]:
     """Return one row per policy and decoding, the expert's own text first."""
-    rows: list[dict[str, Any]] = [{"policy": "expert", "decoding": "its own text", "values": result.metrics["expert"][EXPERT_TEXT]}]
+    rows: list[dict[str, Any]] = [
+        {"policy": "expert", "decoding": "its own text", "values": result.metrics["expert"][EXPERT_TEXT]}
+    ]
     for policy in result.policies:
         for decoding, label in DECODINGS.items():
             values = result.metrics[policy].get(decoding)
@@ -173,4 +175,3 @@ def _flattened(value: Any, prefix: str = "") -> list[tuple[str, str]]:
     if isinstance(value, list | tuple) and any(isinstance(item, Mapping) for item in value):
         return [line for index, item in enumerate(value) for line in _flattened(item, f"{prefix}[{index}]")]
     return [(prefix, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))]
-
