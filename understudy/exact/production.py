@@ -78,27 +78,30 @@ def follow(start_SV: Tensor, gradient_at: Callable[[Tensor], Tensor], value_at: 
     """Descend from a table by L-BFGS: the production path gives the gradient, the exact value only the step length.
 
     Stops when the value, whose minimum is 0, is below a hundredth of the bound that convergence proofs keep (1e-4).
-    A gradient that does not descend the value ends the search where it began.
+    Where the line search stalls, on a plateau, some plain steps along the gradient lead out; a gradient that does not
+    descend the value therefore never arrives.
     """
     table_SV = start_SV.detach().clone().requires_grad_(True)
-    optimizer = torch.optim.LBFGS(
-        [table_SV],
-        max_iter=20,
-        history_size=20,
-        tolerance_grad=1e-12,
-        tolerance_change=1e-15,
-        line_search_fn="strong_wolfe",
-    )
 
     def closure() -> Tensor:
         table_SV.grad = gradient_at(table_SV)
         return value_at(table_SV).detach()
 
-    step: Callable[..., object] = optimizer.step
-    for _ in range(40):
+    value = math.inf
+    for _ in range(30):
+        optimizer = torch.optim.LBFGS(
+            [table_SV], max_iter=25, tolerance_grad=1e-12, tolerance_change=1e-15, line_search_fn="strong_wolfe"
+        )
+        step: Callable[..., object] = optimizer.step
         step(closure)
-        if abs(float(value_at(table_SV.detach()))) < 1e-6:
+        before, value = value, abs(float(value_at(table_SV.detach())))
+        if value < 1e-6:
             break
+        if not value < 0.9 * before:
+            plain = torch.optim.Adam([table_SV], lr=0.1)
+            for _ in range(20):
+                closure()
+                plain.step()
     return table_SV.detach()
 
 
