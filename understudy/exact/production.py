@@ -88,7 +88,7 @@ def follow(start_SV: Tensor, gradient_at: Callable[[Tensor], Tensor], value_at: 
         return value_at(table_SV).detach()
 
     value = math.inf
-    for _ in range(30):
+    for _ in range(15):
         optimizer = torch.optim.LBFGS(
             [table_SV], max_iter=25, tolerance_grad=1e-12, tolerance_change=1e-15, line_search_fn="strong_wolfe"
         )

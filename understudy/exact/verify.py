@@ -9,7 +9,7 @@ import torch
 
 from understudy.exact import adversarial_proofs as adversarial
 from understudy.exact import discriminator_proofs as discriminators
-from understudy.exact import frontier, likelihood_proofs, preference_proofs
+from understudy.exact import frontier, learned_proofs, likelihood_proofs, preference_proofs
 from understudy.exact.mdp import TokenMDP
 from understudy.exact.report import Row
 
@@ -20,6 +20,7 @@ MAX_RESPONSES = 20_000
 PROOFS: tuple[tuple[int, str, Proof], ...] = (
     (1, "gradient identity", adversarial.gradient_identity),
     (2, "convergence with the optimal discriminator", adversarial.convergence),
+    (3, "convergence with everything learned", learned_proofs.everything_learned),
     (4, "likelihoods", likelihood_proofs.likelihoods),
     (5, "what discriminators learn", discriminators.discriminator_optima),
     (5, "variational bounds", discriminators.variational_bound),
