@@ -1,6 +1,7 @@
-"""Proof 3: everything learned. Sampled responses, a learned discriminator, the production objective; exact divergence out.
+"""Proof 3: everything learned: sampled responses, a learned discriminator, the production objective.
 
-Shapes as in mdp.py; B = 256 sampled responses a round, 4 a prompt. The discriminator is a table over (s, a), trained from 0.
+Shapes as in mdp.py; B = 256 sampled responses a round, 4 a prompt. The discriminator is a table over (s, a),
+trained from 0. What is measured at the end is the exact divergence.
 """
 
 from __future__ import annotations
