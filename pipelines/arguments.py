@@ -38,7 +38,7 @@ def arguments(params: Params) -> dict[str, dict[str, Any]]:
         "sft_config": _step("sft", params, "model", "sft") | base,
         "align_config": _step("align", params, "model", "align") | base,
         "sft_longer_config": _step("sft", params, "model", "sft") | base | {"step": "sft_longer"},
-        "evaluate_config": _step("evaluate", params, "model", "evaluation") | base | judges,
+        "evaluate_config": _step("evaluate", params, "model", "evaluation") | base | judges | {"name": params.registry.name},
         "register_config": _step("register", params, "registry") | {"params_sha256": params_sha256(params)},
         "notify_config": {"step": "notify", **dump["notify"]},
     }

@@ -2,5 +2,4 @@
 
 from understudy.cli import main
 
-
 main()
