@@ -1,0 +1,84 @@
+"""Render every overlay and check it strictly, offline: `python3 -m k8s.check [--release] [environment…]`.
+
+Ends with 0 when everything holds, 1 with one line per problem, 2 when a tool is missing. Without a folder of
+CustomResourceDefinitions (UNDERSTUDY_CRDS, or ../shared/crds) custom kinds are not validated, and it says so.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from k8s.checks import cluster, monitoring, network, pods, references, schemas
+from k8s.checks.render import ENVIRONMENTS, ROOT, CheckError, Object, environment
+
+
+def policies(items: list[Object], production: bool, root: Path = ROOT) -> Iterator[str]:
+    """Yield every violation in the objects of one environment."""
+    yield from pods.restricted(items)
+    yield from pods.images(items, production)
+    yield from pods.resources(items)
+    yield from pods.probes(items)
+    yield from pods.secrets(items)
+    yield from network.network_policies(items)
+    yield from network.reachable_services(items)
+    yield from references.references(items)
+    yield from references.selectors(items)
+    yield from references.wiring(items)
+    yield from cluster.permissions(items)
+    yield from cluster.schedules(items)
+    yield from cluster.queues(items)
+    yield from cluster.training_runtimes(items)
+    yield from cluster.champion(items)
+    yield from cluster.argo(items, root)
+    yield from monitoring.alerts(items, root)
+    yield from monitoring.dashboards(items)
+
+
+def duplicates(items: list[Object]) -> Iterator[str]:
+    """Yield objects that two folders of one environment both render: each would undo the other."""
+    seen: set[tuple[str, str, str]] = set()
+    for item in items:
+        meta = item["metadata"]
+        key = (item["kind"], meta.get("namespace", ""), meta["name"])
+        if key in seen:
+            yield f"{key[0]}/{key[2]}: is rendered twice"
+        seen.add(key)
+
+
+def problems(name: str, release: bool = False) -> Iterator[str]:
+    """Yield everything that is wrong with one environment."""
+    items = [item for folder in environment(name).values() for item in folder]
+    yield from duplicates(items)
+    yield from schemas.problems(items, schemas.crds_folder())
+    yield from policies(items, production=name == "production")
+    if release:
+        yield from pods.unreleased(items)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Check the environments and print what is wrong."""
+    parser = argparse.ArgumentParser(prog="python3 -m k8s.check", description=__doc__)
+    parser.add_argument("--release", action="store_true", help="refuse placeholders of digests, too")
+    parser.add_argument("environments", nargs="*", default=ENVIRONMENTS)
+    options = parser.parse_args(arguments)
+    if schemas.crds_folder() is None:
+        print("k8s: no folder of CustomResourceDefinitions (set UNDERSTUDY_CRDS); custom kinds are not validated.")
+    count = 0
+    for name in options.environments:
+        try:
+            for problem in problems(name, options.release):
+                count += 1
+                print(f"k8s {name}: {problem}", file=sys.stderr)
+        except CheckError as error:
+            print(error, file=sys.stderr)
+            return 2
+    if not count:
+        print(f"k8s: {', '.join(options.environments)} render, fit their schemas and keep the policies.")
+    return 1 if count else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Checks of the rendered cluster state, without a cluster: schemas, references, policies."""
