@@ -22,16 +22,18 @@ test: $(VENV)/.installed-dev
 	@bash tests/run.sh $(MIN_TESTS)
 
 check: $(VENV)/.installed-dev
-	@echo "ruff";         $(BIN)/ruff check understudy components pipelines examples tests
+	@echo "ruff";         $(BIN)/ruff check understudy components pipelines examples k8s tests
 	@echo "mypy";         $(BIN)/mypy
 	@echo "lint-imports"; $(BIN)/lint-imports --cache-dir .import_linter_cache
 	@echo "compiled";     $(BIN)/understudy pipeline compile --check
+	@echo "k8s";          $(BIN)/python -m k8s.check
+	@echo "hadolint";     $(BIN)/hadolint docker/*.Dockerfile
 
 golden: $(VENV)/.installed-dev
 	@$(BIN)/understudy pipeline compile
 
 images:
-	@for name in steps train; do docker build --file docker/$$name.Dockerfile --tag understudy/$$name-python:0.1.0 .; done
+	@docker/build.sh
 
 # torch first and alone: resolved together with the rest, pip may take a build with gigabytes of CUDA.
 $(VENV)/.torch: constraints.txt

@@ -1,0 +1,42 @@
+"""The rendered environments, once for all tests; without a renderer these tests are skipped and say why."""
+
+from __future__ import annotations
+
+import copy
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT))
+
+from k8s.checks import schemas  # noqa: E402
+from k8s.checks.render import CheckError, Object, environment  # noqa: E402
+
+
+@pytest.fixture(scope="session")
+def rendered() -> dict[str, list[Object]]:
+    try:
+        return {
+            name: [item for folder in environment(name).values() for item in folder]
+            for name in ("staging", "production")
+        }
+    except CheckError as error:
+        if "installed" in str(error):
+            pytest.skip(str(error))
+        raise
+
+
+@pytest.fixture
+def items(rendered: dict[str, list[Object]]) -> list[Object]:
+    """A copy of the production objects, free to be broken."""
+    return copy.deepcopy(rendered["production"])
+
+
+@pytest.fixture(scope="session")
+def crds() -> Path:
+    folder = schemas.crds_folder()
+    if folder is None:
+        pytest.skip("no folder of CustomResourceDefinitions: set UNDERSTUDY_CRDS, or put them at ../shared/crds")
+    return folder
