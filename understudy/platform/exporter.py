@@ -150,7 +150,7 @@ def _labels(labels: Mapping[str, str]) -> str:
 def _number(value: float) -> str:
     """NaN and infinities have spellings of their own in the format."""
     special = {"nan": "NaN", "inf": "+Inf", "-inf": "-Inf"}
-    return special.get(str(value), f"{value:.17g}")
+    return special.get(str(value), repr(float(value)))
 
 
 def server(uri: str, experiment: str, models: Sequence[str], port: int, host: str = "") -> ThreadingHTTPServer:
