@@ -16,6 +16,7 @@ import pytest
 import torch
 from torch import Tensor
 from training.helpers import align_config, loop
+
 from understudy.models.language_model import LanguageModel
 from understudy.models.scalar_head import ScalarHead
 from understudy.training.adversarial import align, num_discriminator_outputs
