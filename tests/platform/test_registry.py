@@ -9,7 +9,7 @@ import yaml
 from integration.small_policy import write_small_policy
 
 from understudy.errors import ConfigError, IntegrityError
-from understudy.platform.registry import Registry, refuse_pickles, write_model_folder
+from understudy.platform.registry import Registry, generation_defaults, refuse_pickles, write_model_folder
 from understudy.platform.steps import register
 from understudy.platform.storage import open_store
 from understudy.records import DatasetRef, EvaluationReport, PolicyRef
@@ -37,25 +37,31 @@ def test_the_step_registers_once_with_every_tag(folder, tmp_path, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
     stored = open_store(None, tmp_path).put_folder(folder, "policy")
     policy = dataclasses.replace(POLICY, uri=stored.uri, sha256=stored.sha256)
-    report = dataclasses.replace(REPORT, policies={"aligned": stored.sha256})
+    (tmp_path / "page").mkdir()
+    (tmp_path / "page/report.json").write_text('{"temperatures": {"sft": 0.9, "aligned": 0.3}}')
+    page = open_store(None, tmp_path).put_folder(tmp_path / "page", "report")
+    report = dataclasses.replace(REPORT, policies={"aligned": stored.sha256}, uri=page.uri, sha256=page.sha256)
     entries = [register.run(CONFIG, policy, report, DATASET) for _ in range(2)]
     assert [entry.version for entry in entries] == ["1", "1"]
     tags = entries[0].tags
     assert tags["weights_sha256"] == stored.sha256 and tags["pipeline_run"] == "run-1"
     assert (tags["dataset_md5"], tags["parent_sha256"]) == (DATASET.md5, "2" * 64)
-    assert (tags["image_digest"], tags["config_sha256"], tags["report_sha256"]) == ("sha256:abc", "6" * 64, "5" * 64)
+    assert (tags["image_digest"], tags["config_sha256"], tags["report_sha256"]) == ("sha256:abc", "6" * 64, page.sha256)
     assert tags["git_dirty"] in ("true", "false", "unknown") and tags["git_commit"]
     registry = Registry(f"sqlite:///{tmp_path}/mlflow.db", tmp_path)
     version = registry.find("tiny@challenger")
     assert version.metrics == {"T=1": {"nll": 2.5}}
     files = [path.name for path in registry.download(version).parent.rglob("*") if path.is_file()]
     assert "model.safetensors" in files and not [name for name in files if name.endswith((".bin", ".pkl", ".pt"))]
+    # The temperature that the evaluation chose for this policy is what the version samples at.
+    assert (tags["temperature"], generation_defaults(registry.download(version))["temperature"]) == ("0.3", 0.3)
     with pytest.raises(ConfigError, match="no registered model 'tyni'.*Did you mean tiny"):
         registry.find("tyni")
     with pytest.raises(ConfigError, match=r"has no @champion. It has @challenger, /1"):
         registry.find("tiny@champion")
     signature = mlflow.models.get_model_info("models:/tiny/1").signature
     assert [item.name for item in signature.params.params] == ["max_new_tokens", "temperature"]
+    assert signature.params.params[1].default == 0.3
 
 
 def test_the_model_file_names_both_flavours(folder, tmp_path):
@@ -63,7 +69,8 @@ def test_the_model_file_names_both_flavours(folder, tmp_path):
     model = yaml.safe_load((tmp_path / "out/MLmodel").read_text())
     assert model["flavors"]["transformers"]["pipeline_model_type"] == "LlamaForCausalLM"
     assert model["flavors"]["python_function"]["config"]["max_new_tokens"] == 32
-    assert (tmp_path / "out/model/model.safetensors").read_bytes() == (folder / "model.safetensors").read_bytes()
+    for name in ("model.safetensors", "generation_config.json"):
+        assert (tmp_path / "out/model" / name).read_bytes() == (folder / name).read_bytes()
 
 
 def test_pickles_are_refused(tmp_path):

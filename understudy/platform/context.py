@@ -35,6 +35,7 @@ from understudy.tracker import Tracker
 
 if TYPE_CHECKING:
     from understudy.platform.storage import Store
+    from understudy.platform.tracking import MlflowTracker
 
 STOP_NAME = "stop"
 FAILURE_NAME = "failure.json"
@@ -157,6 +158,8 @@ def step_context(step: str, config: Mapping[str, Any]) -> Iterator[StepContext]:
             context = StepContext(name, config, tracker, events, workdir)
             stack.enter_context(_signals(context))
             yield context
+            if context.result and (mlflow_run := current_run()):
+                mlflow_run.log_result(context.result)
             record = context.result.to_json() if context.result else None
             events.write(name, "finish", seconds=round(time.monotonic() - started, 2), record=record)
     except BaseException as error:
@@ -166,6 +169,15 @@ def step_context(step: str, config: Mapping[str, Any]) -> Iterator[StepContext]:
         if told is error:
             raise
         raise told from error
+
+
+def current_run() -> MlflowTracker | None:
+    """Return MLflow's run of the step at work in this process, if tracking is on: for inputs and files."""
+    if not os.environ.get("MLFLOW_TRACKING_URI"):
+        return None
+    from understudy.platform.tracking import current
+
+    return current()
 
 
 def record_failure(run_dir: Path, step: str, error: BaseException) -> None:

@@ -70,9 +70,18 @@ class Registry:
                 self.client.search_registered_models(max_results=1)
 
     def register(
-        self, name: str, alias: str, folder: Path, tags: Mapping[str, str], experiment: str, run_id: str | None
+        self,
+        name: str,
+        alias: str,
+        folder: Path,
+        tags: Mapping[str, str],
+        experiment: str,
+        run_id: str | None,
+        temperature: float | None = None,
     ) -> RegistryEntry:
         """Register a policy folder; the same weights with the same report are the same version.
+
+        `temperature`, if the evaluation found one, becomes what the version samples at unless told otherwise.
 
         Raises:
             IntegrityError: the folder holds a pickle.
@@ -80,7 +89,7 @@ class Registry:
         refuse_pickles(folder)
         with self._answering():
             known = self._same_content(name, tags)
-            version = known or self._create(name, folder, tags, experiment, run_id)
+            version = known or self._create(name, folder, tags, experiment, run_id, temperature)
             if known is None or alias not in known.aliases:
                 self.client.set_registered_model_alias(name, alias, version.version)
             return RegistryEntry(
@@ -148,12 +157,20 @@ class Registry:
         # The search leaves aliases out; the version read by itself has them.
         return self.client.get_model_version(name, same[0].version) if same else None
 
-    def _create(self, name: str, folder: Path, tags: Mapping[str, str], experiment: str, run_id: str | None) -> Any:
+    def _create(
+        self,
+        name: str,
+        folder: Path,
+        tags: Mapping[str, str],
+        experiment: str,
+        run_id: str | None,
+        temperature: float | None,
+    ) -> Any:
         from mlflow import MlflowException
 
         logged = self.client.create_logged_model(self._experiment_id(experiment), name, run_id, dict(tags))
         with tempfile.TemporaryDirectory(prefix="understudy-register-") as aside:
-            write_model_folder(folder, Path(aside), logged.model_id, run_id)
+            write_model_folder(folder, Path(aside), logged.model_id, run_id, temperature)
             self.client.log_model_artifacts(logged.model_id, aside)
         self.client.finalize_logged_model(logged.model_id, "READY")
         try:
@@ -186,8 +203,13 @@ class Registry:
             ) from error
 
 
-def write_model_folder(policy: Path, target: Path, model_id: str, run_id: str | None) -> None:
-    """Write MLflow's transformers and pyfunc flavours around the files of a policy folder."""
+def write_model_folder(
+    policy: Path, target: Path, model_id: str, run_id: str | None, temperature: float | None = None
+) -> None:
+    """Write MLflow's transformers and pyfunc flavours around the files of a policy folder.
+
+    Only generation_config.json differs from the stored file, and only when a temperature is given.
+    """
     from mlflow import pyfunc
     from mlflow.models import Model
 
@@ -196,9 +218,12 @@ def write_model_folder(policy: Path, target: Path, model_id: str, run_id: str | 
     shutil.copytree(policy, target / "components/tokenizer", copy_function=shutil.copyfile, ignore=not_tokenizer)
     if (policy / MANIFEST).exists():
         shutil.copyfile(policy / MANIFEST, target / POLICY_MANIFEST)
+    if temperature is not None:
+        tuned = _read_json(policy / "generation_config.json") | {"do_sample": True, "temperature": temperature}
+        (target / "model/generation_config.json").write_text(json.dumps(tuned, indent=2, sort_keys=True) + "\n")
     _write_environment(target)
     config = _read_json(policy / "config.json")
-    defaults = generation_defaults(policy)
+    defaults = generation_defaults(target / "model")
     model = Model(run_id=run_id, model_uuid=model_id, model_id=model_id, signature=_signature(defaults))
     model.add_flavor(
         "transformers",

@@ -1,19 +1,21 @@
 """MLflow as a Tracker: one parent run per pipeline run, one nested run per step.
 
 Importing MLflow and opening its store cost about two seconds of processor time in every step, and a slow server
-must not slow a training loop. So a step only writes lines to a pipe; `tracking_worker.py`, a process of its own,
-imports MLflow, batches, retries, and outlives a step that was killed long enough to deliver what it had said.
+must not slow a training loop. So a step only sends lines (`tracking_channel.py`) to `tracking_worker.py`, a process
+that imports MLflow, batches, retries, and outlives a step that was killed long enough to deliver what it had said.
 """
 
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
 import math
 import os
+import shutil
 import socket
-import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -25,7 +27,8 @@ from urllib.parse import urlsplit
 from understudy.config import section_sha256
 from understudy.errors import Preempted, ServiceUnreachable, UnderstudyError
 from understudy.platform.storage import without_secrets
-from understudy.records import DatasetRef
+from understudy.platform.tracking_channel import SOCKET_VARIABLE, Channel, WorkerProcess, open_channel
+from understudy.records import DatasetRef, Record
 
 _OPEN_SECONDS = 90.0
 _CLOSE_SECONDS = 90.0
@@ -36,11 +39,13 @@ _open: list[MlflowTracker] = []
 class MlflowTracker:
     """One MLflow run, written by a process beside this one; implements the Tracker protocol."""
 
-    def __init__(self, opening: Mapping[str, Any]) -> None:
+    def __init__(self, opening: Mapping[str, Any], channel: Channel) -> None:
         self.uri = str(opening["uri"])
         self._sent = [json.dumps({"op": "open", **opening})]
         self._lock = threading.Lock()
-        self._start()
+        self._changed = threading.Condition()
+        self._restarted = False
+        self._start(channel)
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Record metrics at a step; a step that the run already has is not logged twice."""
@@ -63,6 +68,14 @@ class MlflowTracker:
         """Upload a file, which must stay in place until the run is closed."""
         self._send({"op": "artifact", "path": str(path), "folder": folder})
 
+    def log_result(self, record: Record) -> None:
+        """Name what the run produced: a dataset version as such, anything else by tags with its digests."""
+        data = record.to_json()
+        if isinstance(record, DatasetRef):
+            self.log_dataset(record, context="result")
+        named = {name: value for name, value in data.items() if isinstance(value, str | int | float)}
+        self.log_tags({f"understudy.result.{name}": str(value) for name, value in named.items()})
+
     @property
     def run_id(self) -> str:
         """MLflow's id of the run; waits until the worker has opened it.
@@ -79,27 +92,15 @@ class MlflowTracker:
             ServiceUnreachable: something could not be delivered within a bounded time.
         """
         self._send({"op": "close", "status": status})
-        if self._process.poll() not in (None, 0) and "error" not in self._answers:
-            # The worker died, for example for lack of memory: say everything again; steps are logged once anyway.
-            self._start()
         try:
             self._wait("closed", _CLOSE_SECONDS)
         finally:
-            self._stop()
+            self._channel.stop()
 
-    def _start(self) -> None:
+    def _start(self, channel: Channel) -> None:
         self._answers: dict[str, Any] = {}
-        self._changed = threading.Condition()
-        environment = {name: value for name, value in os.environ.items() if name != "MLFLOW_RUN_ID"}
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "understudy.platform.tracking_worker"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env=environment,
-            start_new_session=True,  # Ctrl-C is for the step; the worker ends when the step has said its last line
-        )
-        threading.Thread(target=self._read, args=(self._process,), daemon=True).start()
+        self._channel = channel
+        threading.Thread(target=self._read, args=(channel, self._answers), daemon=True).start()
         with self._lock:
             for line in self._sent:
                 self._write(line)
@@ -111,62 +112,64 @@ class MlflowTracker:
             self._write(line)
 
     def _write(self, line: str) -> None:
-        assert self._process.stdin is not None
         try:
-            self._process.stdin.write(line + "\n")
-            self._process.stdin.flush()
-        except (BrokenPipeError, ValueError):
-            return  # said again by `close`
+            self._channel.write(line)
+        except (OSError, ValueError):
+            return  # said again by `_wait`
 
-    def _read(self, process: subprocess.Popen[str]) -> None:
-        assert process.stdout is not None
-        for line in process.stdout:
+    def _read(self, channel: Channel, answers: dict[str, Any]) -> None:
+        for line in channel.answers():
             answer = json.loads(line)
             if "warning" in answer:
                 print(f"MLflow: {answer['warning']}", file=sys.stderr, flush=True)
             with self._changed:
-                self._answers.update(answer)
+                answers.update(answer)
                 self._changed.notify_all()
-        process.wait()
         with self._changed:
-            self._answers.setdefault("ended", process.returncode)
+            answers.setdefault("ended", True)
             self._changed.notify_all()
 
     def _wait(self, key: str, seconds: float) -> Any:
+        """Return an answer; say everything again, once, to a new worker if this one died, as for lack of memory."""
         with self._changed:
             self._changed.wait_for(lambda: {key, "error", "ended"} & self._answers.keys(), timeout=seconds)
-            if key in self._answers:
-                return self._answers[key]
-            reason = self._answers.get("error") or f"its writer ended with {self._answers.get('ended', 'no answer')}"
+            answers = dict(self._answers)
+        if key in answers:
+            return answers[key]
+        if "ended" in answers and "error" not in answers and not self._restarted:
+            self._restarted = True
+            self._channel.stop()
+            self._start(WorkerProcess())  # steps are logged once however often they are said
+            return self._wait(key, seconds)
+        reason = answers.get("error") or ("its writer died" if "ended" in answers else f"no answer in {seconds:.0f} s")
         raise ServiceUnreachable(
             f"MLflow at {without_secrets(self.uri)} did not take everything: {reason}. "
             "Check tracking.uri and the server, then run the same command again; what it already has is not repeated."
         )
-
-    def _stop(self) -> None:
-        assert self._process.stdin is not None
-        try:
-            self._process.stdin.close()
-        except BrokenPipeError:
-            pass
-        try:
-            self._process.wait(timeout=5)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
 
 
 @contextmanager
 def open_run(name: str, lineage: str, params: Mapping[str, Any], tags: Mapping[str, str]) -> Iterator[MlflowTracker]:
     """Open the parent run of a pipeline run; an unfinished one with the same lineage is continued.
 
-    MLFLOW_TRACKING_URI and MLFLOW_EXPERIMENT_NAME say where; MLFLOW_RUN_ID, if set, names a run to join.
+    MLFLOW_TRACKING_URI and MLFLOW_EXPERIMENT_NAME say where; MLFLOW_RUN_ID, if set, names a run to join. While it is
+    open, steps started from here are written by its process: they find it by UNDERSTUDY_TRACKING_SOCKET.
 
     Raises:
         ServiceUnreachable: at once when the server does not answer, at the end when it did not take everything.
     """
-    with _opened(name=name, step=None, lineage=lineage, params=params, tags=tags) as tracker:
-        yield tracker
+    # A socket's path may have a hundred characters only, so it cannot lie in the working directory.
+    folder = tempfile.mkdtemp(prefix="understudy-")
+    path = os.path.join(folder, "tracking")
+    try:
+        with _opened(name=name, step=None, lineage=lineage, params=params, tags=tags, listen_at=path) as tracker:
+            os.environ[SOCKET_VARIABLE] = path
+            try:
+                yield tracker
+            finally:
+                os.environ.pop(SOCKET_VARIABLE, None)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextmanager
@@ -239,7 +242,12 @@ def is_main_process() -> bool:
 
 @contextmanager
 def _opened(
-    name: str, step: str | None, lineage: str, params: Mapping[str, Any], tags: Mapping[str, str]
+    name: str,
+    step: str | None,
+    lineage: str,
+    params: Mapping[str, Any],
+    tags: Mapping[str, str],
+    listen_at: str | None = None,
 ) -> Iterator[Any]:
     if not is_main_process():
         yield _Silent()
@@ -259,7 +267,9 @@ def _opened(
             "params": flatten(params),
             "tags": dict(tags) | {"understudy.run_id": os.environ.get("UNDERSTUDY_RUN_ID", "")},
             "system_metrics": os.environ.get("MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING", "true").lower() != "false",
-        }
+            "place": _place(workdir),
+        },
+        WorkerProcess(listen_at) if listen_at else open_channel(),
     )
     try:
         yield tracker
@@ -271,6 +281,11 @@ def _opened(
             print(second, file=sys.stderr, flush=True)  # the first error is the one to raise
         raise
     tracker.close("FINISHED")
+
+
+def _place(workdir: Path) -> str:
+    """Return what is the same for all runs of a working directory, which holds one run at a time."""
+    return hashlib.sha256(f"{socket.gethostname()}:{workdir}".encode()).hexdigest()[:16]
 
 
 def _check_http(uri: str) -> None:
@@ -299,4 +314,7 @@ class _Silent:
         """Ignore."""
 
     def log_artifact(self, path: Path, folder: str | None = None) -> None:
+        """Ignore."""
+
+    def log_result(self, record: Record) -> None:
         """Ignore."""

@@ -1,238 +1,134 @@
-"""The process that writes one MLflow run: reads lines of JSON, batches, retries, answers with lines of JSON.
+"""The process that writes MLflow runs: reads lines of JSON, batches, retries, answers with lines of JSON.
 
-Started by `tracking.MlflowTracker`. When its input ends without a `close`, the step was killed: it delivers what it
-has and marks the run KILLED, so that a retry finds it unfinished and continues it.
+Started by `tracking_channel.WorkerProcess`. Each conversation is one run: the first over stdin, others over a socket
+if its path was given. When one ends without a `close`, its step was killed: what it said is delivered and the run
+marked KILLED, so that a retry finds it unfinished and continues it.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import queue
 import signal
+import socket
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
+from contextlib import suppress
 from typing import IO, Any
 
-_FLUSH_SECONDS = 5.0
-_GIVE_UP_SECONDS = 45.0
-_METRICS_PER_BATCH = 1000
-_PARAMS_PER_BATCH = 100
-_PARAM_CHARS = 6000
-_KEY_CHARS = 250
-_PERMANENT = {"INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "PERMISSION_DENIED", "UNAUTHENTICATED"}
+from understudy.platform.tracking_run import Message, RunWriter, first_line
 
-Message = dict[str, Any]
+_PARENT_SECONDS = 60.0
+_DEFAULTS = {
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "15",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "GIT_PYTHON_REFRESH": "quiet",
+}
 
 
-def main() -> None:
-    """Serve one run from stdin to its end."""
+def main(listen_at: str | None = None) -> None:
+    """Serve one run from stdin to its end, and those that come through the socket to theirs."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)  # the end of input is what ends this process
-    answers = os.fdopen(os.dup(1), "w", buffering=1)
+    for name, value in _DEFAULTS.items():
+        os.environ.setdefault(name, value)
+    answers = os.dup(1)
     os.dup2(2, 1)  # whatever libraries print must not mix with the answers
+    guests = Guests(listen_at) if listen_at else None
+    serve_run(sys.stdin, lambda data: os.write(answers, data), guests.host if guests else None)
+    os.close(answers)
+    if guests:
+        guests.end()
+    # Everything is delivered; taking MLflow's modules apart would keep the step waiting for another second or two.
+    sys.stderr.flush()
+    os._exit(0)
+
+
+class Host:
+    """The parent run as its steps see it: they may come before it has been opened."""
+
+    def __init__(self) -> None:
+        self._run_id: str | None = None
+        self._known = threading.Event()
+
+    def opened(self, run_id: str | None) -> None:
+        """Say which run it is, or that it could not be opened."""
+        self._run_id = run_id
+        self._known.set()
+
+    def run_id(self) -> str | None:
+        """Return its run id once it is open, None when it could not be."""
+        self._known.wait(_PARENT_SECONDS)
+        return self._run_id
+
+
+class Guests:
+    """Conversations with steps of the run, each in a thread of its own."""
+
+    def __init__(self, path: str) -> None:
+        self.host = Host()
+        self._threads: list[threading.Thread] = []
+        self._listener = socket.socket(socket.AF_UNIX)
+        with suppress(FileNotFoundError):
+            os.unlink(path)
+        self._listener.bind(path)
+        self._listener.listen()
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def end(self) -> None:
+        """Take no more, and wait until those there are have been delivered."""
+        with suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        for thread in self._threads:
+            thread.join()
+
+    def _accept(self) -> None:
+        with suppress(OSError):  # closed
+            while True:
+                connection, _ = self._listener.accept()
+                thread = threading.Thread(target=self._serve, args=(connection,), daemon=True)
+                self._threads.append(thread)
+                thread.start()
+
+    def _serve(self, connection: socket.socket) -> None:
+        with connection, connection.makefile("r", encoding="utf-8") as stream:
+            serve_run(stream, connection.sendall, None, self.host)
+            with suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)  # ends the thread that reads, which holds the stream
+
+
+def serve_run(
+    stream: IO[str], send: Callable[[bytes], object], own: Host | None = None, parent: Host | None = None
+) -> None:
+    """Write the run of one conversation, to its end."""
+
+    def answer(**message: Any) -> None:
+        with suppress(OSError):  # a killed step hears nothing, but what it said is still delivered
+            send((json.dumps(message) + "\n").encode())
+
     inbox: queue.Queue[Message] = queue.Queue()
-    threading.Thread(target=_read, args=(sys.stdin, inbox), daemon=True).start()
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "15")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
-    os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
-
-    def warn(text: str) -> None:
-        answers.write(json.dumps({"warning": text}) + "\n")
-
+    threading.Thread(target=_read, args=(stream, inbox), daemon=True).start()
     opening = inbox.get()
     if opening["op"] != "open":
         return
+    run = None
     try:
+        if parent is not None and not opening["join_run_id"]:
+            opening["join_run_id"] = parent.run_id()
         run = RunWriter(opening)
-        answers.write(json.dumps({"run_id": run.run_id, "experiment_id": run.experiment_id}) + "\n")
-        status = run.serve(inbox, warn)
-        answers.write(json.dumps({"closed": status}) + "\n")
-    except Exception as error:  # the last word of this process, repeated by the step
-        answers.write(json.dumps({"error": f"{type(error).__name__}: {_first_line(error)}"}) + "\n")
-
-
-class RunWriter:
-    """One MLflow run: created, or found again and continued."""
-
-    def __init__(self, opening: Message) -> None:
-        from mlflow import MlflowClient
-
-        from understudy.platform.tracking import store_lock
-
-        _quiet()
-        with store_lock(opening["uri"]):
-            self.client = MlflowClient(tracking_uri=opening["uri"])
-            self.experiment_id = self._experiment(opening["experiment"], opening["artifacts"])
-        self.metrics: list[Any] = []
-        if opening["step"] and not opening["join_run_id"]:
-            opening["join_run_id"] = self._parent_of(opening)
-        self.run_id = self._find(opening) or self._create(opening)
-        self.logged = self._already_logged()
-        self._log_params(opening["params"])
-        self.monitor = self._system_metrics(opening) if opening["system_metrics"] and opening["step"] else None
-
-    def serve(self, inbox: queue.Queue[Message], warn: Callable[[str], None]) -> str:
-        """Deliver messages until one closes the run; return the run's status.
-
-        Raises:
-            Exception: the last reason why something could not be delivered in time.
-        """
-        pending: list[Message] = []
-        flush_at = time.monotonic() + _FLUSH_SECONDS
-        while True:
-            try:
-                message = inbox.get(timeout=max(0.0, flush_at - time.monotonic()))
-            except queue.Empty:
-                flush_at = time.monotonic() + _FLUSH_SECONDS
-                self._try(pending, warn)
-                continue
-            if message["op"] == "close":
-                break
-            pending.append(message)
-        status = str(message["status"])
-        pending.append(message)
-        give_up_at = time.monotonic() + _GIVE_UP_SECONDS
-        if self.monitor is not None:
-            self.monitor.finish()
-        while error := self._try(pending, warn):
-            if time.monotonic() > give_up_at:
-                raise error
-            time.sleep(1.0)
-        return status
-
-    def _try(self, pending: list[Message], warn: Callable[[str], None]) -> Exception | None:
-        """Deliver what can be delivered, in order; return the error that stopped it, if any."""
-        try:
-            while pending or self.metrics:
-                while pending and pending[0]["op"] == "metrics":
-                    self._add_metrics(pending.pop(0))
-                while self.metrics:
-                    batch = self.metrics[:_METRICS_PER_BATCH]
-                    self.client.log_batch(self.run_id, metrics=batch, synchronous=True)
-                    del self.metrics[: len(batch)]
-                if pending:
-                    self._deliver(pending[0])
-                    pending.pop(0)
-        except Exception as error:  # any library below may raise; what is permanent must not block the rest
-            if getattr(error, "error_code", None) in _PERMANENT or isinstance(error, FileNotFoundError):
-                warn(_first_line(error))
-                if self.metrics:
-                    self.metrics.clear()
-                elif pending:
-                    pending.pop(0)
-                return self._try(pending, warn)
-            warn(f"not delivered yet, trying again: {_first_line(error)}")
-            return error
-        return None
-
-    def _deliver(self, message: Message) -> None:
-        from mlflow.entities import RunTag
-
-        if message["op"] == "tags":
-            tags = [RunTag(name, value) for name, value in message["values"].items()]
-            self.client.log_batch(self.run_id, tags=tags, synchronous=True)
-        elif message["op"] == "dataset":
-            self._log_dataset(message["record"], message["context"])
-        elif message["op"] == "artifact":
-            self.client.log_artifact(self.run_id, message["path"], message["folder"])
-        elif message["op"] == "close":
-            self.client.set_terminated(self.run_id, message["status"])
-
-    def _experiment(self, name: str, artifacts: str | None) -> str:
-        from mlflow import MlflowException
-
-        experiment = self.client.get_experiment_by_name(name)
-        if experiment is None:
-            try:
-                return str(self.client.create_experiment(name, artifact_location=artifacts))
-            except MlflowException:  # another process was first
-                experiment = self.client.get_experiment_by_name(name)
-                if experiment is None:
-                    raise
-        if experiment.lifecycle_stage == "deleted":
-            self.client.restore_experiment(experiment.experiment_id)
-        return str(experiment.experiment_id)
-
-    def _parent_of(self, opening: Message) -> str | None:
-        """Find or create the parent by the pipeline's run id, where nobody gave MLFLOW_RUN_ID."""
-        pipeline_run = opening["tags"].get("understudy.run_id")
-        if not pipeline_run:
-            return None
-        wanted = f"tags.`understudy.run_id` = '{pipeline_run}' and tags.`understudy.step` = 'run'"
-        found = self.client.search_runs([self.experiment_id], wanted, order_by=["attributes.start_time ASC"])
-        parent = dict(opening, step=None, name=pipeline_run, join_run_id=None, lineage=pipeline_run)
-        return str(found[0].info.run_id) if found else self._create(parent)
-
-    def _find(self, opening: Message) -> str | None:
-        """Find this step's run below its parent, or an unfinished parent run of the same lineage."""
-        join, step = opening["join_run_id"], opening["step"]
-        if step is None and join:
-            self._resume(join)
-            return str(join)
-        wanted = f"tags.`understudy.lineage` = '{opening['lineage']}' and tags.`understudy.step` = '{step or 'run'}'"
-        if join:
-            wanted += f" and tags.`mlflow.parentRunId` = '{join}'"
-        found = self.client.search_runs([self.experiment_id], wanted, order_by=["attributes.start_time DESC"])
-        for run in found:
-            if step is not None or run.info.status != "FINISHED":
-                self._resume(run.info.run_id)
-                return str(run.info.run_id)
-        return None
-
-    def _resume(self, run_id: str) -> None:
-        self.client.update_run(run_id, status="RUNNING")
-
-    def _create(self, opening: Message) -> str:
-        tags = {name: value for name, value in opening["tags"].items() if value}
-        tags |= {"understudy.lineage": opening["lineage"], "understudy.step": opening["step"] or "run"}
-        if opening["step"] and opening["join_run_id"]:
-            tags["mlflow.parentRunId"] = opening["join_run_id"]
-        return str(self.client.create_run(self.experiment_id, tags=tags, run_name=opening["name"]).info.run_id)
-
-    def _already_logged(self) -> set[tuple[str, int]]:
-        names = [name for name in self.client.get_run(self.run_id).data.metrics if not name.startswith("system/")]
-        return {(name, item.step) for name in names for item in self.client.get_metric_history(self.run_id, name)}
-
-    def _add_metrics(self, message: Message) -> None:
-        from mlflow.entities import Metric
-
-        for name, value in message["values"].items():
-            if (name, message["step"]) not in self.logged:
-                self.logged.add((name, message["step"]))
-                self.metrics.append(Metric(name[:_KEY_CHARS], value, message["time"], message["step"]))
-
-    def _log_params(self, params: dict[str, str]) -> None:
-        from mlflow.entities import Param
-
-        there = self.client.get_run(self.run_id).data.params
-        missing = [Param(name[:_KEY_CHARS], _fit(text)) for name, text in params.items() if name not in there]
-        for batch in _batches(missing, _PARAMS_PER_BATCH):
-            self.client.log_batch(self.run_id, params=batch, synchronous=True)
-
-    def _log_dataset(self, record: dict[str, Any], context: str) -> None:
-        from mlflow.entities import Dataset, DatasetInput, InputTag
-
-        profile = {name: record[name] for name in ("rows", "splits", "num_bytes", "num_files")}
-        dataset = Dataset(
-            name="demonstrations",
-            digest=record["md5"],
-            source_type="local" if "://" not in record["uri"] else record["uri"].partition("://")[0],
-            source=json.dumps({"uri": record["uri"], "source": record["source"]}),
-            profile=json.dumps(profile),
-        )
-        self.client.log_inputs(self.run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", context)])])
-
-    def _system_metrics(self, opening: Message) -> Any:
-        from mlflow.system_metrics import system_metrics_monitor
-
-        monitor_class: Any = system_metrics_monitor.SystemMetricsMonitor
-        monitor = monitor_class(self.run_id, resume_logging=True, tracking_uri=opening["uri"])
-        monitor.start()
-        return monitor
+        if own is not None:
+            own.opened(run.run_id)
+        answer(run_id=run.run_id, experiment_id=run.experiment_id)
+        answer(closed=run.serve(inbox, lambda text: answer(warning=text)))
+    except Exception as error:  # the last word of this run, repeated by the step
+        answer(error=f"{type(error).__name__}: {first_line(error)}")
+    finally:
+        if own is not None and run is None:
+            own.opened(None)
 
 
 def _read(stream: IO[str], inbox: queue.Queue[Message]) -> None:
@@ -242,32 +138,5 @@ def _read(stream: IO[str], inbox: queue.Queue[Message]) -> None:
     inbox.put({"op": "close", "status": "KILLED"})
 
 
-def _batches(items: list[Any], size: int) -> Iterator[list[Any]]:
-    for start in range(0, len(items), size):
-        yield items[start : start + size]
-
-
-def _fit(text: str) -> str:
-    """Cut what MLflow would refuse; the digest keeps different values different."""
-    if len(text) <= _PARAM_CHARS:
-        return text
-    digest = hashlib.sha256(text.encode()).hexdigest()
-    return f"{text[: _PARAM_CHARS - 100]}… (sha256 {digest})"
-
-
-def _first_line(error: BaseException) -> str:
-    from understudy.platform.storage import without_secrets
-
-    first = next(iter(str(error).splitlines()), "")
-    return " ".join(without_secrets(word) if "://" in word else word for word in first.split(" "))[:500]
-
-
-def _quiet(names: Iterable[str] = ("mlflow", "alembic", "urllib3")) -> None:
-    import logging
-
-    for name in names:
-        logging.getLogger(name).setLevel(logging.ERROR)
-
-
 if __name__ == "__main__":
-    main()
+    main(*sys.argv[1:])

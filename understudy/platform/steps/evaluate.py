@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from understudy.config import EvaluationConfig, ModelConfig, validate
-from understudy.platform.context import StepContext, step_context
+from understudy.platform.context import StepContext, current_run, step_context
 from understudy.platform.steps.training import load_demonstrations, scratch_folder
 from understudy.records import DatasetRef, DiscriminatorRef, EvaluationReport, PolicyRef, Record
 
@@ -70,6 +70,8 @@ def run(
         if discriminator is not None:
             records["discriminator"] = discriminator
         report = _store(context, result, records, policies)
+        if mlflow_run := current_run():
+            mlflow_run.log_artifact(context.store.fetch(report.uri, report.sha256) / "report.html")
         context.tracker.log(0, _logged(result))
         context.finish(report)
         return report

@@ -28,13 +28,18 @@ def run(config: dict[str, Any], policy: PolicyRef, report: EvaluationReport, dat
         folder = context.store.fetch(policy.uri, policy.sha256)
         uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{context.workdir / 'mlflow.db'}"
         run_of_step = tracking.current()
+        temperature = tuned_temperature(context.store.fetch(report.uri, report.sha256), policy, report)
+        tags = origin_tags(config, policy, report, dataset)
+        if temperature is not None:
+            tags["temperature"] = f"{temperature:g}"
         entry = Registry(uri, context.workdir).register(
             name=registry_config.name,
             alias=registry_config.alias,
             folder=Path(folder),
-            tags=origin_tags(config, policy, report, dataset) | {"pipeline_run": context.run_id},
+            tags=tags | {"pipeline_run": context.run_id},
             experiment=os.environ.get("MLFLOW_EXPERIMENT_NAME", "understudy"),
             run_id=run_of_step.run_id if run_of_step else None,
+            temperature=temperature,
         )
         context.finish(entry)
     return entry
@@ -54,11 +59,18 @@ def check_belonging(policy: PolicyRef, report: EvaluationReport, dataset: Datase
         )
 
 
+def tuned_temperature(folder: Path, policy: PolicyRef, report: EvaluationReport) -> float | None:
+    """Return the temperature that a report's folder says is best for a policy, None where it tuned none."""
+    numbers = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+    found = numbers.get("temperatures", {}).get(_name_in(report, policy))
+    return None if found is None else float(found)
+
+
 def origin_tags(
     config: dict[str, Any], policy: PolicyRef, report: EvaluationReport, dataset: DatasetRef
 ) -> dict[str, str]:
     """Return everything by which a version can be followed back to its data, code and configuration."""
-    name = next(name for name, sha256 in report.policies.items() if sha256 == policy.sha256)
+    name = _name_in(report, policy)
     metrics = {
         decoding: {metric: interval["value"] for metric, interval in values.items()}
         for decoding, values in report.metrics.get(name, {}).items()
@@ -80,3 +92,7 @@ def origin_tags(
         "metrics": json.dumps(metrics),
         **code_origin(),
     }
+
+
+def _name_in(report: EvaluationReport, policy: PolicyRef) -> str:
+    return next(name for name, sha256 in report.policies.items() if sha256 == policy.sha256)

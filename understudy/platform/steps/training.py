@@ -42,8 +42,11 @@ def lineage_of(config: Mapping[str, Any], *parents: str) -> str:
 def load_demonstrations(context: StepContext, dataset: DatasetRef, *splits: str) -> list[list[Demonstration]]:
     """Materialise a dataset version and read some of its splits."""
     from understudy.data.demonstrations import load_split
+    from understudy.platform.context import current_run
     from understudy.platform.datasets import materialise
 
+    if run := current_run():
+        run.log_dataset(dataset)
     folder = materialise(dataset, context.workdir)
     return [load_split(folder, split) for split in splits]
 
