@@ -30,6 +30,7 @@ def arguments(params: Params) -> dict[str, dict[str, Any]]:
     source = {"source_sha256": source_sha256(params.data.source)}
     base = {"base_sha256": _model_sha256(params.model.path)}
     judges = {"judges_sha256": {judge.name: file_sha256(judge.target or "") for judge in params.evaluation.judges}}
+    name = {"name": params.registry.name}
     dump = params.model_dump(mode="json")
     everything = {section: dump[section] for section in RESULT_SECTIONS}
     configs: dict[str, dict[str, Any]] = {
@@ -38,7 +39,7 @@ def arguments(params: Params) -> dict[str, dict[str, Any]]:
         "sft_config": _step("sft", params, "model", "sft") | base,
         "align_config": _step("align", params, "model", "align") | base,
         "sft_longer_config": _step("sft", params, "model", "sft") | base | {"step": "sft_longer"},
-        "evaluate_config": _step("evaluate", params, "model", "evaluation") | base | judges | {"name": params.registry.name},
+        "evaluate_config": _step("evaluate", params, "model", "evaluation") | base | judges | name,
         "register_config": _step("register", params, "registry") | {"params_sha256": params_sha256(params)},
         "notify_config": {"step": "notify", **dump["notify"]},
     }

@@ -4,6 +4,7 @@ from itertools import islice
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from understudy.data.batching import endless_batches, length_bucketed_batches
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from understudy.config import Params, load_params
 from understudy.platform.steps import align, ingest, sft
 from understudy.records import DatasetRef, PolicyRef
