@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from understudy.config import load_params
+
+if TYPE_CHECKING:
+    from understudy.platform.local_run import RunResult
 
 PIPELINE = "pipelines.retrain:retrain"
 HELP = "Run the whole pipeline here: ingest, SFT, align, evaluate, register."
@@ -29,11 +33,14 @@ def run(
     # After the params are known to be right: a typo must not wait for imports.
     from pipelines.arguments import arguments
     from understudy.cli.live import LiveView
+    from understudy.cli.summary import print_summary
     from understudy.platform import local_run
     from understudy.platform.steps.preflight import raise_for, service_problems
     from understudy.platform.workdir import prepare
 
     folder = prepare(workdir)
+    if loaded.storage.endpoint_url:  # this process, too, reads s3:// sources and checks the storage
+        os.environ["AWS_ENDPOINT_URL"] = loaded.storage.endpoint_url
     raise_for([], service_problems(local_run.tracking_uri(loaded, folder), loaded.storage.uri, folder))
     view = LiveView(loaded, to_stderr=as_json)
     given = arguments(loaded)
@@ -42,10 +49,28 @@ def run(
     if as_json:
         typer.echo(json.dumps(outcome(result), indent=2))
     else:
-        view.summary(result)
+        print_summary(view.console, result, len(view.steps), link_report(result))
 
 
-def outcome(result: Any) -> dict[str, Any]:
+def link_report(result: RunResult) -> str | None:
+    """Give the report a path that a person can type, in the run's folder; return it, or where the report is."""
+    from understudy.cli.live import near
+    from understudy.cli.summary import report_file
+
+    report = result.records.get("evaluate", {}).get("report")
+    page = report_file(report["uri"]) if report else None
+    if not isinstance(page, Path):
+        return page
+    link = result.run_dir / page.name
+    try:
+        link.symlink_to(os.path.relpath(page, link.parent))
+    except OSError:
+        # A file system without links: the long path is as right.
+        link = page
+    return near(link)
+
+
+def outcome(result: RunResult) -> dict[str, Any]:
     """Return what `--json` prints."""
     return {
         "run_id": result.run_id,

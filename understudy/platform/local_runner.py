@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from understudy.config import section_sha256
-from understudy.errors import UnderstudyError
+from understudy.errors import Preempted, UnderstudyError
 from understudy.platform.context import FAILURE_NAME, STOP_NAME, record_failure
 from understudy.platform.events import FILE_NAME, EventLog, Kind
 
@@ -35,11 +35,11 @@ def main(run_dir: Path) -> int:
     os.environ["UNDERSTUDY_RUNNER_PID"] = str(os.getpid())
     request = json.loads((run_dir / REQUEST_NAME).read_text(encoding="utf-8"))
     try:
-        with _parent_run(request) as parent:
-            succeeded = _run_pipeline(request, run_dir, parent)
+        with _parent_run(request):
+            succeeded = _run_pipeline(request, run_dir)
             if not succeeded:
-                raise _StepFailed
-    except _StepFailed:
+                raise Preempted if (run_dir / STOP_NAME).exists() else _StepFailed  # says how the parent run ended
+    except (_StepFailed, Preempted):
         succeeded = False
     except Exception as error:
         record_failure(run_dir, "pipeline", error)
@@ -52,18 +52,18 @@ class _StepFailed(Exception):
 
 
 @contextmanager
-def _parent_run(request: dict[str, Any]) -> Iterator[Any]:
+def _parent_run(request: dict[str, Any]) -> Iterator[None]:
     """Open MLflow's parent run beside the pipeline's start, or none without a tracking URI."""
     if not os.environ.get("MLFLOW_TRACKING_URI"):
-        yield None
+        yield
         return
     from understudy.platform.tracking import open_run
 
-    with open_run(request["name"], section_sha256(request["arguments"]), request["params"], {}) as parent:
-        yield parent
+    with open_run(request["name"], section_sha256(request["arguments"]), request["params"], {}):
+        yield
 
 
-def _run_pipeline(request: dict[str, Any], run_dir: Path, parent: Any) -> bool:
+def _run_pipeline(request: dict[str, Any], run_dir: Path) -> bool:
     from kfp import local
 
     workdir = Path(os.environ["UNDERSTUDY_WORKDIR"])
@@ -78,7 +78,7 @@ def _run_pipeline(request: dict[str, Any], run_dir: Path, parent: Any) -> bool:
         enable_caching=True,
         cache_root=str(workdir / "kfp-cache"),
     )
-    _observe_tasks(EventLog(run_dir / FILE_NAME), parent)
+    _observe_tasks(EventLog(run_dir / FILE_NAME))
     try:
         pipeline(**request["arguments"])
     except RuntimeError as error:
@@ -88,7 +88,7 @@ def _run_pipeline(request: dict[str, Any], run_dir: Path, parent: Any) -> bool:
     return True
 
 
-def _observe_tasks(events: EventLog, parent: Any) -> None:
+def _observe_tasks(events: EventLog) -> None:
     """Write an event for every task that ended, with its records, and say which came from the cache.
 
     kfp.local offers no hook, so its two functions are wrapped: the one that handles a task, and the one inside
@@ -101,17 +101,20 @@ def _observe_tasks(events: EventLog, parent: Any) -> None:
     handle: Callable[..., Any] = task_executor.execute_single_task
     executed: list[str] = []
 
+    names: list[str] = []
+
     def observed_execute(*args: Any, **kwargs: Any) -> Any:
         executed.append(kwargs["component_name"])
-        if parent is not None and kwargs["component_name"] not in ("comp-preflight", "comp-notify"):
-            os.environ["MLFLOW_RUN_ID"] = parent.run_id  # waits until MLflow has opened it, beside the first steps
+        # Before the step's own start event: what it takes to import counts as its time too.
+        events.write(names[-1], "start")
         return execute(*args, **kwargs)
 
     def observed_handle(*args: Any, **kwargs: Any) -> Any:
         executed.clear()
         started = time.monotonic()
-        outputs, state = handle(*args, **kwargs)
         step = kwargs["task_spec"].task_info.name or kwargs["task_name"]
+        names.append(step)
+        outputs, state = handle(*args, **kwargs)
         if state == status.Status.SUCCESS:
             kind: Kind = "finish" if executed else "cached"
             seconds = round(time.monotonic() - started, 2)
