@@ -30,6 +30,13 @@ def test_plumbing_does_not_count() -> None:
     assert "understudy.config" not in modules_of("sft")
 
 
+def test_how_rows_come_in_does_not_retrain_but_how_they_are_read_does() -> None:
+    for step in ("sft", "align", "evaluate"):
+        assert not {"understudy.data.ingest", "understudy.data.dedup", "understudy.platform.datasets"} & modules_of(step)
+        assert "understudy.data.demonstrations" in modules_of(step)
+    assert {"understudy.data.ingest", "understudy.data.dedup"} <= modules_of("ingest")
+
+
 @pytest.fixture
 def tree(tmp_path: Path) -> Path:
     steps = tmp_path / "understudy" / "platform" / "steps"
