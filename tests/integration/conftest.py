@@ -32,25 +32,29 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if Path(item.fspath).parent == Path(__file__).parent:
             item.add_marker(pytest.mark.integration)
+            item.add_marker(pytest.mark.xdist_group("servers"))  # one process, so that each server starts once
 
 
 @dataclass(frozen=True)
 class S3Server:
     endpoint: str
     environment: dict[str, str]
+    process: subprocess.Popen
 
-    def new_bucket(self) -> str:
+    def client(self):
         import boto3
 
-        bucket = f"bucket-{uuid.uuid4().hex[:12]}"
-        client = boto3.client(
+        return boto3.client(
             "s3",
             endpoint_url=self.endpoint,
             aws_access_key_id=ACCESS_KEY,
             aws_secret_access_key=SECRET_KEY,
             region_name="us-east-1",
         )
-        client.create_bucket(Bucket=bucket)
+
+    def new_bucket(self) -> str:
+        bucket = f"bucket-{uuid.uuid4().hex[:12]}"
+        self.client().create_bucket(Bucket=bucket)
         return bucket
 
 
@@ -75,7 +79,9 @@ def free_port() -> int:
 
 
 @contextmanager
-def serving(command: list[str], ready: Callable[[], bool], log: Path, seconds: float, **arguments) -> Iterator[None]:
+def serving(
+    command: list[str], ready: Callable[[], bool], log: Path, seconds: float, **arguments
+) -> Iterator[subprocess.Popen]:
     """Run a server until the block ends; fail with the end of its log when it does not get ready."""
     with log.open("wb") as stream:
         process = subprocess.Popen(command, stdout=stream, stderr=stream, start_new_session=True, **arguments)
@@ -87,7 +93,7 @@ def serving(command: list[str], ready: Callable[[], bool], log: Path, seconds: f
                 pytest.fail(f"{command[0]} is not ready (status {process.poll()}, {seconds} s). Its log ends:\n{tail}")
             time.sleep(0.2)
         print(f"{Path(command[0]).name}: ready after {seconds - (deadline - time.monotonic()):.1f} s")
-        yield
+        yield process
     finally:
         process.terminate()
         try:
@@ -107,7 +113,13 @@ def answers(url: str) -> bool:
 
 @pytest.fixture(scope="session")
 def s3_server(tmp_path_factory) -> Iterator[S3Server]:
-    folder = tmp_path_factory.mktemp("s3")
+    with s3_serving(tmp_path_factory.mktemp("s3")) as server:
+        yield server
+
+
+@contextmanager
+def s3_serving(folder: Path) -> Iterator[S3Server]:
+    """Run an S3 server with its data in `folder`."""
     config = folder / "s3.json"
     actions = ["Admin", "Read", "List", "Tagging", "Write"]
     keys = [{"accessKey": ACCESS_KEY, "secretKey": SECRET_KEY}]
@@ -118,7 +130,7 @@ def s3_server(tmp_path_factory) -> Iterator[S3Server]:
         weed_program(), "-logtostderr=true", "server", f"-dir={folder / 'data'}", "-ip=127.0.0.1",
         "-ip.bind=127.0.0.1", f"-master.port={master}", f"-volume.port={volume}", f"-filer.port={filer}", "-s3",
         f"-s3.port={s3}", f"-s3.config={config}", "-master.volumeSizeLimitMB=64", "-volume.max=100",
-        "-s3.port.iceberg=0",
+        "-s3.port.iceberg=0", "-s3.port.lance=0",
     ]  # fmt: skip
     endpoint = f"http://127.0.0.1:{s3}"
     environment = {
@@ -128,8 +140,8 @@ def s3_server(tmp_path_factory) -> Iterator[S3Server]:
         "AWS_SECRET_ACCESS_KEY": SECRET_KEY,
         "AWS_DEFAULT_REGION": "us-east-1",
     }
-    with serving(command, lambda: answers(f"{endpoint}/healthz"), folder / "log.txt", 60):
-        yield S3Server(endpoint, environment)
+    with serving(command, lambda: answers(f"{endpoint}/healthz"), folder / "log.txt", 60) as process:
+        yield S3Server(endpoint, environment, process)
 
 
 def weed_program() -> str:
