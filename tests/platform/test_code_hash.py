@@ -31,8 +31,9 @@ def test_plumbing_does_not_count() -> None:
 
 
 def test_how_rows_come_in_does_not_retrain_but_how_they_are_read_does() -> None:
+    coming_in = {"understudy.data.ingest", "understudy.data.dedup", "understudy.platform.datasets"}
     for step in ("sft", "align", "evaluate"):
-        assert not {"understudy.data.ingest", "understudy.data.dedup", "understudy.platform.datasets"} & modules_of(step)
+        assert not coming_in & modules_of(step)
         assert "understudy.data.demonstrations" in modules_of(step)
     assert {"understudy.data.ingest", "understudy.data.dedup"} <= modules_of("ingest")
 

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     name="data",
+    add_completion=False,
     help="Ingest, show, verify, pull and commit dataset versions.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,

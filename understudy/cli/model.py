@@ -15,7 +15,7 @@ from understudy.errors import ConfigError
 if TYPE_CHECKING:
     from understudy.platform.registry import Registry, Version
 
-app = typer.Typer(help="List, show and use registered models.", no_args_is_help=True)
+app = typer.Typer(help="List, show and use registered models.", no_args_is_help=True, add_completion=False)
 
 Workdir = Annotated[Path, typer.Option("--workdir", help="Working directory of the runs.", envvar="UNDERSTUDY_WORKDIR")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]

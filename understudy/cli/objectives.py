@@ -15,7 +15,9 @@ if TYPE_CHECKING:
     from understudy.exact.frontier import Fit
     from understudy.exact.report import Row
 
-app = typer.Typer(help="The divergences and losses: list, show, verify.", no_args_is_help=True)
+app = typer.Typer(
+    help="The divergences and losses: list, show, verify.", no_args_is_help=True, add_completion=False
+)
 OUT = typer.Option(None, help="Where to draw it: a .png or .svg file.")
 JSON = typer.Option(False, "--json", help="Print JSON for machines.")
 

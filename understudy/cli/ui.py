@@ -12,7 +12,7 @@ import typer
 
 from understudy.errors import ConfigError
 
-app = typer.Typer()
+app = typer.Typer(add_completion=False)
 
 _HOST = "127.0.0.1"
 
