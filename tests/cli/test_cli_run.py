@@ -77,12 +77,14 @@ def test_a_missing_params_file_is_named(tmp_path: Path) -> None:
     assert done.returncode == 2 and "nowhere.yaml" in done.stderr
 
 
-@pytest.mark.parametrize(("text", "said"), [("", "empty"), ("{\n" * 40, "not JSON")], ids=["empty", "bad"])
+@pytest.mark.parametrize(
+    ("text", "said"), [("", "holds no rows at all"), ("{\n" * 40, "All 40 rows of")], ids=["empty", "bad"]
+)
 def test_data_that_cannot_be_used_ends_with_3(tmp_path: Path, text: str, said: str) -> None:
     source = tmp_path / "rows.jsonl"
     source.write_text(text)
     done = understudy(tmp_path / "w", f"data.source={source}")
-    assert done.returncode == 3, done.stderr
+    assert done.returncode == 3 and said in done.stderr, done.stderr
     assert not list(tmp_path.glob("w/datasets/*")) and not list(tmp_path.glob("w/store/*/*"))
 
 
@@ -213,5 +215,6 @@ def test_the_view_counts_a_steps_start_and_says_what_is_left() -> None:
     text = console.export_text()
     assert "20s" in text and "60/100 steps · 8.0s left" in text and "loss 2.00" in text and "cached" in text
     view.update([{"t": now, "step": "sft", "kind": "finish", "seconds": 15.0, "record": None}])
+    assert view.steps["sft"].state == "running"  # its result is not stored yet
     view.update([{"t": now, "step": "sft", "kind": "finish", "seconds": 21.0, "records": {"policy": {}}}])
     assert (view.steps["sft"].state, view.steps["sft"].seconds) == ("done", 21.0)
