@@ -20,4 +20,5 @@ def register(
     from understudy.records import DatasetRef, EvaluationReport, PolicyRef
 
     records = unpack(policy, PolicyRef), unpack(report, EvaluationReport), unpack(dataset, DatasetRef)
-    pack(entry, step.run(from_kfp(config), *records))
+    registered = step.run(from_kfp(config), *records)
+    pack(entry, registered, uri=step.receipt_uri(registered))

@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any
 
 from understudy.errors import ConfigError, Preempted, UnderstudyError
 from understudy.platform.events import FILE_NAME, CompositeTracker, EventLog, EventTracker
-from understudy.platform.workdir import DEFAULT, new_run_id, run_folder, step_lock
+from understudy.platform.workdir import current, new_run_id, run_folder, step_lock
 from understudy.records import Record
 from understudy.tracker import Tracker
 
@@ -53,7 +53,7 @@ class RunFolder:
     @classmethod
     def from_environment(cls) -> RunFolder:
         """Find (or make) the folder; a pod without a writable working directory gets a temporary one."""
-        workdir = Path(os.environ.get("UNDERSTUDY_WORKDIR", DEFAULT)).absolute()
+        workdir = current()
         run_id = os.environ.get("UNDERSTUDY_RUN_ID") or new_run_id()
         given = os.environ.get("UNDERSTUDY_RUN_DIR")
         try:

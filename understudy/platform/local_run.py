@@ -27,6 +27,7 @@ from understudy.platform import workdir as workdirs
 from understudy.platform.context import FAILURE_NAME, RESUME, STOP_NAME
 from understudy.platform.events import FILE_NAME, EventReader
 from understudy.platform.local_runner import REQUEST_NAME
+from understudy.platform.registrations import forget_unconfirmed
 
 Event = dict[str, Any]
 LOG_NAME = "kfp.log"
@@ -68,6 +69,7 @@ def run(
         run_dir = workdirs.run_folder(workdir, run_id)
         request = {"pipeline": pipeline, "arguments": arguments, "name": f"run {run_id}", "params": _shown(params)}
         (run_dir / REQUEST_NAME).write_text(json.dumps(request, indent=1), encoding="utf-8")
+        forget_unconfirmed(workdir, tracking_uri(params, workdir))
         on_start(run_id, run_dir)
         started = time.monotonic()
         seen = _watch(run_dir, environment(params, workdir, run_id, run_dir), on_events)

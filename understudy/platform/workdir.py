@@ -45,6 +45,11 @@ def prepare(workdir: Path) -> Path:
     return workdir
 
 
+def current() -> Path:
+    """Return the working directory of this process, by the environment."""
+    return Path(os.environ.get("UNDERSTUDY_WORKDIR", DEFAULT)).absolute()
+
+
 def new_run_id() -> str:
     """Return an id that sorts by time and is safe in file names and Kubernetes names."""
     return time.strftime("%Y%m%d-%H%M%S", time.gmtime()) + "-" + secrets.token_hex(2)

@@ -36,13 +36,14 @@ def from_kfp(value: Any) -> Any:
     return None if value == _NULL else value
 
 
-def pack(artifact: Any, record: Record) -> None:
+def pack(artifact: Any, record: Record, uri: str | None = None) -> None:
     """Put a record with a `uri` into a KFP output artifact.
 
     The URI is content-addressed, and caches compare artifacts by URI and metadata: equal content, equal key.
+    `uri` is for a record whose own URI is neither a path nor an address, which kfp.local takes for a missing file.
     """
     data = record.to_json()
-    artifact.uri = data["uri"]
+    artifact.uri = uri or data["uri"]
     artifact.metadata["record"] = json.dumps(data, sort_keys=True)
 
 

@@ -10,7 +10,9 @@ from typing import Any
 from understudy.config import RegistryConfig, section_sha256, validate
 from understudy.errors import IntegrityError
 from understudy.platform import tracking
+from understudy.platform import workdir as workdirs
 from understudy.platform.context import step_context
+from understudy.platform.registrations import receipt, write_receipt
 from understudy.platform.registry import Registry, code_origin
 from understudy.records import DatasetRef, EvaluationReport, PolicyRef, RegistryEntry
 
@@ -41,8 +43,14 @@ def run(config: dict[str, Any], policy: PolicyRef, report: EvaluationReport, dat
             run_id=run_of_step.run_id if run_of_step else None,
             temperature=temperature,
         )
+        write_receipt(context.workdir, uri, entry)
         context.finish(entry)
     return entry
+
+
+def receipt_uri(entry: RegistryEntry) -> str:
+    """Return the URI of the KFP artifact: the receipt, which is there as long as the registry confirms the entry."""
+    return str(receipt(workdirs.current(), entry))
 
 
 def check_belonging(policy: PolicyRef, report: EvaluationReport, dataset: DatasetRef) -> None:

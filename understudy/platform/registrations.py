@@ -1,0 +1,97 @@
+"""Receipts of registrations: by them an unchanged run knows that the registry still holds what register put there.
+
+A cache that keys on inputs cannot see that a registry was emptied, or that the tracking URI names another one by
+now. So register leaves a receipt file in the working directory, its artifact is that file, and each local run first
+removes the receipts that the registry does not confirm: kfp.local takes a missing file for a miss, and register runs.
+The registry is asked without importing MLflow, which costs seconds; no clear answer counts as no.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+from understudy.platform.storage import without_secrets
+from understudy.records import RegistryEntry
+
+FOLDER = "registrations"
+_WEIGHTS = "weights_sha256"
+_ANSWER_SECONDS = 10.0
+
+
+def receipt(workdir: Path, entry: RegistryEntry) -> Path:
+    """Return where the receipt of an entry lies."""
+    return workdir / FOLDER / f"{entry.name}-{entry.version}.json"
+
+
+def write_receipt(workdir: Path, tracking_uri: str, entry: RegistryEntry) -> Path:
+    """Write the receipt of a registration, whole or not at all."""
+    path = receipt(workdir, entry)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_suffix(f".{os.getpid()}.aside")
+    content = {"registry": without_secrets(tracking_uri), "entry": entry.to_json()}
+    aside.write_text(json.dumps(content, indent=1, sort_keys=True), encoding="utf-8")
+    aside.replace(path)
+    return path
+
+
+def forget_unconfirmed(workdir: Path, tracking_uri: str) -> list[Path]:
+    """Remove the receipts of versions that the registry does not hold with the same weights; return their paths."""
+    gone = [path for path in sorted((workdir / FOLDER).glob("*.json")) if not _confirmed(path, tracking_uri)]
+    for path in gone:
+        path.unlink()
+    return gone
+
+
+def _confirmed(path: Path, tracking_uri: str) -> bool:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        entry = RegistryEntry.from_json(content["entry"])
+        if content["registry"] != without_secrets(tracking_uri):
+            return False
+        return _weights_of(tracking_uri, entry) == entry.tags[_WEIGHTS]
+    except (OSError, ValueError, KeyError, LookupError, sqlite3.Error):
+        return False
+
+
+def _weights_of(uri: str, entry: RegistryEntry) -> str | None:
+    """Return the digest that the registry has of a version's weights, None where it has no such version."""
+    if uri.startswith("sqlite:///"):
+        return _from_sqlite(Path(uri.removeprefix("sqlite:///")), entry)
+    if uri.startswith(("http://", "https://")):
+        return _from_server(uri, entry)
+    return None
+
+
+def _from_sqlite(path: Path, entry: RegistryEntry) -> str | None:
+    query = (
+        "SELECT tag.value FROM model_versions AS version JOIN model_version_tags AS tag "
+        "ON tag.name = version.name AND tag.version = version.version "
+        "WHERE version.name = ? AND version.version = ? AND tag.key = ? "
+        "AND version.current_stage != 'Deleted_Internal'"
+    )
+    # Read-only, so that asking never creates a store.
+    with closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True, timeout=_ANSWER_SECONDS)) as store:
+        row = store.execute(query, (entry.name, int(entry.version), _WEIGHTS)).fetchone()
+    return None if row is None else str(row[0])
+
+
+def _from_server(uri: str, entry: RegistryEntry) -> str | None:
+    import requests
+
+    headers, login = {}, None
+    if token := os.environ.get("MLFLOW_TRACKING_TOKEN"):
+        headers["Authorization"] = f"Bearer {token}"
+    elif user := os.environ.get("MLFLOW_TRACKING_USERNAME"):
+        login = (user, os.environ.get("MLFLOW_TRACKING_PASSWORD", ""))
+    address = f"{uri.rstrip('/')}/api/2.0/mlflow/model-versions/get"
+    query = {"name": entry.name, "version": entry.version}
+    answer = requests.get(address, params=query, headers=headers, auth=login, timeout=_ANSWER_SECONDS)
+    if answer.status_code != 200:
+        return None
+    tags: list[dict[str, Any]] = answer.json()["model_version"].get("tags", [])
+    return next((str(tag["value"]) for tag in tags if tag["key"] == _WEIGHTS), None)
