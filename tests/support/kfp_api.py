@@ -1,4 +1,4 @@
-"""A stub of the KFP API server (v2beta1, 2.17) on a real HTTP port of loopback: not KFP, but it refuses what KFP refuses.
+"""A stub of the KFP API server (v2beta1, 2.17) on a real port of loopback: not KFP, but refuses what KFP does.
 
     with KfpApi() as api:
         api.apply(manifests)                       # Pipeline and PipelineVersion objects, as GitOps would
@@ -11,8 +11,8 @@ What it enforces, as read from the server's source at tag 2.17.0:
   * unique names: experiments per namespace, pipelines per namespace, versions per namespace (409). Runs and recurring
     runs may share names: there are as many as one creates;
   * recurring runs: max_concurrency 1..10, robfig cron (five fields are accepted, and read as seconds first!), interval
-    of a second or more, an existing version, the pipeline's parameters; no way to change one but enable, disable, delete;
-  * a run created with recurring_run_id gets the id of (recurring run, display name): the second create returns the first;
+    of a second or more, an existing version, the pipeline's parameters; only enable, disable and delete change one;
+  * a run created with recurring_run_id gets its id from (recurring run, display name): a second create returns it;
   * deleting a recurring run deletes the workflows of its runs unless propagation_policy=ORPHAN;
   * terminate works on PENDING, RUNNING and PAUSED runs only (400), and ends in CANCELED, which
     kfp.Client.wait_for_run_completion does not take for an end;
@@ -92,8 +92,6 @@ class KfpApi:
         self._clock += timedelta(seconds=1)
         return self._clock.strftime("%Y-%m-%dT%H:%M:%SZ")
 
-    # --- what the cluster around it does ---------------------------------------------------------------------------
-
     def apply(self, manifests: Iterable[Row], namespace: str | None = None) -> dict[str, str]:
         """Apply Pipeline and PipelineVersion objects as GitOps does; return {metadata.name of a version: its id}."""
         ids = {}
@@ -155,8 +153,6 @@ class KfpApi:
             tasks.append({"run_id": run_id, "task_id": task_id, "display_name": name, "state": state, "pod_name": pod})
             if log is not None:
                 self.logs[run_id, pod] = log
-
-    # --- faults ----------------------------------------------------------------------------------------------------
 
     def fail(self, nth: int, after: bool = False) -> None:
         """Let the nth request from now (1 is the next) answer 503: before, or after it took effect."""

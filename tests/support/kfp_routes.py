@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import base64
 import uuid
 from email import message_from_bytes
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import yaml
-
 from support.kfp_rules import (
     DENIED,
     EXISTS,
@@ -81,9 +81,6 @@ def shown(row: Row, *hidden: str) -> Row:
     return {name: value for name, value in row.items() if name not in hidden and value not in (None, "", False, [], {})}
 
 
-# --- health, experiments -------------------------------------------------------------------------------------------------
-
-
 def healthz(api: KfpApi, _: Request) -> Row:
     return {"commit_sha": "stub", "tag_name": "2.17.0", "multi_user": api.multi_user, "pipeline_store": "kubernetes"}
 
@@ -121,9 +118,6 @@ def list_experiments(api: KfpApi, request: Request) -> Row:
 
 def get_experiment(api: KfpApi, _: Request, key: str) -> Row:
     return shown(get(api.experiments, "Experiment", key))
-
-
-# --- pipelines and versions ----------------------------------------------------------------------------------------------
 
 
 def create_pipeline(api: KfpApi, name: str, display_name: str, namespace: str) -> Row:
@@ -208,9 +202,6 @@ def _uploaded(request: Request) -> Row:
     if not documents or "root" not in documents[0]:
         raise Refusal(INVALID, "Failed to create a pipeline: unknown template format: pipeline spec is invalid")
     return {"pipeline_spec": documents[0]} | ({"platform_spec": documents[1]} if len(documents) > 1 else {})
-
-
-# --- runs ----------------------------------------------------------------------------------------------------------------
 
 
 def source(api: KfpApi, body: Row, outer: str) -> tuple[Row, Row | None]:
@@ -328,14 +319,10 @@ def read_log(api: KfpApi, _: Request, run_id: str, node_id: str) -> bytes:
 
 
 def read_artifact(api: KfpApi, _: Request, run_id: str, node_id: str, name: str) -> Row:
-    import base64
 
     if (run_id, node_id, name) not in api.artifacts:
         raise Refusal(NOT_FOUND, f"artifact {name} not found")
     return {"data": base64.b64encode(api.artifacts[run_id, node_id, name]).decode()}
-
-
-# --- recurring runs ------------------------------------------------------------------------------------------------------
 
 
 def create_job(api: KfpApi, request: Request) -> Row:

@@ -54,8 +54,7 @@ def known_fields(model: str, body: dict[str, Any]) -> None:
             raise Refusal(INVALID, f'proto: (line 1:2): unknown field "{name}"')
 
 
-# --- cron: robfig/cron v1.2.0, Parse ---------------------------------------------------------------------------------
-
+# cron: robfig/cron v1.2.0, Parse
 MONTHS = {name: index + 1 for index, name in enumerate("jan feb mar apr may jun jul aug sep oct nov dec".split())}
 DAYS = {name: index for index, name in enumerate("sun mon tue wed thu fri sat".split())}
 BOUNDS: list[tuple[int, int, dict[str, int]]] = [
@@ -127,8 +126,7 @@ def _number(text: str, names: dict[str, int]) -> int:
     return int(text)
 
 
-# --- a pipeline's parameters: template/v2_template.go, validatePipelineJobInputs -----------------------------------------
-
+# a pipeline's parameters: template/v2_template.go, validatePipelineJobInputs
 TYPES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "NUMBER_DOUBLE": (
         "double or integer",
@@ -164,9 +162,6 @@ def check_parameters(spec: dict[str, Any], given: dict[str, Any]) -> None:
             raise Refusal(INVALID, message)
     if extra := [name for name in given if name not in expected]:
         raise Refusal(INVALID, f"parameter(s) provided are not required by pipeline: {', '.join(extra)}")
-
-
-# --- lists: pages, sorting, filters ------------------------------------------------------------------------------------
 
 
 def page(
