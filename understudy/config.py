@@ -6,25 +6,27 @@ change where things happen and not what comes out, have their default on the fie
 
 from __future__ import annotations
 
-import difflib
-import hashlib
-import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Literal, Self, TypeVar, get_args
+from typing import Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
 from understudy.errors import ConfigError
+from understudy.platform_config import LaunchSettings, PlatformConfig
+from understudy.sections import Section, apply_override, section_sha256, validate
 
-M = TypeVar("M", bound=BaseModel)
-
-
-class Section(BaseModel):
-    """Base of every section: frozen, strict about names."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+__all__ = [
+    "LaunchSettings",
+    "Params",
+    "PlatformConfig",
+    "Section",
+    "apply_override",
+    "load_params",
+    "section_sha256",
+    "validate",
+]
 
 
 class SplitsConfig(Section):
@@ -276,6 +278,7 @@ class Params(Section):
     storage: StorageConfig = StorageConfig()
     notify: NotifyConfig = NotifyConfig()
     runtime: RuntimeConfig = RuntimeConfig()
+    platform: PlatformConfig = PlatformConfig()
 
 
 def load_params(path: Path, overrides: Iterable[str] = ()) -> Params:
@@ -297,68 +300,3 @@ def load_params(path: Path, overrides: Iterable[str] = ()) -> Params:
     for override in overrides:
         apply_override(data, override)
     return validate(Params, data, where=str(path))
-
-
-def validate(model: type[M], data: Any, where: str) -> M:
-    """Validate `data`; raise one ConfigError that lists every problem with the closest valid name."""
-    try:
-        return model.model_validate(data)
-    except ValidationError as error:
-        problems = [_problem(model, item) for item in error.errors(include_url=False)]
-        count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
-        raise ConfigError(f"{where}: {count}:\n" + "\n".join(f"  - {problem}" for problem in problems)) from error
-
-
-def section_sha256(*values: BaseModel | Mapping[str, Any] | str | int) -> str:
-    """Digest of configuration values, independent of key order."""
-    plain = [value.model_dump(mode="json") if isinstance(value, BaseModel) else value for value in values]
-    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
-
-
-def apply_override(data: dict[str, Any], override: str) -> None:
-    """Set one `a.b=c` in nested sections; raise ConfigError when it is not of that form."""
-    key, separator, text = override.partition("=")
-    if not separator or not key:
-        raise ConfigError(f"--set {override!r} is not of the form section.key=value, for example sft.epochs=2.")
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"--set {override!r}: the value is not valid YAML: {error}") from error
-    *parents, last = key.split(".")
-    node = data
-    for parent in parents:
-        child = node.setdefault(parent, {})
-        if child is None:
-            child = node[parent] = {}
-        if not isinstance(child, dict):
-            raise ConfigError(f"--set {override!r}: {parent!r} is a value ({child!r}), it has no keys below it.")
-        node = child
-    node[last] = value
-
-
-def _problem(model: type[BaseModel], item: Any) -> str:
-    location = [str(part) for part in item["loc"]]
-    name = ".".join(location)
-    if item["type"] == "extra_forbidden":
-        valid = _field_names(model, location[:-1])
-        close = difflib.get_close_matches(location[-1], valid, n=1, cutoff=0.5)
-        hint = f"did you mean {'.'.join([*location[:-1], close[0]])!r}?" if close else f"valid: {', '.join(valid)}"
-        return f"{name}: unknown key; {hint}"
-    if item["type"] == "missing":
-        return f"{name}: missing; it has no default, state it"
-    message = item["msg"].removeprefix("Value error, ")
-    given = f" (given: {item['input']!r})" if not isinstance(item["input"], dict) else ""
-    return f"{name or 'params'}: {message}{given}"
-
-
-def _field_names(model: type[BaseModel], location: list[str]) -> list[str]:
-    current: type[BaseModel] | None = model
-    for part in location:
-        field = current.model_fields.get(part) if current is not None else None
-        if field is None:
-            return sorted(current.model_fields) if current is not None else []
-        options = (field.annotation, *get_args(field.annotation))
-        options += tuple(inner for option in options for inner in get_args(option))
-        nested = [option for option in options if isinstance(option, type) and issubclass(option, BaseModel)]
-        current = nested[0] if nested else current
-    return sorted(current.model_fields) if current is not None else []
