@@ -109,10 +109,14 @@ def first_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str,
 @pytest.mark.timeout(400)
 def test_what_runs_again_follows_from_what_changed(first_run: tuple[Path, dict[str, Any]]) -> None:
     workdir, first = first_run
-    assert set(first) == {"run_id", "run_dir", "seconds", "cached", "records"} and first["cached"] == []
+    assert set(first) == {"run_id", "run_dir", "seconds", "step_seconds", "working_seconds", "cached", "records"}
+    assert first["cached"] == [] and list(first["step_seconds"]) == [*STEPS, "notify"]
+    for step in ("sft", "align", "sft_longer", "evaluate"):
+        assert 0 < first["working_seconds"][step] < first["step_seconds"][step]
+    assert sum(first["step_seconds"].values()) < first["seconds"]
     assert first["records"]["register"]["entry"]["alias"] == "challenger"
     same = json.loads(understudy(workdir, options=("--json",)).stdout)
-    assert same["cached"] == STEPS and same["seconds"] < 60
+    assert same["cached"] == STEPS and same["seconds"] < 60 and list(same["step_seconds"]) == ["notify"]
     assert same["records"]["register"]["entry"]["version"] == first["records"]["register"]["entry"]["version"] == "1"
     report = "evaluation.samples_shown=3"
     evaluated = json.loads(understudy(workdir, report, options=("--json",)).stdout)
@@ -182,10 +186,12 @@ def test_the_end_says_verdict_report_model_and_next_command(tmp_path: Path) -> N
     report = {"metrics": metrics(), "verdict": "No difference. A vs B: 51.3% (x). C. D is left out.", "uri": "u"}
     entry = {"name": "mine", "version": "3", "alias": "challenger"}
     records = {"evaluate": {"report": report}, "register": {"entry": entry}}
-    print_summary(console, RunResult("r", tmp_path, 75.0, records, ("sft",)), 7, "runs/r/report.html")
+    result = RunResult("r", tmp_path, 75.0, {"align": 40.0}, {"align": 30.0}, records, ("sft",))
+    print_summary(console, result, 7, "runs/r/report.html")
     text = console.export_text()
     assert "mine version 3, alias challenger" in text and "runs/r/report.html" in text
-    assert "1m15s, 1 of 7 steps from the cache" in text and "understudy model show mine" in text
+    said = "1m15s, 45s of it outside training, sampling and scoring, 1 of 7 steps from the cache"
+    assert said in " ".join(text.split()) and "understudy model show mine" in text
     assert "left out" not in text
 
 

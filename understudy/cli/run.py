@@ -76,6 +76,8 @@ def outcome(result: RunResult) -> dict[str, Any]:
         "run_id": result.run_id,
         "run_dir": str(result.run_dir),
         "seconds": round(result.seconds, 2),
+        "step_seconds": result.step_seconds,
+        "working_seconds": result.working_seconds,
         "cached": list(result.cached),
         "records": result.records,
     }

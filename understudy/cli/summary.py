@@ -57,7 +57,9 @@ def print_summary(console: Console, result: RunResult, num_steps: int, report_pa
     if entry:
         _pair(console, "model", f"{entry['name']} version {entry['version']}, alias {entry['alias']}")
     cached = f", {len(result.cached)} of {num_steps} steps from the cache" if result.cached else ""
-    _pair(console, "time", f"{duration(result.seconds)}{cached}")
+    working = sum(result.working_seconds.values())
+    own = f", {duration(result.seconds - working)} of it outside training, sampling and scoring" if working else ""
+    _pair(console, "time", f"{duration(result.seconds)}{own}{cached}")
     if entry:
         _pair(console, "look further", f"understudy model show {entry['name']}")
 

@@ -84,6 +84,7 @@ class StepContext:
         self.threads = int(os.environ.get("UNDERSTUDY_THREADS", "0")) or (os.cpu_count() or 1)
         self.device = os.environ.get("UNDERSTUDY_DEVICE", "auto")
         self.result: Record | None = None
+        self.working_seconds = 0.0
         self._stop = threading.Event()
         self._saves_state = False
 
@@ -121,6 +122,15 @@ class StepContext:
         self.events.write(self.step, "note", message=message)
         with suppress(OSError):  # the reader of our output may be gone
             print(message, flush=True)
+
+    @contextmanager
+    def working(self) -> Iterator[None]:
+        """Time training, sampling or scoring; the rest of a step's time is what the pipeline itself costs."""
+        started = time.monotonic()
+        try:
+            yield
+        finally:
+            self.working_seconds += time.monotonic() - started
 
     def finish(self, record: Record) -> None:
         """State the step's result, shown in its finish event and logged to MLflow as tags."""
@@ -161,7 +171,8 @@ def step_context(step: str, config: Mapping[str, Any]) -> Iterator[StepContext]:
             if context.result and (mlflow_run := current_run()):
                 mlflow_run.log_result(context.result)
             record = context.result.to_json() if context.result else None
-            events.write(name, "finish", seconds=round(time.monotonic() - started, 2), record=record)
+            seconds, working_seconds = round(time.monotonic() - started, 2), round(context.working_seconds, 2)
+            events.write(name, "finish", seconds=seconds, working_seconds=working_seconds, record=record)
     except BaseException as error:
         told = _told(error, workdir)
         record_failure(run_dir, name, told)

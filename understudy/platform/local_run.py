@@ -37,11 +37,18 @@ POLL_SECONDS = 0.1
 
 @dataclass(frozen=True)
 class RunResult:
-    """How a run ended well: `records` maps step to artifact name to record (as JSON)."""
+    """How a run ended well: `records` maps step to artifact name to record (as JSON).
+
+    `step_seconds` maps each step that ran to its wall time from its start by the runner, and `working_seconds` to
+    the part of it in training, sampling and scoring. What lies between the sums of both, and between the steps, is
+    what the pipeline itself costs.
+    """
 
     run_id: str
     run_dir: Path
     seconds: float
+    step_seconds: dict[str, float]
+    working_seconds: dict[str, float]
     records: dict[str, dict[str, Any]]
     cached: tuple[str, ...]
 
@@ -73,9 +80,21 @@ def run(
         on_start(run_id, run_dir)
         started = time.monotonic()
         seen = _watch(run_dir, environment(params, workdir, run_id, run_dir), on_events)
-        records = {event["step"]: event["records"] for event in seen if event.get("records")}
-        cached = tuple(event["step"] for event in seen if event["kind"] == "cached")
-        return RunResult(run_id, run_dir, time.monotonic() - started, records, cached)
+        return _result(run_id, run_dir, time.monotonic() - started, seen)
+
+
+def _result(run_id: str, run_dir: Path, seconds: float, seen: list[Event]) -> RunResult:
+    ended = [event for event in seen if event["kind"] == "finish"]
+    return RunResult(
+        run_id=run_id,
+        run_dir=run_dir,
+        seconds=seconds,
+        # Both the step and the runner tell of the end; only the runner's time has the step's imports in it.
+        step_seconds={event["step"]: event["seconds"] for event in ended if "records" in event},
+        working_seconds={event["step"]: event["working_seconds"] for event in ended if "working_seconds" in event},
+        records={event["step"]: event["records"] for event in seen if event.get("records")},
+        cached=tuple(event["step"] for event in seen if event["kind"] == "cached"),
+    )
 
 
 def environment(params: Params, workdir: Path, run_id: str, run_dir: Path) -> dict[str, str]:

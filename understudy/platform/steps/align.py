@@ -34,7 +34,8 @@ def run(config: Mapping[str, Any], dataset: DatasetRef, sft: PolicyRef) -> tuple
         loop = create_loop(context, model.precision, lineage)
         models = _models(context, model, settings, sft)
         encoded, held_out = encode(models.policy, train), encode(models.policy, validation)
-        result = align(models, encoded.examples, held_out.examples, settings, context.seed, loop)
+        with context.working():
+            result = align(models, encoded.examples, held_out.examples, settings, context.seed, loop)
         stored = store_policy(context, models.policy, loop.history, encoded.skipped)
         policy = PolicyRef(
             uri=stored.uri,

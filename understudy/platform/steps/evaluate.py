@@ -55,17 +55,10 @@ def run(
             shown = {"tokens_per_second": models.tokens_per_second}
             context.tracker.progress(done, total, "responses", shown)
 
-        result = evaluate(
-            settings,
-            context.seed,
-            names,
-            models,
-            _fitting(models, test),
-            _fitting(models, validation),
-            judges,
-            brief={"base": RANDOM_BASE_PROMPTS} if model.init == "scratch" else {},
-            on_sampled=on_sampled,
-        )
+        rows = _fitting(models, test), _fitting(models, validation)
+        brief = {"base": RANDOM_BASE_PROMPTS} if model.init == "scratch" else {}
+        with context.working():
+            result = evaluate(settings, context.seed, names, models, *rows, judges, brief, on_sampled)
         records: dict[str, Record] = {"dataset": dataset, **policies}
         if discriminator is not None:
             records["discriminator"] = discriminator

@@ -44,7 +44,8 @@ def run(
         policy, base = _first_policy(context, model, train, start)
         encoded, held_out = encode(policy, train), encode(policy, validation)
         loop = create_loop(context, model.precision, lineage)
-        result = train_sft(policy, encoded.examples, held_out.examples, sft, context.seed, loop, token_passes)
+        with context.working():
+            result = train_sft(policy, encoded.examples, held_out.examples, sft, context.seed, loop, token_passes)
         stored = store_policy(context, policy, loop.history, encoded.skipped)
         record = PolicyRef(
             uri=stored.uri,
