@@ -198,6 +198,15 @@ class StepsConfig(Section):
     notify: NotifyStep = NotifyStep()
 
 
+class EstimateConfig(Section):
+    """What a run's cost is estimated from before it starts: replace by what `understudy schedule cost` measured."""
+
+    train_tokens: int = Field(default=2_000_000, gt=0)  # prompts and responses of the training split
+    prompt_tokens: int = Field(default=256, gt=0)  # of a prompt, at most
+    token_passes_per_gpu_second: float = Field(default=10_000.0, gt=0)
+    sampled_tokens_per_gpu_second: float = Field(default=500.0, gt=0)
+
+
 class PlatformConfig(Section):
     """The cluster side of a pipeline; see docs/operations.md, "Contracts with the pipeline"."""
 
@@ -244,6 +253,7 @@ class PlatformConfig(Section):
         pattern=r"^https://\S+$",
     )
     steps: StepsConfig = StepsConfig()
+    estimate: EstimateConfig = EstimateConfig()
 
     def step(self, name: Step) -> CpuStep:
         """Return the settings of one step."""
