@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 import yaml
 from pydantic import Field, model_validator
@@ -281,22 +281,37 @@ class Params(Section):
     platform: PlatformConfig = PlatformConfig()
 
 
-def load_params(path: Path, overrides: Iterable[str] = ()) -> Params:
-    """Read a params file and apply `a.b=c` overrides (values parsed as YAML).
+def load_params(path: Path, overrides: Iterable[str] = (), presets: Iterable[Path] = ()) -> Params:
+    """Read a params file, lay presets over it in order, then apply `a.b=c` overrides (values parsed as YAML).
+
+    A preset is a params file with only the values that it changes; a list replaces a list.
 
     Raises:
         ConfigError: naming every problem at once.
     """
+    data = _read_mapping(path, "Params file", "Run in the project's folder, or name one with --params FILE.")
+    for preset in presets:
+        data = _overlaid(data, _read_mapping(preset, "Preset", "pipelines/runs/ and examples/ hold some."))
+    for override in overrides:
+        apply_override(data, override)
+    return validate(Params, data, where=" + ".join(str(file) for file in (path, *presets)))
+
+
+def _read_mapping(path: Path, what: str, remedy: str) -> dict[str, Any]:
     if not path.is_file():
-        raise ConfigError(
-            f"Params file {str(path)!r} does not exist. Run in the project's folder, or name one with --params FILE."
-        )
+        raise ConfigError(f"{what} {str(path)!r} does not exist. {remedy}")
     try:
         data = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not valid YAML: {error}. Correct the line it names.") from error
     if not isinstance(data, dict):
         raise ConfigError(f"{path} holds {type(data).__name__}, not a mapping of sections such as `data:` and `sft:`.")
-    for override in overrides:
-        apply_override(data, override)
-    return validate(Params, data, where=str(path))
+    return data
+
+
+def _overlaid(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    both = {
+        name: _overlaid(under[name], value) if isinstance(value, dict) and isinstance(under.get(name), dict) else value
+        for name, value in over.items()
+    }
+    return under | both

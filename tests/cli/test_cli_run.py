@@ -7,13 +7,13 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 from rich.console import Console
+from support.tiny import ROOT, run_command, run_pipeline
 
 from understudy.cli.live import LiveView
 from understudy.cli.numbers import duration, number
@@ -22,31 +22,12 @@ from understudy.config import load_params
 from understudy.platform.events import read_events
 from understudy.platform.local_run import RunResult
 
-ROOT = Path(__file__).parents[2]
 STEPS = ["preflight", "ingest", "sft", "align", "sft_longer", "evaluate", "register"]
-TINY = [
-    f"data.source={ROOT / 'examples/tiny/demonstrations.jsonl'}",
-    *("model.scratch.vocab_size=300", "model.scratch.hidden_size=32", "model.scratch.intermediate_size=64"),
-    *("model.scratch.num_layers=1", "model.scratch.context_tokens=96", "sft.epochs=1", "sft.batch_tokens=1024"),
-    *("align.num_rounds=2", "align.rollout.prompts_per_round=4", "align.rollout.responses_per_prompt=2"),
-    *("align.rollout.max_response_tokens=16", "align.discriminator.warmup_rounds=1"),
-    *("align.discriminator.batch_pairs=4", "evaluation.max_prompts=8", "evaluation.max_response_tokens=16"),
-    *("evaluation.bootstrap_samples=100", "evaluation.temperatures=[0.5]", "tracking.system_metrics=false"),
-    "runtime.threads=1",
-]
 CLOSED = "http://127.0.0.1:9"  # the discard port: nothing listens
 
 
-def command(workdir: Path, *overrides: str, options: tuple[str, ...] = ()) -> list[str]:
-    settings = [part for override in (*TINY, *overrides) for part in ("--set", override)]
-    return [sys.executable, "-m", "understudy", "run", "--workdir", str(workdir), *settings, *options]
-
-
 def understudy(workdir: Path, *overrides: str, options: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW_", "UNDERSTUDY_"))}
-    arguments = command(workdir, *overrides, options=options)
-    environment["NO_COLOR"] = "1"
-    return subprocess.run(arguments, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+    return run_pipeline(workdir, *overrides, options=options)
 
 
 @pytest.mark.parametrize(
@@ -128,7 +109,7 @@ def test_what_runs_again_follows_from_what_changed(first_run: tuple[Path, dict[s
 def interrupted_in_sft(workdir: Path, run: int) -> tuple[list[int], str]:
     """Start a long SFT, send Ctrl-C once it makes steps; return the steps it told of, and its output."""
     process = subprocess.Popen(
-        command(workdir, "sft.epochs=4000"), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        run_command(workdir, "sft.epochs=4000"), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
     deadline = time.monotonic() + 120
     while not (told := steps_told(workdir, run)):

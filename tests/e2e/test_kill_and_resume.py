@@ -22,6 +22,7 @@ def _start(workdir: Path) -> subprocess.Popen[str]:
         "UNDERSTUDY_WORKDIR": str(workdir),
         "UNDERSTUDY_DEVICE": "cpu",
         "UNDERSTUDY_THREADS": "1",
+        "PYTHONPATH": str(SCRIPT.parents[1]),
     }
     for name in ("UNDERSTUDY_RUN_DIR", "MLFLOW_TRACKING_URI", "UNDERSTUDY_STORAGE_URI", "UNDERSTUDY_RUNNER_PID"):
         environment.pop(name, None)

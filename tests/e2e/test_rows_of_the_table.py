@@ -7,7 +7,7 @@ import math
 from pathlib import Path
 
 import pytest
-from e2e.tiny import result_of, run_pipeline
+from support.tiny import result_of, run_pipeline
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 

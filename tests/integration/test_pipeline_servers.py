@@ -8,33 +8,20 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
-from e2e.chain import ROOT, TINY
 from integration.conftest import ACCESS_KEY, SECRET_KEY, S3Server, s3_serving
+from support.tiny import ROOT, run_command
 
 from understudy.errors import ServiceUnreachable
 
 STEPS = ["ingest", "sft", "align", "sft_longer", "evaluate", "register"]
-SMALL = [
-    "sft.epochs=1",
-    "align.num_rounds=2",
-    "align.checkpoint_every_rounds=2",
-    "evaluation.max_prompts=12",
-    "evaluation.max_response_tokens=24",
-    "evaluation.bootstrap_samples=100",
-    "evaluation.temperatures=[0.5]",
-    "evaluation.judges=[{name: tiny, kind: callable, target: 'examples/tiny/judge.py:judge'}]",
-    "evaluation.tuning_judge=tiny",
-    "evaluation.samples_shown=4",
-    "registry.name=servers",
-    "runtime.threads=1",
-]
+SMALL = ["align.checkpoint_every_rounds=2", "evaluation.max_prompts=12", "evaluation.max_response_tokens=24"]
+SMALL += ["evaluation.samples_shown=4", "registry.name=servers"]
 
 
 @dataclass
@@ -56,13 +43,10 @@ class Project:
             f"tracking.uri={self.tracking_uri}",
             f"tracking.experiment={self.bucket}",
         ]
-        return [*TINY, *SMALL, *places]
+        return [*SMALL, *places]
 
     def start(self) -> subprocess.Popen[str]:
-        command = [sys.executable, "-m", "understudy", "run", "--params", str(ROOT / "params.yaml"), "--json"]
-        command += ["--workdir", str(self.workdir)]
-        for override in self.overrides:
-            command += ["--set", override]
+        command = run_command(self.workdir, *self.overrides, options=("--json",))
         keys = {name: value for name, value in self.s3.environment.items() if "ENDPOINT" not in name}
         log = (self.workdir.parent / f"{self.workdir.name}.err").open("a")
         return subprocess.Popen(

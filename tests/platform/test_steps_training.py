@@ -7,27 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.tiny import tiny_params
 
-from understudy.config import Params, load_params
+from understudy.config import Params
 from understudy.platform.steps import align, ingest, sft
 from understudy.records import DatasetRef, PolicyRef
-
-ROOT = Path(__file__).parents[2]
-TINY = [
-    f"data.source={ROOT / 'examples/tiny/demonstrations.jsonl'}",
-    "model.scratch.vocab_size=300",
-    "model.scratch.hidden_size=32",
-    "model.scratch.intermediate_size=64",
-    "model.scratch.num_layers=1",
-    "model.scratch.context_tokens=96",
-    "sft.epochs=1",
-    "align.num_rounds=2",
-    "align.rollout.prompts_per_round=4",
-    "align.rollout.responses_per_prompt=2",
-    "align.rollout.max_response_tokens=32",
-    "align.discriminator.warmup_rounds=1",
-    "align.discriminator.batch_pairs=4",
-]
 
 
 def _sections(params: Params, *names: str, **extra: Any) -> dict[str, Any]:
@@ -54,7 +38,7 @@ def _chain(params: Params) -> tuple[DatasetRef, PolicyRef, PolicyRef, PolicyRef]
 
 
 def test_chain_records_lineage_and_is_bit_identical_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    params = load_params(ROOT / "params.yaml", TINY)
+    params = tiny_params()
     _workdir(monkeypatch, tmp_path / "a")
     dataset, warm, aligned, longer = _chain(params)
     assert (warm.stage, aligned.stage, longer.stage) == ("sft", "aligned", "sft_longer")
@@ -77,16 +61,14 @@ def test_chain_records_lineage_and_is_bit_identical_twice(tmp_path: Path, monkey
 
 
 def test_lora_with_shared_trunk_runs_on_a_pretrained_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    params = load_params(ROOT / "params.yaml", TINY)
+    params = tiny_params()
     _workdir(monkeypatch, tmp_path)
     dataset = ingest.run(_sections(params, "data", source_sha256=""))
     warm = sft.run(_sections(params, "model", "sft"), dataset)
     lora = {"rank": 2, "alpha": 4, "dropout": 0.0, "target_modules": "all-linear"}
-    params = load_params(
-        ROOT / "params.yaml",
-        [*TINY, "model.init=pretrained", f"model.path={warm.uri}", f"model.lora={lora}"]
-        + ["align.discriminator.init=shared_lora", "align.discriminator.lora_rank=2"],
-    )
+    pretrained = ["model.init=pretrained", f"model.path={warm.uri}", f"model.lora={lora}"]
+    shared = ["align.discriminator.init=shared_lora", "align.discriminator.lora_rank=2"]
+    params = tiny_params(*pretrained, *shared)
     tuned = sft.run(_sections(params, "model", "sft"), dataset)
     assert tuned.base == warm.uri and tuned.sha256 != warm.sha256
     aligned, _ = align.run(_sections(params, "model", "align"), dataset, tuned)

@@ -25,11 +25,15 @@ def run(
     workdir: Annotated[Path, typer.Option("--workdir", help="Where all state is kept; safe to delete.")] = Path(
         ".understudy"
     ),
+    presets: Annotated[
+        list[Path] | None,
+        typer.Option("--preset", help="Params laid over it, e.g. pipelines/runs/cpu.yaml; repeatable."),
+    ] = None,
     overrides: Annotated[list[str] | None, typer.Option("--set", help="E.g. data.source=my.jsonl; repeatable.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object; progress goes to stderr.")] = False,
 ) -> None:
     """Run the pipeline, show it, and print what came out."""
-    loaded = load_params(params, overrides or [])
+    loaded = load_params(params, overrides or [], presets or [])
     # After the params are known to be right: a typo must not wait for imports.
     from pipelines.arguments import arguments
     from understudy.cli.live import LiveView

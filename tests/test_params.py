@@ -1,0 +1,54 @@
+"""Params files, presets laid over them and overrides: what wins, and what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from support.tiny import PRESET, ROOT
+
+from understudy.config import load_params
+from understudy.errors import ConfigError
+
+PARAMS = ROOT / "params.yaml"
+
+
+def preset(folder: Path, text: str, name: str = "preset.yaml") -> Path:
+    path = folder / name
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_a_preset_changes_what_it_names_and_nothing_else() -> None:
+    plain, tiny = load_params(PARAMS), load_params(PARAMS, presets=[PRESET])
+    assert (tiny.align.num_rounds, tiny.align.rollout.max_response_tokens) == (2, 24)
+    assert tiny.align.rollout.temperature == plain.align.rollout.temperature
+    assert tiny.align.learning_rate == plain.align.learning_rate
+    assert [judge.name for judge in tiny.evaluation.judges] == ["tiny"]
+
+
+def test_later_presets_win_and_overrides_win_over_all(tmp_path: Path) -> None:
+    first = preset(tmp_path, "align: {num_rounds: 3, learning_rate: 0.5}", "first.yaml")
+    second = preset(tmp_path, "align: {num_rounds: 4}", "second.yaml")
+    both = load_params(PARAMS, presets=[first, second])
+    assert (both.align.num_rounds, both.align.learning_rate) == (4, 0.5)
+    assert load_params(PARAMS, ["align.num_rounds=5"], [first, second]).align.num_rounds == 5
+
+
+def test_all_problems_of_all_files_are_said_at_once_with_the_closest_names(tmp_path: Path) -> None:
+    wrong = preset(tmp_path, "aling: {num_rounds: 3}\nsft: {epoch: 2}")
+    with pytest.raises(ConfigError) as refused:
+        load_params(PARAMS, ["align.num_rounds=-1"], [wrong])
+    said = str(refused.value)
+    assert "params.yaml + " in said and "preset.yaml: 3 problems" in said
+    assert "align" in said and "epochs" in said and "align.num_rounds" in said
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [("- a\n- b", "holds list, not a mapping"), ("a: [", "is not valid YAML"), (None, "Preset .* does not exist")],
+)
+def test_a_preset_that_is_no_preset_is_named(tmp_path: Path, text: str | None, said: str) -> None:
+    path = preset(tmp_path, text) if text else tmp_path / "absent.yaml"
+    with pytest.raises(ConfigError, match=said):
+        load_params(PARAMS, presets=[path])
