@@ -3,8 +3,13 @@
     preflight → ingest → sft → align → sft_longer → evaluate → register, then notify whatever happened
 
 Each parameter is the whole config that one step reads, so that a changed param re-runs the first step
-that reads it and what follows. `pipelines.arguments` fills them from the params.
+that reads it and what follows. `pipelines.arguments` fills them from the params. `place` is called with each
+step's name and task: compiling for a cluster gives it the settings of `platform:` (`pipelines.settings`), and a
+laptop needs none.
 """
+
+from collections.abc import Callable
+from typing import Any
 
 from kfp import dsl
 
@@ -17,32 +22,50 @@ from components.register import register
 from components.sft import sft
 
 
-@dsl.pipeline(name="understudy-retrain", description="Align a language model from expert demonstrations alone.")
-def retrain(
-    preflight_config: dict,
-    ingest_config: dict,
-    sft_config: dict,
-    align_config: dict,
-    sft_longer_config: dict,
-    evaluate_config: dict,
-    register_config: dict,
-    notify_config: dict,
-) -> None:
-    """Demonstrations in, a registered model with its evidence out."""
-    told = notify(config=notify_config).set_caching_options(False)
-    with dsl.ExitHandler(told, name="steps"):
-        checked = preflight(config=preflight_config)
-        data = ingest(config=ingest_config, preflight=checked.output).outputs["dataset"]
-        warm = sft(config=sft_config, dataset=data).outputs["policy"]
-        game = align(config=align_config, dataset=data, sft=warm).outputs
-        longer = sft(config=sft_longer_config, dataset=data, start=warm, compute_of=game["policy"])
-        longer.set_display_name("sft_longer")
-        report = evaluate(
-            config=evaluate_config,
-            dataset=data,
-            sft=warm,
-            aligned=game["policy"],
-            sft_longer=longer.outputs["policy"],
-            discriminator=game["discriminator"],
-        ).outputs["report"]
-        register(config=register_config, dataset=data, policy=game["policy"], report=report)
+def build(place: Callable[[Any, Any], None] = lambda step, task: None) -> Any:
+    """Return the pipeline."""
+
+    @dsl.pipeline(name="understudy-retrain", description="Align a language model from expert demonstrations alone.")
+    def retrain(
+        preflight_config: dict,
+        ingest_config: dict,
+        sft_config: dict,
+        align_config: dict,
+        sft_longer_config: dict,
+        evaluate_config: dict,
+        register_config: dict,
+        notify_config: dict,
+    ) -> None:
+        """Demonstrations in, a registered model with its evidence out."""
+        told = notify(config=notify_config).set_caching_options(False)
+        place("notify", told)
+        with dsl.ExitHandler(told, name="steps"):
+            checked = preflight(config=preflight_config)
+            place("preflight", checked)
+            data = ingest(config=ingest_config, preflight=checked.output)
+            place("ingest", data)
+            dataset = data.outputs["dataset"]
+            warm = sft(config=sft_config, dataset=dataset)
+            place("sft", warm)
+            start = warm.outputs["policy"]
+            game = align(config=align_config, dataset=dataset, sft=start)
+            place("align", game)
+            aligned = game.outputs["policy"]
+            longer = sft(config=sft_longer_config, dataset=dataset, start=start, compute_of=aligned)
+            place("sft_longer", longer.set_display_name("sft_longer"))
+            scored = evaluate(
+                config=evaluate_config,
+                dataset=dataset,
+                sft=start,
+                aligned=aligned,
+                sft_longer=longer.outputs["policy"],
+                discriminator=game.outputs["discriminator"],
+            )
+            place("evaluate", scored)
+            report = scored.outputs["report"]
+            place("register", register(config=register_config, dataset=dataset, policy=aligned, report=report))
+
+    return retrain
+
+
+retrain = build()
