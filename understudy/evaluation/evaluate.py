@@ -84,7 +84,7 @@ def evaluate(
     generated = {policy: study.generate(policy, temperatures.get(policy), brief.get(policy)) for policy in policies}
     expert_scores = {judge.name: study.judge(judge, test, [row.response for row in test]) for judge in judges}
     measured = {"expert": {EXPERT_TEXT: study.text_metrics([row.response for row in test], expert_scores)}}
-    expert_tokens = study.add_likelihoods(measured, policies)
+    likelihood = study.add_likelihoods(measured, policies)
     for policy, by_decoding in generated.items():
         for name, responses in by_decoding.items():
             measured[policy][name] = study.sample_metrics(responses, brief=policy in brief)
@@ -117,7 +117,9 @@ def evaluate(
         tuning=tuning,
         generated=generated,
         expert_scores=expert_scores,
-        expert_tokens=expert_tokens,
+        expert_tokens=likelihood["sft" if "sft" in likelihood else policies[-1]][1],
+        likelihood=likelihood,
+        clusters=clusters,
         shown=sorted(int(index) for index in shown),
         notes=study.notes(tuning, len(validation), deciding),
     )
@@ -205,21 +207,24 @@ class _Study:
             more["classifier_auc"] = metrics.classifier_auc(references, generated.texts, clusters, self.bootstrap)
         return found | {name: interval for name, interval in more.items() if interval is not None}
 
-    def add_likelihoods(self, measured: dict[str, dict[str, dict[str, Interval]]], policies: Sequence[str]) -> Floats:
-        """Add NLL, perplexity and the paired NLL difference to SFT; return the expert's tokens per response (P)."""
-        sums: dict[str, Floats] = {}
-        counts = np.zeros(len(self.test))
+    def add_likelihoods(
+        self, measured: dict[str, dict[str, dict[str, Interval]]], policies: Sequence[str]
+    ) -> dict[str, tuple[Floats, Floats]]:
+        """Add NLL, perplexity and the paired NLL difference to SFT; return log-probability sums and token counts."""
+        found: dict[str, tuple[Floats, Floats]] = {}
         for policy in policies:
-            sums[policy], counts = self.models.expert_logps(policy, self.test)
-            measured[policy] = {EXPERT_TEXT: metrics.nll(sums[policy], counts, self.bootstrap, self.clusters)}
-        for policy in [name for name in policies if "sft" in sums and name != "sft"]:
-            difference = self.bootstrap.ratio(sums["sft"] - sums[policy], counts, self.clusters)
-            if difference is not None:
+            sums, counts = found[policy] = self.models.expert_logps(policy, self.test)
+            measured[policy] = {EXPERT_TEXT: metrics.nll(sums, counts, self.bootstrap, self.clusters)}
+        for policy in [name for name in policies if "sft" in found and name != "sft"]:
+            (sums, counts), (sums_sft, counts_sft) = found[policy], found["sft"]
+            # Values per token compare only where one tokenizer made the tokens.
+            difference = self.bootstrap.ratio(sums_sft - sums, counts, self.clusters)
+            if difference is not None and np.array_equal(counts, counts_sft):
                 measured[policy][EXPERT_TEXT]["nll_minus_sft"] = difference
-        tokens = self.bootstrap.mean(counts, self.clusters)
+        tokens = self.bootstrap.mean(found["sft" if "sft" in found else policies[-1]][1], self.clusters)
         if tokens is not None:
             measured["expert"][EXPERT_TEXT]["length_tokens"] = tokens
-        return counts
+        return found
 
     def add_kl(
         self, measured: dict[str, dict[str, dict[str, Interval]]], generated: dict[str, dict[str, Generated]]
@@ -255,13 +260,17 @@ class _Study:
     def _judged(self, policy: str, rows: Sequence[Demonstration], decoding: Decoding) -> Generated:
         samples = self._sample(policy, rows, decoding)
         texts = [sample.text for sample in samples]
-        return Generated(decoding, samples, {judge.name: self.judge(judge, rows, texts) for judge in self.judges})
+        scores = {judge.name: self.judge(judge, rows, texts) for judge in self.judges}
+        return Generated(decoding, self._sampling_seed(decoding), samples, scores)
 
     def _sample(self, policy: str, rows: Sequence[Demonstration], decoding: Decoding) -> list[Sample]:
-        # The seed does not name the policy: all of them meet the same randomness, which pairs them better.
-        samples = self.models.sample(policy, rows, decoding, _seed(self.seed, decoding.name))
+        samples = self.models.sample(policy, rows, decoding, self._sampling_seed(decoding))
         self._report(len(rows))
         return samples
+
+    def _sampling_seed(self, decoding: Decoding) -> int:
+        # It names neither the policy nor the temperature: all of them meet the same randomness, which pairs them.
+        return _seed(self.seed, "tuning" if decoding.name == "tuning" else "test")
 
     def _report(self, num_sampled: int) -> None:
         self.sampled += num_sampled

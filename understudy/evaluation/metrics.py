@@ -29,10 +29,10 @@ def distinct_n(texts: Iterable[str], n: int) -> float:
     return len(set(grams)) / len(grams) if grams else math.nan
 
 
-def distinct_interval(
-    texts: Sequence[str], n: int, bootstrap: Bootstrap, clusters: ArrayLike | None = None
-) -> Interval | None:
-    """Return distinct-n with a jackknife interval over clusters (a bootstrap would count repeats as copies)."""
+def distinct_left_out(
+    texts: Sequence[str], n: int, clusters: ArrayLike | None = None
+) -> tuple[float, dict[int, float]] | None:
+    """Return distinct-n and, for each cluster that is not all there is, distinct-n without it; None without n-grams."""
     labels = np.arange(len(texts)) if clusters is None else np.asarray(clusters)
     total, owners = 0, dict[tuple[str, ...], int]()
     totals = dict.fromkeys(labels.tolist(), 0)
@@ -48,8 +48,20 @@ def distinct_interval(
     for owner in owners.values():
         if owner != shared:
             only_here[owner] += 1
-    left_out = [(len(owners) - only_here[label]) / (total - totals[label]) for label in totals if totals[label] < total]
-    return bootstrap.jackknife(len(owners) / total, left_out, len(texts), (0.0, 1.0))
+    left_out = {
+        label: (len(owners) - only_here[label]) / (total - totals[label]) for label in totals if totals[label] < total
+    }
+    return len(owners) / total, left_out
+
+
+def distinct_interval(
+    texts: Sequence[str], n: int, bootstrap: Bootstrap, clusters: ArrayLike | None = None
+) -> Interval | None:
+    """Return distinct-n with a jackknife interval over clusters (a bootstrap would count repeats as copies)."""
+    found = distinct_left_out(texts, n, clusters)
+    if found is None:
+        return None
+    return bootstrap.jackknife(found[0], list(found[1].values()), len(texts), (0.0, 1.0))
 
 
 def self_bleu(texts: Sequence[str], seed: int, max_texts: int = SELF_BLEU_TEXTS) -> Floats:

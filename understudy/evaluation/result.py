@@ -6,10 +6,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from understudy.config import EvaluationConfig
 from understudy.data.demonstrations import Demonstration
 from understudy.evaluation.intervals import Floats, Interval
+from understudy.evaluation.metrics import distinct_left_out
 from understudy.evaluation.verdict import Comparison, Verdict
 
 EXPERT_TEXT = "expert_text"  # the "decoding" of metrics that read expert responses instead of sampling
@@ -39,9 +41,10 @@ class Sample:
 
 @dataclass(frozen=True)
 class Generated:
-    """One policy's responses to the test prompts, with each judge's scores (P)."""
+    """One policy's responses to the test prompts, with the seed they were sampled with and each judge's scores (P)."""
 
     decoding: Decoding
+    seed: int
     samples: list[Sample]
     scores: dict[str, Floats]
 
@@ -56,6 +59,7 @@ class EvaluationResult:
     """Everything that was measured; the report page and the record are views of it.
 
     `metrics[policy][decoding][metric]` holds intervals; policy "expert" is the demonstrations themselves.
+    `likelihood[policy]` holds log-probability sums (nats) and token counts of the expert's responses (P each).
     """
 
     config: EvaluationConfig
@@ -71,6 +75,8 @@ class EvaluationResult:
     generated: dict[str, dict[str, Generated]]
     expert_scores: dict[str, Floats]
     expert_tokens: Floats
+    likelihood: dict[str, tuple[Floats, Floats]]
+    clusters: NDArray[np.int64]
     shown: list[int]
     notes: list[str] = field(default_factory=list)
 
@@ -96,11 +102,21 @@ class EvaluationResult:
                 for policy, tried in self.tuning.items()
             },
             "notes": self.notes,
-            "prompts": [{"id": row.id, "group": row.group} for row in self.test],
+            "prompts": [
+                {"id": row.id, "group": row.group, "cluster": str(cluster)}
+                for row, cluster in zip(self.test, self.clusters.tolist(), strict=True)
+            ],
             "expert": {name: _nullable(scores) for name, scores in self.expert_scores.items()},
             "responses": {
-                policy: {name: _responses_json(generated) for name, generated in by_decoding.items()}
+                policy: {name: _responses_json(generated, self.clusters) for name, generated in by_decoding.items()}
                 for policy, by_decoding in self.generated.items()
+            },
+            "likelihood": {
+                "characters": [len(row.response) + 1 for row in self.test],  # the end counts as one
+                "policies": {
+                    policy: {"logp": _nullable(sums), "tokens": counts.astype(int).tolist()}
+                    for policy, (sums, counts) in self.likelihood.items()
+                },
             },
         }
 
@@ -109,10 +125,23 @@ def _nullable(scores: Floats) -> list[float | None]:
     return [float(score) if np.isfinite(score) else None for score in scores]
 
 
-def _responses_json(generated: Generated) -> dict[str, Any]:
+def _responses_json(generated: Generated, clusters: NDArray[np.int64]) -> dict[str, Any]:
     return {
         "temperature": 0.0 if generated.decoding.greedy else generated.decoding.temperature,
+        "seed": generated.seed,
         "num_tokens": [sample.num_tokens for sample in generated.samples],
+        "num_characters": [len(text) for text in generated.texts],
         "finished": [sample.finished for sample in generated.samples],
         "scores": {name: _nullable(scores) for name, scores in generated.scores.items()},
+        "sets": _sets_json(generated.texts, clusters) if len(generated.samples) == len(clusters) else {},
+    }
+
+
+def _sets_json(texts: list[str], clusters: NDArray[np.int64]) -> dict[str, Any]:
+    """Return statistics of all responses together, with their value without each cluster, for paired inference."""
+    found = {f"distinct_{n}": distinct_left_out(texts, n, clusters) for n in (1, 2, 3)}
+    return {
+        name: {"value": pair[0], "left_out": {str(label): value for label, value in pair[1].items()}}
+        for name, pair in found.items()
+        if pair is not None
     }

@@ -126,7 +126,8 @@ def _store(
     }
     title = str(context.config.get("name", "policy on " + records["dataset"].to_json()["md5"][:8]))
     page = render_report(result, histories, provenance, title)
-    numbers = json.dumps(result.to_json() | {"provenance": provenance}, sort_keys=True, indent=1, allow_nan=False)
+    whole = result.to_json() | {"provenance": provenance, "protocol": _protocol(context, records, policies)}
+    numbers = json.dumps(whole, sort_keys=True, indent=1, allow_nan=False)
     with scratch_folder(context) as folder:
         (folder / "report.html").write_text(page, encoding="utf-8")
         (folder / "report.json").write_text(numbers + "\n", encoding="utf-8")
@@ -140,6 +141,17 @@ def _store(
         comparisons=[comparison.to_json() for comparison in result.comparisons],
         verdict=str(result.verdict),
     )
+
+
+def _protocol(context: StepContext, records: Mapping[str, Record], policies: Mapping[str, PolicyRef]) -> dict[str, Any]:
+    """Return what two policies' numbers must share to be pairs, for the gate."""
+    judges = context.config.get("judges_sha256") or {}
+    return {
+        "seed": context.seed,
+        "dataset_md5": records["dataset"].to_json()["md5"],
+        "policies": {name: policy.sha256 for name, policy in policies.items()},
+        "judges": {judge["name"]: judges.get(judge["name"]) for judge in context.config["evaluation"]["judges"]},
+    }
 
 
 def _history(path: Path) -> list[dict[str, Any]]:
