@@ -7,6 +7,7 @@ Operational settings (services, folders, threads) are not here; they travel by e
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,11 @@ from understudy.platform.code_hash import code_sha256, file_sha256, folder_sha25
 RESULT_SECTIONS = ("seed", "data", "model", "sft", "align", "evaluation", "registry")
 
 
-def arguments(params: Params) -> dict[str, dict[str, Any]]:
+def arguments(params: Params, digest_of: Callable[[str], str | None] | None = None) -> dict[str, dict[str, Any]]:
     """Return one dict per step, keyed by the pipeline's parameter names.
+
+    `digest_of` gives the digest of the source, by default from its content now. A schedule's runs find it themselves,
+    each at its time: for them it gives None.
 
     Raises:
         ConfigError, DataRefused, ServiceUnreachable: the source of the demonstrations cannot be read.
@@ -27,7 +31,7 @@ def arguments(params: Params) -> dict[str, dict[str, Any]]:
     from understudy.platform.steps import for_kfp
     from understudy.platform.steps.ingest import source_sha256
 
-    source = {"source_sha256": source_sha256(params.data.source)}
+    source = {"source_sha256": (digest_of or source_sha256)(params.data.source)}
     base = {"base_sha256": _model_sha256(params.model.path)}
     judges = {"judges_sha256": {judge.name: file_sha256(judge.target or "") for judge in params.evaluation.judges}}
     name = {"name": params.registry.name}
