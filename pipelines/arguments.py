@@ -7,6 +7,7 @@ Operational settings (services, folders, threads) are not here; they travel by e
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -47,17 +48,26 @@ def arguments(params: Params, digest_of: Callable[[str], str | None] | None = No
         "register_config": _step("register", params, "registry") | {"params_sha256": params_sha256(params)},
         "notify_config": {"step": "notify", **dump["notify"]},
     }
+    # The registry keeps what led to a model, not only its digest; as text, which no parameter type can bend.
+    training = {step: configs[f"{step}_config"] for step in ("ingest", "sft", "align", "sft_longer", "evaluate")}
+    configs["register_config"] |= {
+        "params_json": json.dumps([_result_params(params)], sort_keys=True),
+        "configs_json": json.dumps(training, sort_keys=True),
+    }
     return {name: for_kfp(config) for name, config in configs.items()}
 
 
 def params_sha256(params: Params) -> str:
     """Return the digest of everything in the params that can change a result."""
+    return section_sha256(_result_params(params))
+
+
+def _result_params(params: Params) -> dict[str, Any]:
     sections = {name: getattr(params, name) for name in RESULT_SECTIONS}
-    plain = {
+    return {
         name: value.model_dump(mode="json") if isinstance(value, BaseModel) else value
         for name, value in sections.items()
     }
-    return section_sha256(plain)
 
 
 def _step(step: str, params: Params, *sections: str) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from platform import python_version
 from typing import Any
 
 from understudy.errors import ConfigError, IntegrityError, ServiceUnreachable
-from understudy.platform.manifest import MANIFEST
+from understudy.platform.manifest import MANIFEST, describe_folder, manifest_bytes, manifest_sha256
 from understudy.platform.storage import without_secrets
 from understudy.platform.tracking import check_reachable, store_lock
 from understudy.records import RegistryEntry
@@ -171,6 +171,9 @@ class Registry:
         logged = self.client.create_logged_model(self._experiment_id(experiment), name, run_id, dict(tags))
         with tempfile.TemporaryDirectory(prefix="understudy-register-") as aside:
             write_model_folder(folder, Path(aside), logged.model_id, run_id, temperature)
+            entries = describe_folder(Path(aside))
+            (Path(aside) / MANIFEST).write_bytes(manifest_bytes(entries))
+            tags = {**tags, "registered_sha256": manifest_sha256(entries)}
             self.client.log_model_artifacts(logged.model_id, aside)
         self.client.finalize_logged_model(logged.model_id, "READY")
         try:

@@ -12,6 +12,8 @@ from understudy.errors import IntegrityError
 from understudy.platform import tracking
 from understudy.platform import workdir as workdirs
 from understudy.platform.context import step_context
+from understudy.platform.lineage.record import build_lineage, store_lineage
+from understudy.platform.lineage.sign_version import sign_version
 from understudy.platform.registrations import receipt, write_receipt
 from understudy.platform.registry import Registry, code_origin
 from understudy.records import DatasetRef, EvaluationReport, PolicyRef, RegistryEntry
@@ -30,19 +32,23 @@ def run(config: dict[str, Any], policy: PolicyRef, report: EvaluationReport, dat
         folder = context.store.fetch(policy.uri, policy.sha256)
         uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{context.workdir / 'mlflow.db'}"
         run_of_step = tracking.current()
-        temperature = tuned_temperature(context.store.fetch(report.uri, report.sha256), policy, report)
-        tags = origin_tags(config, policy, report, dataset)
+        report_folder = context.store.fetch(report.uri, report.sha256)
+        temperature = tuned_temperature(report_folder, policy, report)
+        tags = origin_tags(config, policy, report, dataset) | {"pipeline_run": context.run_id}
         if temperature is not None:
             tags["temperature"] = f"{temperature:g}"
-        entry = Registry(uri, context.workdir).register(
+        lineage = store_lineage(build_lineage(config, tags, policy, report, dataset, report_folder), context.store)
+        registry = Registry(uri, context.workdir)
+        entry = registry.register(
             name=registry_config.name,
             alias=registry_config.alias,
             folder=Path(folder),
-            tags=tags | {"pipeline_run": context.run_id},
+            tags=tags | {"lineage_uri": lineage.uri, "lineage_sha256": lineage.sha256},
             experiment=os.environ.get("MLFLOW_EXPERIMENT_NAME", "understudy"),
             run_id=run_of_step.run_id if run_of_step else None,
             temperature=temperature,
         )
+        entry = sign_version(registry, context.store, entry)
         write_receipt(context.workdir, uri, entry)
         context.finish(entry)
     return entry

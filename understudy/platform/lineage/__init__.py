@@ -1,0 +1,1 @@
+"""Where a model comes from: written at registration, walked and recomputed by whoever doubts it."""

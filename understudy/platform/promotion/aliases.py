@@ -1,0 +1,60 @@
+"""The registry's aliases, as promotion needs them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Protocol
+
+from understudy.errors import ServiceUnreachable
+from understudy.platform.storage import without_secrets
+
+if TYPE_CHECKING:
+    from understudy.platform.registry import Registry
+
+CHAMPION, PREVIOUS = "champion", "previous"
+
+
+class Aliases(Protocol):
+    """Names for versions of a model; each read and each write is atomic by itself."""
+
+    def get(self, model: str, alias: str) -> str | None:
+        """Return the version that has the alias."""
+
+    def set(self, model: str, alias: str, version: str | None) -> None:
+        """Give the alias to a version, or to none; again changes nothing."""
+
+
+class MlflowAliases:
+    """The aliases of an MLflow registry."""
+
+    def __init__(self, registry: Registry) -> None:
+        self.registry = registry
+
+    def get(self, model: str, alias: str) -> str | None:
+        """Return the version that has the alias."""
+        with self._answering():
+            found = self.registry.client.get_registered_model(model).aliases.get(alias)
+        return None if found is None else str(found)
+
+    def set(self, model: str, alias: str, version: str | None) -> None:
+        """Give the alias to a version, or to none; again changes nothing."""
+        with self._answering():
+            if version is None:
+                self.registry.client.delete_registered_model_alias(model, alias)
+            else:
+                self.registry.client.set_registered_model_alias(model, alias, version)
+
+    @contextmanager
+    def _answering(self) -> Iterator[None]:
+        from mlflow import MlflowException
+        from requests import RequestException
+
+        try:
+            yield
+        except (RequestException, MlflowException) as error:
+            first = next(iter(str(error).splitlines()), type(error).__name__)[:300]
+            raise ServiceUnreachable(
+                f"MLflow at {without_secrets(self.registry.uri)} did not do what was asked: {without_secrets(first)}. "
+                "Check the server, then run the same command again: what was begun is finished or undone first."
+            ) from error

@@ -1,0 +1,197 @@
+"""Promote and roll back: under the lease, after recovery, against what the registry and Git say at that moment."""
+
+from __future__ import annotations
+
+import getpass
+import os
+import secrets
+import socket
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from understudy.errors import ConfigError
+from understudy.platform.promotion.decisions import State, Transition, read_decisions
+from understudy.platform.promotion.lease import WAIT_SECONDS, hold
+from understudy.platform.promotion.manifests import ZERO_SHA256, serving_of
+from understudy.platform.promotion.transition import Applied, Ledger, apply, current_state, recover
+
+NONE = "none"
+Examine = Callable[[State], dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A version and the immutable URI of its weights."""
+
+    model: str
+    version: str
+    uri: str
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What was done.
+
+    `applied` is None where nothing was left to do; `recovered` says what became of a change that an earlier
+    process had left half done.
+    """
+
+    transition: Transition | None
+    applied: Applied | None
+    recovered: str | None
+    state: State
+
+
+def promote(
+    ledger: Ledger,
+    candidate: Candidate,
+    examine: Examine,
+    decided_by: str,
+    reason: str,
+    wait_seconds: float = WAIT_SECONDS,
+) -> Outcome:
+    """Make a version the champion, and the champion the previous one.
+
+    Args:
+        ledger: what is written to.
+        candidate: the version.
+        examine: called with the state as it is under the lease; returns the evidence or raises GateRefused.
+        decided_by: the person or the pipeline run.
+        reason: why, in a sentence.
+        wait_seconds: how long to wait for another promotion.
+
+    Raises:
+        GateRefused: by `examine`; nothing was changed.
+        WorkdirBusy: another promotion is at work for longer than `wait_seconds`.
+    """
+
+    def decide(before: State) -> Transition | None:
+        served = serving_of(candidate.model, candidate.version, candidate.uri)
+        serving = dict.fromkeys(before.serving, served)
+        is_champion = before.champion == candidate.version
+        if is_champion and before.serving == serving:
+            return None
+        evidence = examine(before)
+        previous = before.previous if is_champion else before.champion
+        after = State(candidate.version, previous, serving, before.pipeline_versions)
+        kind = "deploy" if is_champion else "promote"
+        return _transition(kind, candidate.model, before, after, decided_by, reason, evidence)
+
+    return _change(ledger, candidate.model, decided_by, decide, wait_seconds)
+
+
+def rollback(
+    ledger: Ledger,
+    model: str,
+    to: str | None,
+    candidate_of: Callable[[str], Candidate],
+    decided_by: str,
+    reason: str,
+    wait_seconds: float = WAIT_SECONDS,
+) -> Outcome:
+    """Go back to the state that an earlier promotion left: aliases, deployed URI and pinned pipeline versions.
+
+    Args:
+        ledger: what is written to.
+        model: the registered model.
+        to: the version, "none" for no champion, None for the champion before this one.
+        candidate_of: finds a version that no decision names.
+        decided_by: the person or the pipeline run.
+        reason: why, in a sentence.
+        wait_seconds: how long to wait for another promotion.
+
+    Raises:
+        ConfigError: there is no champion, or nothing to go back to.
+    """
+
+    def decide(before: State) -> Transition | None:
+        if before.champion is None:
+            raise ConfigError(f"{model} has no champion, so there is nothing to roll back.")
+        target = _target(ledger, model, before, to)
+        if target == before.champion:
+            return None
+        after = _state_with(ledger, model, before, target, candidate_of)
+        evidence = {"champion_was": before.champion}
+        return _transition("rollback", model, before, after, decided_by, reason, evidence)
+
+    return _change(ledger, model, decided_by, decide, wait_seconds)
+
+
+def actor() -> str:
+    """Return who decides: UNDERSTUDY_ACTOR, else the pipeline run, else the user and host."""
+    run = os.environ.get("UNDERSTUDY_RUN_ID")
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):
+        user = str(os.getuid())
+    return os.environ.get("UNDERSTUDY_ACTOR") or (f"pipeline run {run}" if run else f"{user}@{socket.gethostname()}")
+
+
+def _change(
+    ledger: Ledger, model: str, owner: str, decide: Callable[[State], Transition | None], wait_seconds: float
+) -> Outcome:
+    with hold(ledger.place, owner, wait_seconds) as confirm:
+        recovered = recover(ledger, confirm)
+        told = f"{recovered[1].kind} {recovered[1].id} was {recovered[0]}" if recovered else None
+        before = current_state(ledger, model)
+        transition = decide(before)
+        if transition is None:
+            return Outcome(None, None, told, before)
+        return Outcome(transition, apply(ledger, transition, confirm), told, transition.state_after)
+
+
+def _transition(
+    kind: str, model: str, before: State, after: State, decided_by: str, reason: str, evidence: dict[str, Any]
+) -> Transition:
+    now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    identity = f"{now.translate(str.maketrans('', '', '-:'))}-{secrets.token_hex(4)}"
+    return Transition(identity, kind, model, before.to_json(), after.to_json(), decided_by, now, reason, evidence)
+
+
+def _target(ledger: Ledger, model: str, before: State, to: str | None) -> str | None:
+    if to is not None:
+        return None if to == NONE else to
+    for decision in reversed(read_decisions(ledger.place)):
+        transition = decision.transition
+        if transition.kind == "promote" and transition.state_after.champion == before.champion:
+            target = transition.state_before.champion
+            if target is None:
+                raise ConfigError(
+                    f"Version {before.champion} is the first champion of {model}. To have none again, say --to {NONE}."
+                )
+            return target
+    if before.previous is None:
+        raise ConfigError(f"No promotion of version {before.champion} of {model} is on record. Name one with --to.")
+    return before.previous
+
+
+def _state_with(
+    ledger: Ledger, model: str, before: State, target: str | None, candidate_of: Callable[[str], Candidate]
+) -> State:
+    """Return the state when `target` last became champion; of an environment not on record, what its tags say."""
+    wanted: State | None = None
+    for decision in read_decisions(ledger.place):
+        transition = decision.transition
+        if transition.kind != "promote":
+            continue
+        if target is not None and transition.state_after.champion == target:
+            wanted = transition.state_after
+        elif transition.state_before.champion == target:
+            wanted = wanted or transition.state_before
+    if target is None:
+        first = {"uri": f"s3://understudy/store/policy/{ZERO_SHA256}", "model": model, "version": "0", "stop": "true"}
+        default = first
+    elif wanted is None or set(before.serving) - set(wanted.serving):
+        candidate = candidate_of(target)
+        default = serving_of(model, candidate.version, candidate.uri)
+    else:
+        default = {}
+    known, pins = (wanted.serving, wanted.pipeline_versions) if wanted else ({}, {})
+    return State(
+        champion=target,
+        previous=wanted.previous if wanted else None,
+        serving={environment: known.get(environment, default) for environment in before.serving},
+        pipeline_versions={file: pins.get(file, pin) for file, pin in before.pipeline_versions.items()},
+    )

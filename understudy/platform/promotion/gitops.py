@@ -1,0 +1,229 @@
+"""The deployment's truth: commits on a branch of the GitOps repository, made without touching what is checked out.
+
+Plain Git and nothing of a provider's: a commit is built beside the working tree and becomes the branch's tip in one
+conditional step, then it is pushed, if a remote is named. It carries its decision's id, so that nobody makes it twice.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from understudy.errors import ConfigError, ServiceUnreachable
+from understudy.platform.promotion.manifests import read_champion, read_pin, write_champion, write_pin
+
+TRAILER = "Decision-Id"
+_ATTEMPTS = 5
+_TIMEOUT_SECONDS = 120
+_PASSWORD = re.compile(r"://[^@/\s]+@")
+_CHAMPION = "k8s/apps/{environment}/champion.yaml"
+_SCHEDULES = "pipelines/schedules"
+
+
+@dataclass(frozen=True)
+class GitOps:
+    """Where a champion is deployed from.
+
+    Attributes:
+        repository: a folder in the repository.
+        environments: the folders of k8s/apps whose champion.yaml is written.
+        branch: where commits go; made if it is not there.
+        remote: where the branch is pushed to, None to keep it here.
+    """
+
+    repository: Path
+    environments: tuple[str, ...]
+    branch: str
+    remote: str | None = None
+
+    def tip(self) -> str:
+        """Return the commit to build on: the remote's branch, else this one, else what is checked out."""
+        if self.remote:
+            self._run("fetch", "--quiet", self.remote)
+            there = self._try("rev-parse", "--verify", "--quiet", f"refs/remotes/{self.remote}/{self.branch}")
+            if there:
+                return there
+        return self._try("rev-parse", "--verify", "--quiet", self._ref) or self._run("rev-parse", "HEAD")
+
+    def read(self) -> tuple[dict[str, dict[str, str]], dict[str, str]]:
+        """Return what each environment serves, and what each schedule pins, at the tip.
+
+        Raises:
+            ConfigError: no repository, no such environment, or files with changes that are not committed.
+        """
+        tip = self.tip()
+        serving = {}
+        for environment in self.environments:
+            path = _CHAMPION.format(environment=environment)
+            serving[environment] = read_champion(self._show(tip, path), path)
+        pins = {path: read_pin(self._show(tip, path)) for path in self._schedules(tip)}
+        self._refuse_local_changes([*map(_path_of, self.environments), *pins])
+        return serving, {path: pin for path, pin in pins.items() if pin is not None}
+
+    def commit(
+        self, serving: Mapping[str, dict[str, str]], pins: Mapping[str, str], subject: str, body: str, decision: str
+    ) -> str:
+        """Bring the branch to this content in one commit, once per decision; return the commit.
+
+        Raises:
+            ServiceUnreachable: the remote does not answer or keeps moving.
+        """
+        for _ in range(_ATTEMPTS):
+            tip = self.tip()
+            if made := self._find(tip, decision):
+                self._follow(made)
+                return made
+            commit = self._build(tip, serving, pins, f"{subject}\n\n{body}", decision)
+            if self._publish(commit):
+                return commit
+        raise ServiceUnreachable(
+            f"Branch {self.branch} of {self.remote or self.repository} moved {_ATTEMPTS} times while the champion was "
+            "written to it. Run the same command again: it finishes what was begun."
+        )
+
+    def _publish(self, commit: str) -> bool:
+        """Make the commit the branch's tip, here and at the remote; False when the branch moved meanwhile."""
+        if not self.remote:
+            return self._follow(commit)
+        if self._try("push", "--quiet", self.remote, f"{commit}:{self._ref}") is None:
+            self._run("ls-remote", "--quiet", self.remote)  # raises when it is the remote that does not answer
+            return False
+        self._follow(commit)  # else somebody's own commits are on the local branch; theirs to merge
+        return True
+
+    def _follow(self, commit: str) -> bool:
+        """Move the local branch forward to the commit; False where it holds others."""
+        here = self._try("rev-parse", "--verify", "--quiet", self._ref)
+        if here and self._try("merge-base", "--is-ancestor", commit, here) is None:
+            if self._try("merge-base", "--is-ancestor", here, commit) is None:
+                return False
+            if self._try("update-ref", "-m", "champion", self._ref, commit, here) is None:
+                return False
+        elif not here and self._try("update-ref", "-m", "champion", self._ref, commit, "0" * 40) is None:
+            return False
+        self._check_out(commit)
+        return True
+
+    def _build(
+        self, tip: str, serving: Mapping[str, dict[str, str]], pins: Mapping[str, str], message: str, decision: str
+    ) -> str:
+        files = {}
+        for environment, served in serving.items():
+            path = _path_of(environment)
+            files[path] = write_champion(self._show(tip, path), served, path)
+        for path in self._schedules(tip):
+            if path in pins:
+                files[path] = write_pin(self._show(tip, path), pins[path])
+        with tempfile.TemporaryDirectory(prefix="understudy-git-") as folder:
+            index = {"GIT_INDEX_FILE": str(Path(folder) / "index")}
+            self._run("read-tree", tip, more=index)
+            for path, text in files.items():
+                blob = self._run("hash-object", "-w", "--stdin", text=text)
+                self._run("update-index", "--cacheinfo", f"100644,{blob},{path}", more=index)
+            tree = self._run("write-tree", more=index)
+        return self._run(
+            "commit-tree", tree, "-p", tip, text=f"{message}\n\n{TRAILER}: {decision}\n", more=self._author
+        )
+
+    def _find(self, tip: str, decision: str) -> str | None:
+        return self._run("log", "-1", "--format=%H", "--fixed-strings", f"--grep={TRAILER}: {decision}", tip) or None
+
+    def _check_out(self, commit: str) -> None:
+        """Let the checked-out files follow their branch, where nobody has changed them."""
+        if self._try("symbolic-ref", "--quiet", "HEAD") != self._ref:
+            return
+        changed = self._run("diff-tree", "-r", "--no-commit-id", "--name-only", commit).splitlines()
+        root = Path(self._run("rev-parse", "--show-toplevel"))
+        for path in changed:
+            here = (root / path).read_text(encoding="utf-8") if (root / path).is_file() else None
+            if here in (self._show(f"{commit}^", path), self._show(commit, path)):
+                self._run("checkout", "--quiet", "HEAD", "--", f":/{path}")
+
+    def _refuse_local_changes(self, paths: list[str]) -> None:
+        if self._try("symbolic-ref", "--quiet", "HEAD") != self._ref:
+            return
+        changed = self._run("status", "--porcelain", "--", *(f":/{path}" for path in paths))
+        if changed:
+            raise ConfigError(
+                f"{self.repository} has changes that are not committed: {' '.join(changed.split())}. Commit or discard "
+                "them, or promote on another branch."
+            )
+
+    @property
+    def _ref(self) -> str:
+        return f"refs/heads/{self.branch}"
+
+    @property
+    def _author(self) -> dict[str, str]:
+        known = self._try("var", "GIT_AUTHOR_IDENT") if self._try("config", "user.email") else None
+        name, email = "understudy", "understudy@localhost"
+        mine = {"GIT_AUTHOR_NAME": name, "GIT_AUTHOR_EMAIL": email}
+        return {} if known else mine | {"GIT_COMMITTER_NAME": name, "GIT_COMMITTER_EMAIL": email}
+
+    def _schedules(self, tip: str) -> list[str]:
+        listed = self._run("ls-tree", "--full-tree", "--name-only", tip, f"{_SCHEDULES}/").splitlines()
+        return [path for path in listed if path.endswith((".yaml", ".yml"))]
+
+    def _show(self, commit: str, path: str) -> str:
+        text = self._call("show", f"{commit}:{path}")
+        if text.returncode:
+            raise ConfigError(f"{self.repository} has no {path} at {commit[:12]}. Check --gitops and --environment.")
+        return text.stdout
+
+    def _run(self, *arguments: str, text: str | None = None, more: Mapping[str, str] | None = None) -> str:
+        done = self._call(*arguments, text=text, more=more)
+        if done.returncode == 0:
+            return done.stdout.strip()
+        said = _PASSWORD.sub("://", done.stderr.strip())
+        kind = ServiceUnreachable if arguments[0] in ("fetch", "push", "ls-remote") else ConfigError
+        raise kind(f"`git {arguments[0]}` failed in {str(self.repository)!r}: {said}. Check the repository and remote.")
+
+    def _try(self, *arguments: str) -> str | None:
+        done = self._call(*arguments)
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    def _call(
+        self, *arguments: str, text: str | None = None, more: Mapping[str, str] | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        # Inside a Git hook these would name another repository.
+        inherited = {name: value for name, value in os.environ.items() if name not in ("GIT_DIR", "GIT_INDEX_FILE")}
+        environment = {**inherited, "GIT_TERMINAL_PROMPT": "0", **(more or {})}
+        command = ["git", "-C", str(self.repository), *arguments]
+        try:
+            return subprocess.run(
+                command, input=text, env=environment, capture_output=True, text=True, timeout=_TIMEOUT_SECONDS
+            )
+        except FileNotFoundError as error:
+            raise ConfigError("Git is not installed. Install git, or promote with --no-gitops.") from error
+        except subprocess.TimeoutExpired as error:
+            raise ServiceUnreachable(f"`git {arguments[0]}` did not end in {_TIMEOUT_SECONDS} s.") from error
+
+
+def open_gitops(repository: Path, environments: tuple[str, ...], branch: str | None, remote: str | None) -> GitOps:
+    """Return the GitOps repository; without `branch` the one that is checked out.
+
+    Raises:
+        ConfigError: no repository there, or no branch is checked out and none is named.
+    """
+    if not repository.is_dir():
+        raise ConfigError(f"There is no GitOps repository at {str(repository)!r}. Name its folder with --gitops.")
+    found = GitOps(repository, environments, branch or "", remote)
+    found._run("rev-parse", "--show-toplevel")
+    if not branch:
+        branch = found._try("symbolic-ref", "--quiet", "--short", "HEAD")
+    if not branch:
+        raise ConfigError(f"{repository} has no branch checked out. Name one with --branch.")
+    if found._try("check-ref-format", "--branch", branch) is None:
+        raise ConfigError(f"{branch!r} cannot be the name of a branch. Name another with --branch.")
+    if remote and found._try("remote", "get-url", remote) is None:
+        raise ConfigError(f"{repository} has no remote {remote!r}. Name one of its remotes with --push.")
+    return GitOps(repository, environments, branch, remote)
+
+
+def _path_of(environment: str) -> str:
+    return _CHAMPION.format(environment=environment)
