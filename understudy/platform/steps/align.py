@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from understudy.config import AlignConfig, ModelConfig, section_sha256, validate
 from understudy.platform.context import StepContext, step_context
+from understudy.platform.launch import launched
 from understudy.platform.steps.training import (
     create_loop,
     lineage_of,
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
 
 def run(config: Mapping[str, Any], dataset: DatasetRef, sft: PolicyRef) -> tuple[PolicyRef, DiscriminatorRef]:
     """Align the SFT policy to the demonstrations by `config["align"]`; return both records."""
+    elsewhere = launched("align", config, {"dataset": dataset, "sft": sft}, [PolicyRef, DiscriminatorRef])
+    if elsewhere is not None:
+        return cast(tuple[PolicyRef, DiscriminatorRef], elsewhere)
     with step_context("align", config) as context:
         model = validate(ModelConfig, config["model"], "model")
         settings = validate(AlignConfig, config["align"], "align")

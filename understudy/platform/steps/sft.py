@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from understudy.config import ModelConfig, SftConfig, section_sha256, validate
 from understudy.platform.context import StepContext, step_context
+from understudy.platform.launch import launched
 from understudy.platform.steps.training import (
     create_loop,
     lineage_of,
@@ -32,6 +33,9 @@ def run(
         start: go on from this policy instead of from the base model.
         compute_of: stop after the compute that this policy used, in token passes.
     """
+    inputs = {"dataset": dataset, "start": start, "compute_of": compute_of}
+    if (elsewhere := launched("sft", config, inputs, [PolicyRef])) is not None:
+        return cast(PolicyRef, elsewhere[0])
     with step_context("sft", config) as context:
         model, sft = validate(ModelConfig, config["model"], "model"), validate(SftConfig, config["sft"], "sft")
         parent = start.sha256 if start else ""
