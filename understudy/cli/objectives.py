@@ -15,9 +15,7 @@ if TYPE_CHECKING:
     from understudy.exact.frontier import Fit
     from understudy.exact.report import Row
 
-app = typer.Typer(
-    help="The divergences and losses: list, show, verify.", no_args_is_help=True, add_completion=False
-)
+app = typer.Typer(help="The divergences and losses: list, show, verify.", no_args_is_help=True, add_completion=False)
 OUT = typer.Option(None, help="Where to draw it: a .png or .svg file.")
 JSON = typer.Option(False, "--json", help="Print JSON for machines.")
 
@@ -50,7 +48,7 @@ def verify(
 
     started = time.monotonic()
     try:
-        proofs.check_size(vocab, horizon)
+        proofs.check_size(vocab, horizon, seed)
     except ValueError as error:
         raise ConfigError(str(error)) from error
     rows = sorted(proofs.verify(vocab, horizon, seed), key=lambda row: row.proof)
@@ -148,7 +146,7 @@ def _proof_table(rows: list[Row]) -> Any:
     table = Table("proof", "system", "statement", "error", "bound", "", title="Proofs")
     for row in rows:
         mark = "[green]ok[/]" if row.passed else "[bold red]FAIL[/]"
-        table.add_row(str(row.proof), row.system, escape(row.statement), f"{row.error:.2e}", f"{row.bound:.0e}", mark)
+        table.add_row(str(row.proof), row.system, escape(row.statement), f"{row.error:.2e}", f"{row.bound:.1e}", mark)
     return table
 
 

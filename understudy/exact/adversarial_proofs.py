@@ -9,13 +9,22 @@ from torch import Tensor
 
 from understudy.exact.divergences import log_ratio_along_responses, sequence_divergence, token_divergence
 from understudy.exact.mdp import TokenMDP, policy_table
-from understudy.exact.production import follow, gradient, objective_for, policy_loss, small_enough, unbaselined_loss
+from understudy.exact.production import (
+    follow,
+    gradient,
+    objective_for,
+    policy_loss,
+    ppo_loss,
+    small_enough,
+    unbaselined_loss,
+)
 from understudy.exact.report import Row, cosine, relative_error
 from understudy.objectives import policy_gradient
 from understudy.objectives.adversarial import AdversarialObjective
 from understudy.objectives.divergences import DIVERGENCES, Divergence, divergence
 
 SYSTEM_OF_TOKEN = {"reverse_kl": "4 reverse KL, token", "js": "6 JS, token"}
+_EXPERT = {"zeros": "expert with impossible tokens", "peaked": "peaked expert", "bimodal": "bimodal expert"}
 SYSTEM_OF_SEQUENCE = {"reverse_kl": "5 reverse KL, sequence", "js": "7 JS, sequence"}
 
 
@@ -30,7 +39,8 @@ def gradient_identity(vocab: int, horizon: int, generator: torch.Generator) -> I
     mdp = small_enough(vocab, horizon)
     expert_SV = policy_table(mdp, "random", generator)
     policy_SV = policy_table(mdp, "random", generator).requires_grad_(True)
-    zeros_SV = policy_table(mdp, "zeros", generator)
+    others = {kind: policy_table(mdp, kind, generator) for kind in ("zeros", "peaked", "bimodal")}
+    value_S = torch.randn(mdp.num_states, generator=generator, dtype=torch.float64)
     for row in divergences_to_prove():
         for absorbing in (True, False):
             for discount in (1.0, 0.9):
@@ -40,9 +50,25 @@ def gradient_identity(vocab: int, horizon: int, generator: torch.Generator) -> I
                 yield Row(1, system, f"gradient, {row.name}, token, {states}, discount {discount:g}", error, 1e-9)
         system = SYSTEM_OF_SEQUENCE.get(row.name, "9 FAIRL, alpha-IRL, any f")
         yield Row(1, system, f"gradient, {row.name}, sequence", _sequence_error(mdp, row, expert_SV, policy_SV), 1e-9)
-        if row.matched_f(torch.zeros((), dtype=torch.float64)).isfinite():
-            error = _token_error(mdp, row, zeros_SV, policy_SV, 1.0, True)
-            yield Row(1, system, f"gradient, {row.name}, token, expert with impossible tokens", error, 1e-9)
+        for kind, other_SV in others.items():
+            if kind != "zeros" or row.matched_f(torch.zeros((), dtype=torch.float64)).isfinite():
+                error = _token_error(mdp, row, other_SV, policy_SV, 1.0, True)
+                yield Row(1, system, f"gradient, {row.name}, token, {_EXPERT[kind]}", error, 1e-9)
+        for level in ("token", "sequence"):
+            error = _ppo_error(mdp, row, level, expert_SV, policy_SV, value_S)
+            yield Row(1, system, f"gradient, {row.name}, {level}, PPO-clip with a value head", error, 1e-9)
+
+
+def _ppo_error(
+    mdp: TokenMDP, row: Divergence, level: str, expert_SV: Tensor, policy_SV: Tensor, value_S: Tensor
+) -> float:
+    if level == "token":
+        divergence_now = token_divergence(mdp, row, expert_SV, policy_SV, discount=0.9, absorbing=True)
+    else:
+        divergence_now = sequence_divergence(mdp, row, expert_SV, policy_SV)
+    objective = objective_for(row, level, horizon=mdp.horizon, absorbing=True, discount=0.9)
+    loss = ppo_loss(mdp, objective, policy_SV, log_ratio_along_responses(mdp, expert_SV, policy_SV), value_S)
+    return relative_error(gradient(loss, policy_SV), gradient(divergence_now, policy_SV))
 
 
 def _token_error(

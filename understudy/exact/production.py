@@ -13,17 +13,18 @@ import torch
 from torch import Tensor
 
 from understudy.exact.mdp import TokenMDP
-from understudy.objectives import discriminator, policy_gradient
+from understudy.objectives import discriminator, policy_gradient, ppo
 from understudy.objectives.adversarial import AdversarialObjective
 from understudy.objectives.discriminator import DISCRIMINATOR_LOSSES
 from understudy.objectives.divergences import Divergence
 
 MAX_PAIRED_RESPONSES = 400
+MAX_HORIZON = 8  # beyond it two tokens leave responses so rare that float64 cannot learn their score
 
 
 def small_enough(vocab: int, horizon: int, limit: int = MAX_PAIRED_RESPONSES) -> TokenMDP:
-    """The MDP of this vocabulary with the longest horizon, up to the given one, that has at most `limit` responses."""
-    mdp = TokenMDP.enumerate(vocab, horizon)
+    """The MDP of this vocabulary with the longest horizon, up to the given one and 8, of at most `limit` responses."""
+    mdp = TokenMDP.enumerate(vocab, min(horizon, MAX_HORIZON))
     while mdp.num_responses > limit and mdp.horizon > 2:
         mdp = TokenMDP.enumerate(vocab, mdp.horizon - 1)
     return mdp
@@ -66,6 +67,30 @@ def policy_loss(
     scores = objective.scores(output_NC[row_B][..., None], logp_NC.detach()[row_B], mask_BT)
     advantage_BT, _ = objective.advantages(scores, penalty_NC[row_B], mask_BT, mdp.finished_N[row_B], group_size=2)
     return policy_gradient.policy_gradient_loss(logp_NC[row_B], advantage_BT, mask_BT, weight_B=weight_B)
+
+
+def ppo_loss(
+    mdp: TokenMDP, objective: AdversarialObjective, policy_SV: Tensor, output_NC: Tensor, value_S: Tensor
+) -> Tensor:
+    """Expected PPO-clip loss at pi = pi_old, GAE with lambda 1: any value table is a baseline and changes nothing."""
+    logp_NC = mdp.response_logps(policy_SV)
+    old_NC = logp_NC.detach()
+    reward_NC, _ = objective.rewards(objective.scores(output_NC[..., None], old_NC, mdp.mask_NC))
+    if objective.level == "token":
+        if objective.absorbing:
+            reward_NC = ppo.fold_absorbing(
+                reward_NC,
+                mdp.mask_NC,
+                horizon=mdp.horizon,
+                discount=objective.discount,
+                finished_B=mdp.finished_N,
+            )
+        reward_NC = reward_NC * objective.discount ** torch.arange(mdp.horizon, dtype=reward_NC.dtype)
+    advantage_NC, _ = ppo.generalised_advantage(
+        reward_NC, value_S[mdp.state_NC], mdp.mask_NC, discount=1.0, gae_lambda=1.0
+    )
+    weight_N = old_NC.sum(dim=1).exp()
+    return ppo.ppo_clip_loss(logp_NC, old_NC, advantage_NC, mdp.mask_NC, weight_B=weight_N)[0]
 
 
 def gradient(loss: Tensor, parameter: Tensor) -> Tensor:

@@ -8,13 +8,20 @@ from collections.abc import Callable, Iterator
 import torch
 
 from understudy.exact import adversarial_proofs as adversarial
+from understudy.exact import (
+    best_of_n_proofs,
+    bradley_terry_proofs,
+    frontier,
+    learned_proofs,
+    likelihood_proofs,
+    preference_proofs,
+)
 from understudy.exact import discriminator_proofs as discriminators
-from understudy.exact import frontier, learned_proofs, likelihood_proofs, preference_proofs
 from understudy.exact.mdp import TokenMDP
 from understudy.exact.report import Row
 
 Proof = Callable[[int, int, torch.Generator], Iterator[Row]]
-MAX_VOCAB = 20
+MAX_VOCAB = 12
 MAX_RESPONSES = 20_000
 
 PROOFS: tuple[tuple[int, str, Proof], ...] = (
@@ -25,22 +32,24 @@ PROOFS: tuple[tuple[int, str, Proof], ...] = (
     (5, "what discriminators learn", discriminators.discriminator_optima),
     (5, "variational bounds", discriminators.variational_bound),
     (6, "AIRL form", discriminators.airl_form),
-    (7, "Bradley-Terry family", lambda vocab, horizon, generator: preference_proofs.bradley_terry_family(generator)),
+    (7, "Bradley-Terry family", lambda vocab, horizon, generator: bradley_terry_proofs.bradley_terry_family(generator)),
     (8, "self-play", preference_proofs.self_play),
     (8, "RLHF", preference_proofs.rlhf),
     (9, "mass-covering and mode-seeking", lambda vocab, horizon, generator: frontier.frontier()),
     (10, "length bias", adversarial.length_bias),
-    (11, "best-of-n", preference_proofs.best_of),
+    (11, "best-of-n", best_of_n_proofs.best_of),
     (11, "KL-regularised optimum", adversarial.regularised_optimum),
 )
 
 
-def check_size(vocab: int, horizon: int) -> None:
-    """Refuse an MDP that is too small to prove anything on or too large to enumerate.
+def check_size(vocab: int, horizon: int, seed: int = 0) -> None:
+    """Refuse an MDP that is too small to prove anything on or too large to enumerate, and a negative seed.
 
     Raises:
         ValueError: with the limits.
     """
+    if seed < 0:
+        raise ValueError(f"--seed {seed} is negative; give a seed of 0 or more.")
     if not (2 <= vocab <= MAX_VOCAB and horizon >= 2):
         raise ValueError(
             f"--vocab {vocab} --horizon {horizon}: take 2 to {MAX_VOCAB} tokens, EOS among them, and a horizon >= 2."
@@ -59,7 +68,7 @@ def verify(vocab: int, horizon: int, seed: int) -> Iterator[Row]:
     Raises:
         ValueError: a size that cannot be enumerated.
     """
-    check_size(vocab, horizon)
+    check_size(vocab, horizon, seed)
     for index, (number, name, proof) in enumerate(PROOFS):
         generator = torch.Generator().manual_seed((seed * 1009 + index) % 2**63)
         try:

@@ -7,9 +7,9 @@ discriminator. Signs: logits are high for the expert, rewards and advantages are
 
 from __future__ import annotations
 
+import difflib
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from understudy.objectives.discriminator import (
@@ -20,8 +20,11 @@ from understudy.objectives.discriminator import (
     log_ratio,
 )
 from understudy.objectives.divergences import Divergence, clipped_reward, divergence
-from understudy.objectives.masking import level_mask
+from understudy.objectives.masking import at_least_float32, level_mask, masked_mean, where_masked
 from understudy.objectives.policy_gradient import leave_one_out, leave_one_out_per_token, penalised_return
+
+LEVELS = ("token", "sequence")
+FORMS = ("plain", "airl")
 
 
 @dataclass(frozen=True)
@@ -50,13 +53,32 @@ class AdversarialObjective:
     reward_clip: float
     label_smoothing: float
 
+    def __post_init__(self) -> None:
+        """Refuse what would silently be another objective.
+
+        Raises:
+            ValueError: naming the attribute, its value and what is allowed.
+        """
+        if self.level not in LEVELS:
+            raise ValueError(f"level is {self.level!r}; it is one of {', '.join(LEVELS)}.")
+        if self.form not in FORMS:
+            raise ValueError(f"form is {self.form!r}; it is one of {', '.join(FORMS)}.")
+        if not 0 < self.discount <= 1:
+            raise ValueError(f"discount is {self.discount}; it is above 0 and at most 1.")
+        if not 0 <= self.label_smoothing < 0.5:
+            raise ValueError(f"label_smoothing is {self.label_smoothing}; it is at least 0 and below 0.5.")
+
     @classmethod
     def from_names(cls, divergence_name: str, level: str, loss: str, **settings: object) -> AdversarialObjective:
         """Look the parts up by name; other attributes by keyword.
 
         Raises:
-            ValueError: an unknown divergence, with the closest valid name.
+            ValueError: an unknown divergence or loss, with the closest valid name.
         """
+        if loss not in DISCRIMINATOR_LOSSES:
+            close = difflib.get_close_matches(loss, list(DISCRIMINATOR_LOSSES), n=1, cutoff=0.4)
+            hint = f"Did you mean {close[0]!r}? " if close else ""
+            raise ValueError(f"Unknown discriminator loss {loss!r}. {hint}Known: {', '.join(DISCRIMINATOR_LOSSES)}.")
         return cls(divergence(divergence_name), level, DISCRIMINATOR_LOSSES[loss], **settings)  # type: ignore[arg-type]
 
     @property
@@ -67,9 +89,20 @@ class AdversarialObjective:
     def scores(
         self, output_BTn: Tensor, logp_BT: Tensor, mask_BT: Tensor, prompt_B: Tensor | None = None
     ) -> DiscriminatorScores:
-        """Turn the discriminator's output into scores at this level; `logp_BT` is read by the AIRL form alone."""
+        """Turn the discriminator's output into scores at this level; `logp_BT` is read by the AIRL form alone.
+
+        Raises:
+            ValueError: fewer outputs per token than `num_outputs`.
+        """
+        if output_BTn.shape[-1] < self.num_outputs:
+            raise ValueError(
+                f"the discriminator gives {output_BTn.shape[-1]} output per token, the loss {self.loss.name!r} needs "
+                f"{self.num_outputs}; make its head with num_outputs={self.num_outputs}."
+            )
+        output_BTn = at_least_float32(output_BTn)
         logits_BT = output_BTn[..., 0]
         if self.form == "airl":
+            logp_BT = where_masked(logp_BT, mask_BT)
             seen_BT = logp_BT if self.level == "token" else logp_BT.cumsum(dim=1)
             logits_BT = airl_logits(logits_BT, seen_BT)
         spread_BT = output_BTn[..., 1] if self.loss.needs_spread else None
@@ -84,11 +117,11 @@ class AdversarialObjective:
         h_BT = log_ratio(scores_policy, self.divergence).detach()
         scored = scores_policy.mask_BT
         reward_BT, clipped_fraction = clipped_reward(self.divergence, h_BT, self.reward_clip, scored)
-        reward_BT = torch.where(scored, reward_BT, torch.zeros_like(reward_BT))
+        reward_BT = where_masked(reward_BT, scored)
         report = {
-            "reward": float(reward_BT[scored].mean()),
+            "reward": float(masked_mean(reward_BT, scored)),
             "reward_clipped_fraction": float(clipped_fraction),
-            "log_ratio": float(h_BT[scored].mean()),
+            "log_ratio": float(masked_mean(h_BT, scored)),
         }
         return reward_BT, report
 
@@ -109,6 +142,7 @@ class AdversarialObjective:
             finished_B: which rows reached EOS.
             group_size: responses per prompt, k.
         """
+        mask_BT = mask_BT.bool()
         reward_BT, report = self.rewards(scores_policy)
         token_level = self.level == "token"
         return_BT = penalised_return(
@@ -126,4 +160,5 @@ class AdversarialObjective:
             return_B = return_BT[:, 0]
             baseline_B = return_B - leave_one_out(return_B, group_size)
             advantage_BT = (return_BT - baseline_B[:, None]) * mask_BT.to(return_BT.dtype)
-        return advantage_BT, report | {"advantage_std": float(advantage_BT[mask_BT].std(unbiased=False))}
+        spread = masked_mean((advantage_BT - masked_mean(advantage_BT, mask_BT)) ** 2, mask_BT).sqrt()
+        return advantage_BT, report | {"advantage_std": float(spread)}

@@ -16,11 +16,13 @@ def select_best(score_B: Tensor, group_size: int, keep: int = 1) -> Tensor:
     """Row indices [groups * keep] of the `keep` best-scored samples of each group, ties to the earlier row.
 
     Raises:
-        ValueError: B is no multiple of the group size, or fewer than `keep` samples a group.
+        ValueError: B is no multiple of the group size, fewer than `keep` samples a group, or a score is not a number.
     """
     num = score_B.shape[0]
     if group_size < keep or num % group_size:
         raise ValueError(f"cannot keep {keep} of each group: {num} samples in groups of {group_size}.")
+    if bool(score_B.isnan().any()):
+        raise ValueError(f"{int(score_B.isnan().sum())} of {num} scores are not a number, so none is the best.")
     order = torch.argsort(score_B.reshape(-1, group_size), dim=1, descending=True, stable=True)[:, :keep]
     start = torch.arange(0, num, group_size, device=score_B.device)
     return (order + start[:, None]).reshape(-1)
@@ -30,7 +32,12 @@ def best_of_n_distribution(probability_Y: Tensor, score_Y: Tensor, n: int) -> Te
     """Exact distribution [Y] of the best of n independent samples, ties broken by chance.
 
     P(y) = p(y)/p(tie class) * (F(score)^n - F(below score)^n), F the distribution function of the score.
+
+    Raises:
+        ValueError: n < 1.
     """
+    if n < 1:
+        raise ValueError(f"the best of {n} samples does not exist; n is 1 or more.")
     ranks = torch.unique(score_Y, return_inverse=True)[1]
     mass = torch.zeros(int(ranks.max()) + 1, dtype=probability_Y.dtype).index_add(0, ranks, probability_Y)
     upto = mass.cumsum(0).clamp(max=1.0)

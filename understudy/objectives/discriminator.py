@@ -23,7 +23,7 @@ from torch.nn.functional import softplus
 
 from understudy.objectives.bradley_terry import preference_logit, reward_model_loss
 from understudy.objectives.divergences import Divergence
-from understudy.objectives.masking import hold_after_end
+from understudy.objectives.masking import hold_after_end, where_masked
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,11 @@ class DiscriminatorScores:
     prompt_B: Tensor | None = None
     spread_BT: Tensor | None = None
     weight_B: Tensor | None = None
+
+    @property
+    def scored_BT(self) -> Tensor:
+        """The raw outputs with 0 where unscored: whatever stands in padding reaches neither value nor gradient."""
+        return where_masked(self.logits_expert_high_BT, self.mask_BT)
 
 
 @dataclass(frozen=True)
@@ -82,7 +87,7 @@ def logistic_loss(
     """
     del divergence
     hit, miss = 1 - label_smoothing, label_smoothing
-    h_expert, h_policy = scores_expert.logits_expert_high_BT, scores_policy.logits_expert_high_BT
+    h_expert, h_policy = scores_expert.scored_BT, scores_policy.scored_BT
     loss_expert = hit * softplus(-h_expert) + miss * softplus(h_expert)
     loss_policy = hit * softplus(h_policy) + miss * softplus(-h_policy)
     return _two_sided(loss_expert, scores_expert, loss_policy, scores_policy)
@@ -100,8 +105,8 @@ def variational_loss(
     T stays inside dom f* because it is f' of something positive. Label smoothing has no meaning here and is ignored.
     """
     del label_smoothing
-    gain_expert = divergence.variational_output(scores_expert.logits_expert_high_BT)
-    cost_policy = divergence.conjugate_of_output(scores_policy.logits_expert_high_BT)
+    gain_expert = divergence.variational_output(scores_expert.scored_BT)
+    cost_policy = divergence.conjugate_of_output(scores_policy.scored_BT)
     return _two_sided(-gain_expert, scores_expert, cost_policy, scores_policy)
 
 
@@ -146,8 +151,7 @@ def log_ratio(scores: DiscriminatorScores, divergence: Divergence) -> Tensor:
     constants that the baseline removes.
     """
     del divergence
-    h_BT = scores.logits_expert_high_BT
-    return torch.where(scores.mask_BT.bool(), h_BT, torch.zeros_like(h_BT))
+    return scores.scored_BT
 
 
 def airl_logits(reward_BT: Tensor, logp_BT: Tensor) -> Tensor:
@@ -196,8 +200,10 @@ def _two_sided(
 def _pairwise(
     expert: DiscriminatorScores, policy: DiscriminatorScores, label_smoothing: float, *, learned_variance: bool
 ) -> Tensor:
+    pair_EP = _pair_weights(expert, policy, expert.logits_expert_high_BT)
+    if not bool((pair_EP > 0).any()):
+        return 0.0 * (expert.scored_BT.sum() + policy.scored_BT.sum())
     score_e, score_p = _held(expert, policy, "logits_expert_high_BT")
-    pair_EP = _pair_weights(expert, policy, score_e)
     row_e, row_p = pair_EP.nonzero(as_tuple=True)
     weight = (pair_EP[row_e, row_p] / pair_EP.sum())[:, None]
     gap = score_e[row_e] - score_p[row_p]
@@ -215,7 +221,8 @@ def _shared_scale(spread_e: Tensor, spread_p: Tensor, row_e: Tensor, row_p: Tens
 
 
 def _held(expert: DiscriminatorScores, policy: DiscriminatorScores, field: str) -> tuple[Tensor, Tensor]:
-    held = [hold_after_end(getattr(side, field), side.mask_BT)[0] for side in (expert, policy)]
+    sides = [(where_masked(getattr(side, field), side.mask_BT), side.mask_BT) for side in (expert, policy)]
+    held = [hold_after_end(values_BT, mask_BT)[0] for values_BT, mask_BT in sides]
     width = max(item.shape[1] for item in held)
     padded = [torch.cat([x, x[:, -1:].expand(-1, width - x.shape[1])], dim=1) for x in held]
     return padded[0], padded[1]
@@ -223,13 +230,15 @@ def _held(expert: DiscriminatorScores, policy: DiscriminatorScores, field: str) 
 
 def _pair_weights(expert: DiscriminatorScores, policy: DiscriminatorScores, like: Tensor) -> Tensor:
     num_e, num_p = expert.mask_BT.shape[0], policy.mask_BT.shape[0]
+    has_e, has_p = (side.mask_BT.bool().any(dim=1).to(like.dtype) for side in (expert, policy))
     if expert.prompt_B is None or policy.prompt_B is None:
         if num_e != num_p:
             raise ValueError(f"pairs need prompt_B: {num_e} expert rows and {num_p} samples do not match row by row.")
-        return torch.eye(num_e, dtype=like.dtype, device=like.device)
+        return torch.diag(has_e * has_p)
     same = (expert.prompt_B[:, None] == policy.prompt_B[None, :]).to(like.dtype)
     if not bool(same.any()):
         raise ValueError("no expert response shares a prompt with a sample; sample from the expert batch's prompts.")
+    same = same * has_e[:, None] * has_p[None, :]  # a row without a scored token has no opinion
     for side, shape in ((expert, (-1, 1)), (policy, (1, -1))):
         if side.weight_B is not None:
             same = same * side.weight_B.to(like.dtype).reshape(shape)

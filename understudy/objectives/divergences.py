@@ -33,8 +33,20 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid, softplus
 
+from understudy.objectives.numerics import (
+    LOG2,
+    exp,
+    expm1_over,
+    floating,
+    js_conjugate,
+    js_generator,
+    js_log_ratio,
+    log1p_over,
+    reverse_kl_conjugate,
+)
+
 Elementwise = Callable[[Tensor], Tensor]
-LOG2 = math.log(2.0)
+MAX_ALPHA = 100
 SEARCH_LOG_RATIO = 40.0  # |h| within which f'(u) = t is solved when no closed form is known
 
 
@@ -70,28 +82,28 @@ class Divergence:
 
     def f(self, u: Tensor) -> Tensor:
         """Evaluate the generator as the table prints it, at u = expert over policy density >= 0; zero at u = 1."""
-        return self.generator(_floating(u))
+        return self.generator(floating(u))
 
     def matched_f(self, u: Tensor) -> Tensor:
         """f(u) + reward_offset (u - 1): the generator whose u f' - f is `reward` exactly, also for unequal masses."""
-        u = _floating(u)
+        u = floating(u)
         return self.generator(u) + self.reward_offset * (u - 1)
 
     def conjugate(self, t: Tensor) -> Tensor:
         """Convex conjugate f*(t) = sup_u {u t - f(u)} of the printed f; +inf above its domain (App. B, corrected)."""
-        return self.conjugate_generator(_floating(t))
+        return self.conjugate_generator(floating(t))
 
     def reward(self, log_ratio: Tensor) -> Tensor:
         """Reward r(h) that the policy maximises, h = log u; increasing in h; saturates instead of overflowing."""
-        return self.reward_at_log_ratio(_floating(log_ratio))
+        return self.reward_at_log_ratio(floating(log_ratio))
 
     def variational_output(self, raw: Tensor) -> Tensor:
         """Map a raw network output to T = f'(e^raw), inside dom f* by construction; raw then estimates h (Eq 28-30)."""
-        return self.slope_at_log_ratio(_floating(raw))
+        return self.slope_at_log_ratio(floating(raw))
 
     def log_ratio_from_variational(self, t: Tensor) -> Tensor:
         """Recover h = log u from T = f'(u); the inverse of `variational_output`."""
-        return self.log_ratio_at_slope(_floating(t))
+        return self.log_ratio_at_slope(floating(t))
 
     def conjugate_of_output(self, raw: Tensor) -> Tensor:
         """f*(T) at T = `variational_output(raw)`, without forming T: u f'(u) - f(u) = reward(raw) - reward_offset."""
@@ -131,7 +143,7 @@ def clipped_reward(
 
 
 def divergence(name: str) -> Divergence:
-    """Look a divergence up by name: `reverse_kl`, `js`, `forward_kl`, `log_d` or `alpha:<a>` for any real a.
+    """Look a divergence up by name: `reverse_kl`, `js`, `forward_kl`, `log_d` or `alpha:<a>` with |a| <= 100.
 
     Raises:
         ValueError: naming the closest valid name.
@@ -144,9 +156,13 @@ def divergence(name: str) -> Divergence:
             value = float(order)
         except ValueError:
             value = math.nan
-        if math.isfinite(value):
-            return alpha(value)
-        raise ValueError(f"Divergence {name!r}: {order!r} is not a finite number; write for example 'alpha:0.5'.")
+        if math.isnan(value) or math.isinf(value):
+            raise ValueError(f"Divergence {name!r}: {order!r} is not a finite number; write for example 'alpha:0.5'.")
+        if abs(value) > MAX_ALPHA:
+            raise ValueError(
+                f"Divergence {name!r}: alpha lies between {-MAX_ALPHA} and {MAX_ALPHA}."
+            )
+        return alpha(value)
     known = [*DIVERGENCES, "alpha:0.5"]
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
     hint = f"Did you mean {close[0]!r}? " if close else ""
@@ -163,14 +179,14 @@ def alpha(order: float) -> Divergence:
 
     def generator(u: Tensor) -> Tensor:
         if a < 0.5:
-            return ((u - 1) - _expm1_over(a, u.log())) / (1 - a)
+            return ((u - 1) - expm1_over(a, u.log())) / (1 - a)
         above_zero = u.clamp(min=torch.finfo(u.dtype).tiny)
-        power_gap = torch.where(u > 0, u * _expm1_over(b, above_zero.log()), torch.zeros_like(u))  # (u^a - u)/(a - 1)
+        power_gap = torch.where(u > 0, u * expm1_over(b, above_zero.log()), torch.zeros_like(u))  # (u^a - u)/(a - 1)
         return (power_gap - (u - 1)) / a
 
     def conjugate(t: Tensor) -> Tensor:
         base = 1 + b * t
-        value = _expm1_over(a, _log1p_over(b, torch.where(base > 0, t, torch.zeros_like(t))))
+        value = expm1_over(a, log1p_over(b, torch.where(base > 0, t, torch.zeros_like(t))))
         edge = 1 / abs(a) if a < 0 else (-1 / a if a > 1 else math.inf)  # f* where 1 + (a-1)t reaches 0
         beyond = torch.where(base == 0, edge, edge if a > 1 else math.inf).to(t.dtype)
         return torch.where(base > 0, value, beyond)
@@ -182,60 +198,17 @@ def alpha(order: float) -> Divergence:
         equation="28-30, App. B (corrected)",
         paper="arXiv:1911.02256 (alpha: Minka 2005, MSR-TR-2005-173)",
         generator=generator,
-        slope_at_log_ratio=lambda h: _expm1_over(b, h),
-        log_ratio_at_slope=lambda t: _log1p_over(b, t),
+        slope_at_log_ratio=lambda h: expm1_over(b, h),
+        log_ratio_at_slope=lambda t: log1p_over(b, t),
         conjugate_generator=conjugate,
-        reward_at_log_ratio=lambda h: _expm1_over(a, h),
+        reward_at_log_ratio=lambda h: expm1_over(a, h),
         reward_offset=0.0,
         variational_range=limits,
     )
 
 
-def _floating(value: Tensor) -> Tensor:
-    tensor = torch.as_tensor(value)
-    return tensor if tensor.is_floating_point() else tensor.to(torch.get_default_dtype())
-
-
-def _exponent_limit(dtype: torch.dtype) -> float:
-    return 0.99 * math.log(torch.finfo(dtype).max)
-
-
-def _expm1_over(c: float, h: Tensor) -> Tensor:
-    """(e^(c h) - 1)/c, which is h at c = 0; the exponent saturates below overflow."""
-    if abs(c) < 1e-12:
-        return h + 0.5 * c * h * h if c else h
-    limit = _exponent_limit(h.dtype) + min(0.0, math.log(abs(c)))
-    return torch.expm1((c * h).clamp(max=limit)) / c
-
-
-def _log1p_over(c: float, t: Tensor) -> Tensor:
-    """log(1 + c t)/c, which is t at c = 0: the inverse of `_expm1_over`."""
-    if abs(c) < 1e-12:
-        return t - 0.5 * c * t * t if c else t
-    return torch.log1p(c * t) / c
-
-
-def _js_generator(u: Tensor) -> Tensor:
-    return -(u + 1) * ((1 + u) / 2).log() + torch.xlogy(u, u)
-
-
-def _js_log_ratio(t: Tensor) -> Tensor:
-    return (t - LOG2) - (-torch.expm1(t - LOG2)).log()
-
-
-def _js_conjugate(t: Tensor) -> Tensor:
-    inside = t < LOG2
-    gap = torch.where(inside, t - LOG2, -torch.ones_like(t))
-    return torch.where(inside, -LOG2 - (-torch.expm1(gap)).log(), torch.full_like(t, math.inf))
-
-
-def _reverse_kl_conjugate(t: Tensor) -> Tensor:
-    inside = t < 0
-    return torch.where(inside, -1 - (-torch.where(inside, t, -torch.ones_like(t))).log(), torch.full_like(t, math.inf))
-
-
 def _log_d_slope(h: Tensor) -> Tensor:
-    return (softplus(-h) - _exp(-h)) - LOG2
+    return (softplus(-h) - exp(-h)) - LOG2
 
 
 def _log_d_log_ratio(t: Tensor) -> Tensor:
@@ -250,10 +223,6 @@ def _log_d_conjugate(t: Tensor) -> Tensor:
     return conjugate_by_search(DIVERGENCES["log_d"].generator, _log_d_slope, t, upper=-LOG2)
 
 
-def _exp(h: Tensor) -> Tensor:
-    return h.clamp(max=_exponent_limit(h.dtype)).exp()
-
-
 _ROWS = (
     Divergence(
         name="reverse_kl",
@@ -261,9 +230,9 @@ _ROWS = (
         equation="15-20 (15, 17 and 19 are printed with the wrong sign)",
         paper="arXiv:1710.11248 (AIRL)",
         generator=lambda u: -u.log(),
-        slope_at_log_ratio=lambda h: -_exp(-h),
+        slope_at_log_ratio=lambda h: -exp(-h),
         log_ratio_at_slope=lambda t: -(-t).log(),
-        conjugate_generator=_reverse_kl_conjugate,
+        conjugate_generator=reverse_kl_conjugate,
         reward_at_log_ratio=lambda h: h,
         reward_offset=1.0,
         variational_range=(-math.inf, 0.0),
@@ -273,10 +242,10 @@ _ROWS = (
         minimises="2 JS(expert, policy)",
         equation="21-23",
         paper="arXiv:1606.03476 (GAIL)",
-        generator=_js_generator,
+        generator=js_generator,
         slope_at_log_ratio=lambda h: LOG2 + logsigmoid(h),
-        log_ratio_at_slope=_js_log_ratio,
-        conjugate_generator=_js_conjugate,
+        log_ratio_at_slope=js_log_ratio,
+        conjugate_generator=js_conjugate,
         reward_at_log_ratio=lambda h: softplus(h) - LOG2,
         reward_offset=0.0,
         variational_range=(-math.inf, LOG2),
@@ -289,8 +258,8 @@ _ROWS = (
         generator=lambda u: torch.xlogy(u, u),
         slope_at_log_ratio=lambda h: 1 + h,
         log_ratio_at_slope=lambda t: t - 1,
-        conjugate_generator=lambda t: _exp(t - 1),
-        reward_at_log_ratio=lambda h: _expm1_over(1.0, h),
+        conjugate_generator=lambda t: exp(t - 1),
+        reward_at_log_ratio=lambda h: expm1_over(1.0, h),
         reward_offset=-1.0,
         variational_range=(-math.inf, math.inf),
     ),
@@ -299,7 +268,7 @@ _ROWS = (
         minimises="KL(policy || expert) - 2 JS(expert, policy)",
         equation="none; the non-saturating heuristic log D",
         paper="arXiv:1406.2661 (non-saturating GAN)",
-        generator=lambda u: -u.log() - _js_generator(u),
+        generator=lambda u: -u.log() - js_generator(u),
         slope_at_log_ratio=_log_d_slope,
         log_ratio_at_slope=_log_d_log_ratio,
         conjugate_generator=_log_d_conjugate,

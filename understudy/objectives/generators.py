@@ -12,6 +12,8 @@ from torch import Tensor
 
 from understudy.objectives.divergences import SEARCH_LOG_RATIO, Divergence, Elementwise
 
+REWARD_LOG_RATIO = 30.0  # u f'(u) - f(u) cancels beyond: u = e^30 leaves 3 digits behind the point in float64
+
 
 def derivative(f: Elementwise, u: Tensor) -> Tensor:
     """f'(u) by autograd, elementwise; itself differentiable when u carries a gradient."""
@@ -41,32 +43,48 @@ def conjugate_by_search(f: Elementwise, slope: Elementwise, t: Tensor, upper: fl
     return torch.where(inside, u * safe - f(u).detach(), torch.full_like(t, math.inf))
 
 
+def _density(h: Tensor, limit: float) -> Tensor:
+    return h.to(torch.float64).clamp(-limit, limit).exp()
+
+
+def _narrowed(value: Tensor, dtype: torch.dtype) -> Tensor:
+    largest = torch.finfo(dtype).max
+    return value.clamp(-largest, largest).to(dtype)
+
+
 def user_defined(name: str, f: Elementwise) -> Divergence:
     """Build the row behind `Divergence.from_generator`.
 
     Raises:
         ValueError: f(1) is not 0, or f' decreases somewhere on a grid of u.
     """
-    at_one = float(f(torch.ones(1, dtype=torch.float64)))
+    try:
+        at_one = float(f(torch.ones(1, dtype=torch.float64)))
+        grid = torch.linspace(-8, 8, 161, dtype=torch.float64).exp()
+        slopes = derivative(f, grid)
+    except (AttributeError, RuntimeError, TypeError) as error:
+        raise ValueError(
+            f"Generator {name!r} cannot be differentiated ({error}); it must take a tensor u > 0 and return a tensor "
+            "of its shape by torch's own functions."
+        ) from error
     if not abs(at_one) < 1e-9:
         raise ValueError(f"Generator {name!r} has f(1) = {at_one:g}, not 0; subtract that constant.")
-    grid = torch.linspace(-8, 8, 161, dtype=torch.float64).exp()
-    slopes = derivative(f, grid)
+    if not bool(slopes.isfinite().all()):
+        where = float(grid[~slopes.isfinite()][0])
+        raise ValueError(
+            f"Generator {name!r} has no finite slope at u = {where:.3g}; define it for all u > 0."
+        )
     scale = slopes.abs().clamp(min=1)
     if not bool((slopes.diff() >= -1e-9 * scale[1:]).all()):
-        where = float(grid[1:][slopes.diff() < -1e-9 * scale[1:]][0]) if bool(slopes.isfinite().all()) else math.nan
+        where = float(grid[1:][slopes.diff() < -1e-9 * scale[1:]][0])
         raise ValueError(f"Generator {name!r} is not convex: f' decreases near u = {where:.3g}. Give a convex f.")
 
-    def density(h: Tensor) -> Tensor:
-        limit = 0.45 * math.log(torch.finfo(h.dtype).max)  # leaves room for f to square u
-        return h.clamp(-limit, limit).exp()
-
     def slope(h: Tensor) -> Tensor:
-        return derivative(f, density(h))
+        return _narrowed(derivative(f, _density(h, SEARCH_LOG_RATIO)), h.dtype)
 
     def reward(h: Tensor) -> Tensor:
-        u = density(h)
-        return u * derivative(f, u) - f(u)
+        u = _density(h, REWARD_LOG_RATIO)
+        return _narrowed(u * derivative(f, u) - f(u), h.dtype)
 
     ends = slope(torch.tensor([-SEARCH_LOG_RATIO, SEARCH_LOG_RATIO], dtype=torch.float64))
     low, high = (value if abs(value) < 1e12 else math.copysign(math.inf, value) for value in ends.tolist())

@@ -13,15 +13,14 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from understudy.objectives.masking import geometric_sum, positions
+from understudy.objectives.masking import geometric_sum, positions, require_within_horizon, where_masked
 
 SumAndWeight = tuple[Tensor, Tensor]
 
 
 def token_nll(logp_BT: Tensor, mask_BT: Tensor) -> SumAndWeight:
     """-E_{(s,a) ~ rho_expert}[log pi(a|s)] (Eq 7): sum over response tokens; weight = their number."""
-    mask = mask_BT.to(logp_BT.dtype)
-    return -(logp_BT * mask).sum(), mask.sum()
+    return -where_masked(logp_BT, mask_BT).sum(), mask_BT.to(logp_BT.dtype).sum()
 
 
 def occupancy_nll(
@@ -37,21 +36,18 @@ def occupancy_nll(
         ValueError: a response is longer than the horizon.
     """
     weight_BT = occupancy_weights(mask_BT, horizon=horizon, discount=discount, absorbing=absorbing).to(logp_BT.dtype)
-    return -(logp_BT * weight_BT).sum(), weight_BT.sum()
+    return -(where_masked(logp_BT, mask_BT) * weight_BT).sum(), weight_BT.sum()
 
 
 def trajectory_nll(logp_BT: Tensor, mask_BT: Tensor) -> SumAndWeight:
     """-E_expert[log d_pi(y|x)] (Eq 13-14): sum over response tokens; weight = number of sequences."""
-    mask = mask_BT.to(logp_BT.dtype)
-    return -(logp_BT * mask).sum(), mask_BT.bool().any(dim=1).sum().to(logp_BT.dtype)
+    return -where_masked(logp_BT, mask_BT).sum(), mask_BT.bool().any(dim=1).sum().to(logp_BT.dtype)
 
 
 def occupancy_weights(mask_BT: Tensor, *, horizon: int, discount: float, absorbing: bool) -> Tensor:
     """w_k = sum_{j=k}^{end} discount^j on response tokens, 0 elsewhere; end = C - 1 if absorbing else K. Float64."""
     num_tokens_B1 = mask_BT.long().sum(dim=1, keepdim=True)
-    longest = int(num_tokens_B1.max())
-    if longest > horizon:
-        raise ValueError(f"a response has {longest} tokens, the horizon is {horizon}; raise max_response_tokens.")
+    require_within_horizon(num_tokens_B1, horizon)
     position_BT = positions(mask_BT)
     end_B1 = torch.full_like(num_tokens_B1, horizon) if absorbing else num_tokens_B1
     weight_BT = geometric_sum(end_B1 - position_BT, discount)

@@ -17,6 +17,21 @@ def response_mask(num_tokens_B: Tensor, num_columns: int) -> Tensor:
     return torch.arange(num_columns, device=num_tokens_B.device)[None, :] < num_tokens_B[:, None]
 
 
+def where_masked(value_BT: Tensor, mask_BT: Tensor) -> Tensor:
+    """Keep the masked elements, 0 elsewhere: multiplying by the mask would let a NaN or -inf of padding through."""
+    return torch.where(mask_BT.bool(), value_BT, torch.zeros_like(value_BT))
+
+
+def masked_mean(value_BT: Tensor, mask_BT: Tensor) -> Tensor:
+    """Mean over the masked elements; 0 when there is none."""
+    return where_masked(value_BT, mask_BT).sum() / mask_BT.bool().sum().clamp(min=1)
+
+
+def at_least_float32(value: Tensor) -> Tensor:
+    """The value in float32 if it is narrower: a sum of 2,048 ones in bfloat16 is 256."""
+    return value.float() if value.dtype in (torch.float16, torch.bfloat16) else value
+
+
 def positions(mask_BT: Tensor) -> Tensor:
     """Position k >= 0 of each response token, counted from the response's first token; 0 before it."""
     return (mask_BT.long().cumsum(dim=1) - 1).clamp(min=0)
@@ -50,7 +65,7 @@ def hold_after_end(values_BT: Tensor, mask_BT: Tensor) -> tuple[Tensor, Tensor]:
     """
     mask = mask_BT.bool()
     count_B = mask.sum(dim=1)
-    width = int(count_B.max())
+    width = int(count_B.max()) if count_B.numel() else 0
     first_B = mask.int().argmax(dim=1)
     column_R = torch.arange(width, device=mask.device)
     index_BR = first_B[:, None] + torch.minimum(column_R[None, :], (count_B[:, None] - 1).clamp(min=0))
@@ -65,6 +80,13 @@ def geometric_sum(count: Tensor, discount: float) -> Tensor:
     return -torch.expm1(number * torch.log(torch.tensor(discount, dtype=torch.float64))) / (1 - discount)
 
 
+def require_within_horizon(num_tokens_B: Tensor, horizon: int) -> None:
+    """Raise ValueError when a response has more tokens than the horizon."""
+    longest = int(num_tokens_B.max()) if num_tokens_B.numel() else 0
+    if longest > horizon:
+        raise ValueError(f"a response has {longest} tokens, the horizon is {horizon}; raise max_response_tokens.")
+
+
 def absorbing_tail(mask_BT: Tensor, *, horizon: int, discount: float, finished_B: Tensor) -> Tensor:
     """Weight of the last token's reward when EOS is absorbing: 1 + discount + ... over itself and the C-1-K held steps.
 
@@ -74,8 +96,6 @@ def absorbing_tail(mask_BT: Tensor, *, horizon: int, discount: float, finished_B
         ValueError: a response is longer than the horizon.
     """
     num_tokens_B = mask_BT.long().sum(dim=1)
-    longest = int(num_tokens_B.max())
-    if longest > horizon:
-        raise ValueError(f"a response has {longest} tokens, the horizon is {horizon}; raise max_response_tokens.")
+    require_within_horizon(num_tokens_B, horizon)
     steps_B = torch.where(finished_B.bool(), horizon - num_tokens_B + 1, torch.ones_like(num_tokens_B))
     return geometric_sum(steps_B, discount)

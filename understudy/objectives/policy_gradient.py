@@ -15,7 +15,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from understudy.objectives.masking import absorbing_tail, final_token_mask, geometric_sum
+from understudy.objectives.masking import (
+    absorbing_tail,
+    at_least_float32,
+    final_token_mask,
+    geometric_sum,
+    where_masked,
+)
 
 
 def place_at_end(reward_B: Tensor, mask_BT: Tensor) -> Tensor:
@@ -36,14 +42,16 @@ def reward_to_go(
 
     With `absorbing`, the reward at EOS is repeated for the C-1-K steps after it (rows with `finished_B` only), and the
     columns after EOS hold what those steps are still worth, which a per-position baseline needs; without, they are 0.
-    A reverse scan, so float32 stays finite for any length and discount.
+    A reverse scan, so float32 stays finite for any length and discount; narrower rewards are summed in float32.
 
     Raises:
         ValueError: absorbing without `finished_B`, a response longer than the horizon, or a mask with gaps.
     """
     _require_left_aligned(mask_BT)
-    mask = mask_BT.to(reward_BT.dtype)
-    reward = torch.where(mask_BT.bool(), reward_BT, torch.zeros_like(reward_BT))
+    reward = at_least_float32(where_masked(reward_BT, mask_BT))
+    if not reward.numel():
+        return reward
+    mask = mask_BT.to(reward.dtype)
     held_BT = torch.zeros_like(reward)
     if absorbing:
         if finished_B is None:
@@ -112,8 +120,7 @@ def leave_one_out_per_token(return_BT: Tensor, mask_BT: Tensor, group_size: int)
     position t differ. `return_BT` must hold what absorbed steps are worth after EOS (as `reward_to_go` does), so that
     a constant added to every reward cancels for every length. Masked columns of the result are 0.
     """
-    advantage = leave_one_out(return_BT, group_size)
-    return torch.where(mask_BT.bool(), advantage, torch.zeros_like(advantage))
+    return where_masked(leave_one_out(return_BT, group_size), mask_BT)
 
 
 def policy_gradient_loss(
@@ -123,7 +130,7 @@ def policy_gradient_loss(
 
     `weight_B` replaces the mean over sequences (1/B each) by given weights, for enumerated or weighted samples.
     """
-    term_B = (advantage_BT.detach() * logp_BT * mask_BT.to(logp_BT.dtype)).sum(dim=1)
+    term_B = (where_masked(advantage_BT.detach(), mask_BT) * where_masked(logp_BT, mask_BT)).sum(dim=1)
     return -term_B.mean() if weight_B is None else -(weight_B.detach() * term_B).sum()
 
 
