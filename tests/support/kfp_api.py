@@ -167,6 +167,8 @@ class KfpApi:
 class _Handler(BaseHTTPRequestHandler):
     api: KfpApi
     protocol_version = "HTTP/1.1"
+    wbufsize = 1 << 16  # one packet per answer: two would wait for a delayed acknowledgement
+    disable_nagle_algorithm = True
 
     def do_GET(self) -> None:
         self._answer("GET")

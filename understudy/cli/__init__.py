@@ -24,6 +24,7 @@ COMMANDS = {
     "model": ("understudy.cli.model", "List, show and use registered models."),
     "objectives": ("understudy.cli.objectives", "The divergences: list, show, verify."),
     "pipeline": ("understudy.cli.pipeline", "Compile the pipeline for the cluster."),
+    "schedule": ("understudy.cli.schedule", "Schedules on the cluster: plan, apply, trigger, budget and cost."),
     "ui": ("understudy.cli.ui", "Open MLflow's web interface on the runs of this working directory."),
     "doctor": ("understudy.cli.doctor", "Check this machine: versions, disk, memory, GPU, services."),
 }

@@ -1,0 +1,218 @@
+"""What schedules ask of KFP: the real client's API objects, with a timeout on each call and errors for people.
+
+kfp.Client's own methods wait for ever, print links, and delete a recurring run together with the runs it has started.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from understudy.errors import ConfigError, ServiceUnreachable
+from understudy.platform.storage import without_secrets
+
+ENDPOINT_VARIABLE = "KF_PIPELINES_ENDPOINT"
+TOKEN_VARIABLE = "KF_PIPELINES_SA_TOKEN_PATH"
+TOKEN_PATH = "/var/run/secrets/kubeflow/pipelines/token"
+EXPERIMENT = "understudy-schedules"
+OWNER = "understudy schedule"  # in the description of every recurring run that we made
+ACTIVE = ("PENDING", "RUNNING", "PAUSED")
+_TIMEOUT_SECONDS = 60.0
+_PAGE_SIZE = 200
+
+
+@dataclass(frozen=True)
+class RecurringRun:
+    """A recurring run as KFP has it; `ours` when its description says that a reconciler made it."""
+
+    id: str
+    name: str
+    enabled: bool
+    cron: str
+    version_id: str
+    experiment_id: str
+    max_concurrency: int
+    no_catchup: bool
+    created_at: str
+    ours: bool
+
+
+class Kfp:
+    """One KFP API server and one namespace of it."""
+
+    def __init__(self, endpoint: str | None, namespace: str) -> None:
+        self.endpoint = endpoint or os.environ.get(ENDPOINT_VARIABLE, "")
+        self.namespace = namespace
+        if not self.endpoint.startswith(("http://", "https://")):
+            raise ConfigError(
+                f"The KFP endpoint is {self.endpoint!r}; give http(s)://HOST:PORT with --endpoint or "
+                f"{ENDPOINT_VARIABLE}."
+            )
+
+    @cached_property
+    def client(self) -> Any:
+        """The real client; with the projected token of a service account if there is one."""
+        token = os.environ.get(TOKEN_VARIABLE, TOKEN_PATH)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # "only works with v2.0.0-beta.2 and later"
+            import kfp
+            from kfp.client import ServiceAccountTokenVolumeCredentials
+
+            credentials = ServiceAccountTokenVolumeCredentials(path=token) if os.path.exists(token) else None
+            return kfp.Client(host=self.endpoint, namespace=self.namespace, credentials=credentials)
+
+    def call(self, what: str, method: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
+        """Call a generated API method.
+
+        Raises:
+            ConfigError: KFP refuses the request; its own words are in the message.
+            ServiceUnreachable: it does not answer, or fails.
+        """
+        from kfp_server_api import ApiException
+        from urllib3.exceptions import HTTPError
+
+        where = without_secrets(self.endpoint)
+        try:
+            return method(*arguments, **named, _request_timeout=_TIMEOUT_SECONDS)
+        except ApiException as error:
+            said = _said(error)
+            if error.status in (401, 403):
+                raise ConfigError(
+                    f"KFP at {where} does not let this account {what} in namespace {self.namespace!r}: {said} "
+                    "Check the Role understudy-schedules and the token's audience pipelines.kubeflow.org."
+                ) from error
+            if error.status and 400 <= error.status < 500:
+                raise ConfigError(f"KFP at {where} refuses to {what}: {said}") from error
+            raise ServiceUnreachable(
+                f"KFP at {where} failed to {what} (status {error.status}): {said} Run the same command again; it goes "
+                "on from what was done."
+            ) from error
+        except (HTTPError, OSError) as error:
+            raise ServiceUnreachable(
+                f"KFP at {where} does not answer ({type(error).__name__}) to: {what}. Check --endpoint and the server, "
+                "then run the same command again; it goes on from what was done."
+            ) from error
+
+    def pages(self, what: str, method: Callable[..., Any], key: str, **named: Any) -> Iterator[Any]:
+        """Yield every item of a list, over all pages."""
+        token = ""
+        while True:
+            page = self.call(what, method, page_token=token, page_size=_PAGE_SIZE, **named)
+            yield from getattr(page, key) or ()
+            token = page.next_page_token or ""
+            if not token:
+                return
+
+    def recurring_runs(self, prefix: str) -> list[RecurringRun]:
+        """Return the namespace's recurring runs whose name starts so, oldest first."""
+        method = self.client.recurring_runs.recurring_run_service_list_recurring_runs
+        items = self.pages("list recurring runs", method, "recurring_runs", namespace=self.namespace)
+        return [_recurring_run(item) for item in items if item.display_name.startswith(prefix)]
+
+    def versions(self, pipeline: str) -> dict[str, tuple[str, str]]:
+        """Return {version name: (pipeline id, version id)} of a pipeline; empty if there is none of that name."""
+        service = self.client.pipelines
+        listed = self.pages(
+            "list pipelines", service.pipeline_service_list_pipelines, "pipelines", namespace=self.namespace
+        )
+        ids = [item.pipeline_id for item in listed if (item.name or item.display_name) == pipeline]
+        found: dict[str, tuple[str, str]] = {}
+        for pipeline_id in ids:
+            method = service.pipeline_service_list_pipeline_versions
+            for item in self.pages("list versions", method, "pipeline_versions", pipeline_id=pipeline_id):
+                found[item.name or item.display_name] = (pipeline_id, item.pipeline_version_id)
+        return found
+
+    def experiment_id(self, create: bool) -> str | None:
+        """Return the id of the experiment that holds scheduled runs, made if wanted."""
+        from kfp_server_api import V2beta1Experiment
+
+        service = self.client.experiments
+        method = service.experiment_service_list_experiments
+        for item in self.pages("list experiments", method, "experiments", namespace=self.namespace):
+            if item.display_name == EXPERIMENT:
+                return str(item.experiment_id)
+        if not create:
+            return None
+        body = V2beta1Experiment(display_name=EXPERIMENT, namespace=self.namespace)
+        made = self.call("create an experiment", service.experiment_service_create_experiment, experiment=body)
+        return str(made.experiment_id)
+
+    def create(
+        self, name: str, cron: str, ids: tuple[str, str], arguments: Mapping[str, Any], enabled: bool, note: str
+    ) -> str:
+        """Create a recurring run of one pipeline version, one at a time and without catching up; return its id."""
+        import kfp_server_api as api
+
+        body = api.V2beta1RecurringRun(
+            display_name=name,
+            description=f"{OWNER}: {note}",
+            experiment_id=self.experiment_id(create=True),
+            mode=api.RecurringRunMode.ENABLE if enabled else api.RecurringRunMode.DISABLE,
+            trigger=api.V2beta1Trigger(cron_schedule=api.V2beta1CronSchedule(cron=cron)),
+            max_concurrency="1",
+            no_catchup=True,
+            pipeline_version_reference=api.V2beta1PipelineVersionReference(
+                pipeline_id=ids[0], pipeline_version_id=ids[1]
+            ),
+            runtime_config=api.V2beta1RuntimeConfig(parameters=dict(arguments)),
+        )
+        method = self.client.recurring_runs.recurring_run_service_create_recurring_run
+        made = self.call(f"create the recurring run {name}", method, recurring_run=body)
+        return str(made.recurring_run_id)
+
+    def set_enabled(self, recurring_run_id: str, enabled: bool) -> None:
+        """Enable or disable a recurring run: all that KFP can change about one."""
+        service = self.client.recurring_runs
+        if enabled:
+            self.call("enable a recurring run", service.recurring_run_service_enable_recurring_run, recurring_run_id)
+        else:
+            self.call("disable a recurring run", service.recurring_run_service_disable_recurring_run, recurring_run_id)
+
+    def delete(self, recurring_run_id: str) -> None:
+        """Delete a recurring run, and let the runs that it has started go on to their end."""
+        method = self.client.recurring_runs.recurring_run_service_delete_recurring_run
+        self.call("delete a recurring run", method, recurring_run_id, propagation_policy="ORPHAN")
+
+    def runs(self, sort_by: str = "created_at desc") -> Iterator[Any]:
+        """Yield the runs of the schedules' experiment, newest first."""
+        experiment_id = self.experiment_id(create=False)
+        if experiment_id is not None:
+            method = self.client.runs.run_service_list_runs
+            yield from self.pages("list runs", method, "runs", experiment_id=experiment_id, sort_by=sort_by)
+
+    def terminate(self, run_id: str) -> None:
+        """Ask a run to end; its pods get SIGTERM and save."""
+        self.call(f"terminate run {run_id}", self.client.runs.run_service_terminate_run, run_id)
+
+
+def _recurring_run(item: Any) -> RecurringRun:
+    cron = item.trigger.cron_schedule if item.trigger else None
+    reference = item.pipeline_version_reference
+    return RecurringRun(
+        id=str(item.recurring_run_id),
+        name=str(item.display_name),
+        enabled=item.mode == "ENABLE",
+        cron=str(cron.cron) if cron else "",
+        version_id=str(reference.pipeline_version_id) if reference else "",
+        experiment_id=str(item.experiment_id or ""),
+        max_concurrency=int(item.max_concurrency or 0),
+        no_catchup=bool(item.no_catchup),
+        created_at=str(item.created_at),
+        ours=str(item.description or "").startswith(f"{OWNER}:"),
+    )
+
+
+def _said(error: Any) -> str:
+    """Return the message that KFP means for the caller, else what it sent."""
+    try:
+        body = json.loads(error.body)
+        details = [detail["message"] for detail in body.get("details", []) if detail.get("message")]
+        return str(details[0] if details else body["message"]).rstrip(".") + "."
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return f"{str(error.reason or error.body)[:200]}."
