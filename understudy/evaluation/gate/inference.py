@@ -5,7 +5,8 @@ groups; no prompt counts as independent of its group. Two adjustments keep the e
 it (figures in docs/results.md):
 
 - what was not seen: `span / (n + 2)` joins the standard error, the standard error that half a win and half a loss
-  more would give (Agresti and Min 2005). Without it, a few lucky prompts without any loss prove safety.
+  more would give (Agresti and Min 2005); where all prompts agree the limit is exact. Without it, a few lucky prompts
+  without any loss prove safety.
 - skewness: a limit must hold for the t statistic and for Hall's (1992) monotone cubic transformation of it.
 
 Shape legend: C groups, last axis; S any leading axes (simulations), none in a decision.
@@ -15,7 +16,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -31,49 +31,53 @@ class Estimate:
     Attributes:
         value: the statistic (S).
         variance: jackknife variance (S).
-        unseen: standard error from what was not seen (S).
         skewness: of the groups' influence (S).
         num_groups: C.
         effective_groups: Kish's number of equal groups that would be as good (S).
         num_prompts: prompts that were decided.
         design_effect: prompts that count as one for what was not seen (S).
+        span: the largest value that one prompt could have (S).
     """
 
     value: Floats
     variance: Floats
-    unseen: Floats
     skewness: Floats
     num_groups: int
     effective_groups: Floats
     num_prompts: int
     design_effect: Floats
+    span: Floats
 
     @property
     def standard_error(self) -> Floats:
-        """Both sources of doubt together (S)."""
-        return np.asarray(np.sqrt(self.variance + self.unseen**2))
+        """What was seen to vary and what may not have been seen, together (S)."""
+        return np.asarray(np.sqrt(self.variance + (self.span / (self._independent + 2)) ** 2))
 
     def low(self, alpha: float) -> Floats:
         """Return what the true value exceeds with confidence 1 - alpha (S)."""
-        return np.minimum(*self._limits(alpha, below=True))
+        return np.asarray(
+            np.where(self.variance > 0, np.minimum(*self._limits(alpha, 1.0)), self._unvaried(alpha, 1.0))
+        )
 
     def high(self, alpha: float) -> Floats:
         """Return what the true value stays below with confidence 1 - alpha (S)."""
-        return np.maximum(*self._limits(alpha, below=False))
+        varied = np.maximum(*self._limits(alpha, -1.0))
+        return np.asarray(np.where(self.variance > 0, varied, self._unvaried(alpha, -1.0)))
 
     def p_above(self, bound: float) -> Floats:
         """Return the p-value of "the true value is at most `bound`" (S): below alpha just where low(alpha) > bound."""
         from scipy.special import stdtr
 
-        error = self.standard_error
+        ahead = self.value - bound
         with np.errstate(divide="ignore", invalid="ignore"):
-            t = np.where(error > 0, (self.value - bound) / error, np.sign(self.value - bound) * np.inf)
-            t = np.where(np.isnan(t), 0.0, t)
+            t = ahead / self.standard_error
             root = math.sqrt(self.num_groups)
             w, skewness = t / root, self.skewness
-            hall = w + skewness / 3 * w**2 + skewness**2 / 27 * w**3 + skewness / (6 * self.num_groups)
-        hall = np.where(np.isfinite(t), hall * root, t)
-        return np.asarray(1 - stdtr(self._degrees, np.minimum(t, hall)))
+            hall = root * (w + skewness / 3 * w**2 + skewness**2 / 27 * w**3 + skewness / (6 * self.num_groups))
+            varied = 1 - stdtr(self._degrees, np.minimum(t, hall))
+            unvaried = np.clip(1 - ahead / self.span, 0.0, 1.0) ** self._independent
+        exact = np.where(self.span > 0, unvaried, np.where(ahead > 0, 0.0, 1.0))
+        return np.asarray(np.where(self.variance > 0, varied, exact))
 
     def required(self, gap: float, alpha: float, power: float, two_sided: bool = False) -> int | None:
         """Return how many prompts such as these would see a true difference of `gap` from the bound."""
@@ -84,7 +88,8 @@ class Estimate:
             power,
             prompts_per_group=self.num_prompts / float(self.effective_groups),
             design_effect=float(self.design_effect),
-            span=float(self.unseen) * (self.num_prompts / float(self.design_effect) + 2),
+            span=float(self.span),
+            skewness=float(self.skewness),
             two_sided=two_sided,
         )
 
@@ -92,15 +97,29 @@ class Estimate:
     def _degrees(self) -> Floats:
         return np.maximum(self.effective_groups - 1, 1.0)
 
-    def _limits(self, alpha: float, below: bool) -> tuple[Floats, Floats]:
+    @property
+    def _independent(self) -> Floats:
+        """Prompts that would be as good if they were independent (S)."""
+        return self.num_prompts / self.design_effect
+
+    def _limits(self, alpha: float, sign: float) -> tuple[Floats, Floats]:
         from scipy.special import stdtrit
 
-        sign, root = (1.0 if below else -1.0), math.sqrt(self.num_groups)
         quantile = sign * stdtrit(self._degrees, 1 - alpha)
-        skewness = np.where(np.abs(self.skewness) < 1e-6, 1e-6, self.skewness)
-        inner = 1 + skewness * (quantile / root - skewness / (6 * self.num_groups))
-        hall = root * 3 / skewness * (np.cbrt(inner) - 1)
+        hall = hall_quantile(quantile, self.skewness, self.num_groups)
         return self.value - quantile * self.standard_error, self.value - hall * self.standard_error
+
+    def _unvaried(self, alpha: float, sign: float) -> Floats:
+        """Return the exact limit where all groups agree: what differs in a share q stays unseen with (1 - q)^n."""
+        return self.value - sign * self.span * (1 - alpha ** (1 / self._independent))
+
+
+def hall_quantile(quantile: ArrayLike, skewness: ArrayLike, num_groups: float) -> Floats:
+    """Return the t whose transformation by Hall (1992) is `quantile`, for a mean of groups of this skewness (S)."""
+    root, gamma = math.sqrt(num_groups), np.asarray(skewness, dtype=np.float64)
+    gamma = np.where(np.abs(gamma) < 1e-6, 1e-6, gamma)
+    inner = 1 + gamma * (np.asarray(quantile) / root - gamma / (6 * num_groups))
+    return np.asarray(root * 3 / gamma * (np.cbrt(inner) - 1))
 
 
 def ratio(
@@ -126,8 +145,10 @@ def ratio(
     most = num_prompts / effective
     with np.errstate(divide="ignore", invalid="ignore"):
         design = np.clip(np.where(alone > 0, variance / alone, most), 1.0, np.maximum(most, 1.0))
-    unseen = np.asarray(span) / (num_prompts / design + 2)
-    return Estimate(value, variance, unseen, skewness, above.shape[-1], effective, num_prompts, design)
+    # Rounding must not look like variation.
+    variance = np.where(alone > 0, variance, 0.0)
+    num_groups, width = above.shape[-1], np.broadcast_to(np.asarray(span, dtype=np.float64), value.shape)
+    return Estimate(value, variance, skewness, num_groups, effective, num_prompts, design, width)
 
 
 def set_statistic(value: ArrayLike, left_out: ArrayLike, num_prompts: int) -> Estimate:
@@ -136,10 +157,12 @@ def set_statistic(value: ArrayLike, left_out: ArrayLike, num_prompts: int) -> Es
     variance, skewness = _jackknife(values, without)
     num_groups = without.shape[-1]
     groups, nothing, one = np.full(values.shape, float(num_groups)), np.zeros(values.shape), np.ones(values.shape)
-    return Estimate(values, variance, nothing, skewness, num_groups, groups, num_prompts, one)
+    return Estimate(values, variance, skewness, num_groups, groups, num_prompts, one, nothing)
 
 
-def mean(values: ArrayLike, groups: ArrayLike, span: float | None = None, weights: ArrayLike | None = None) -> Estimate:
+def mean(
+    values: ArrayLike, groups: ArrayLike, span: ArrayLike | None = None, weights: ArrayLike | None = None
+) -> Estimate:
     """Return the mean of values (S, P) in groups (P), or with weights (P) sum of values over sum of weights."""
     value_P = np.asarray(values, dtype=np.float64)
     weight_P = np.ones(value_P.shape[-1]) if weights is None else np.asarray(weights, dtype=np.float64)
@@ -149,8 +172,7 @@ def mean(values: ArrayLike, groups: ArrayLike, span: float | None = None, weight
     centre = value_P.sum(-1) / weight_P.sum()
     residual_P = (value_P - centre[..., None] * weight_P) / weight_P.mean()
     independent = (residual_P**2).sum(-1) / max(num_prompts - 1, 1) / num_prompts
-    largest = np.abs(value_P / weight_P.mean()).max(-1) if span is None else np.asarray(float(span))
-    # Rounding must not look like variation, or equal differences would have a design effect.
+    largest = np.abs(value_P / weight_P.mean()).max(-1) if span is None else np.asarray(span, dtype=np.float64)
     independent = np.where(independent < (1e-12 * np.maximum(1.0, np.abs(centre))) ** 2, 0.0, independent)
     sizes = np.broadcast_to(weight_P @ member, (*value_P.shape[:-1], member.shape[1]))
     return ratio(value_P @ member, sizes, num_prompts, independent, largest)
@@ -164,6 +186,7 @@ def required_prompts(
     prompts_per_group: float = 1.0,
     design_effect: float = 1.0,
     span: float = 0.0,
+    skewness: float = 0.0,
     two_sided: bool = False,
 ) -> int | None:
     """Return the number of prompts with which a difference `gap` from the bound is seen with the wanted power.
@@ -176,6 +199,7 @@ def required_prompts(
         prompts_per_group: prompts that count as one for the degrees of freedom.
         design_effect: prompts that count as one for what was not seen.
         span: as in `ratio`.
+        skewness: of the groups' influence, as measured.
         two_sided: both limits must hold at once (drift); each may miss half as often.
 
     Returns:
@@ -190,8 +214,11 @@ def required_prompts(
     def enough(n: int) -> bool:
         degrees = max(n / prompts_per_group - 1, 1.0)
         error = math.sqrt(variance_per_prompt / n + (span / (n / design_effect + 2)) ** 2)
-        needed: Any = stdtrit(degrees, 1 - alpha) + stdtrit(degrees, wanted)
-        return bool(gap >= needed * error)
+        needed = 0.0
+        for level in (1 - alpha, wanted):
+            quantile = stdtrit(degrees, level)
+            needed += max(quantile, float(hall_quantile(quantile, skewness, max(n / prompts_per_group, 2.0))))
+        return gap >= needed * error
 
     low, high = 1, 2
     while not enough(high):

@@ -1,0 +1,80 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+from evaluation.gates import VALID
+
+from understudy.errors import ConfigError
+from understudy.evaluation.gate import load_gate
+
+ROOT = Path(__file__).parents[2]
+
+
+def write(tmp_path, **changes):
+    path = tmp_path / "gate.yaml"
+    path.write_text(yaml.safe_dump(VALID | changes))
+    return path
+
+
+def test_the_gate_at_the_root_is_valid_and_asks_what_its_comments_say():
+    gate = load_gate(ROOT / "gate.yaml")
+    assert (gate.confidence, gate.power, gate.alpha) == (0.95, 0.8, pytest.approx(0.05))
+    assert gate.primary[0].metric == "judge:validity" and gate.primary[0].against == "champion"
+    assert {rule.limit for rule in gate.guards} == {"margin", "relative_margin", "max_drift"}
+    assert gate.provenance.allow_dirty_code is False
+
+
+def test_all_problems_at_once_with_the_closest_names(tmp_path):
+    rule = {"metric": "judge:q", "decoding": "tuned", "minimum_improvment": 0.1, "detect": 0.2}
+    guards = [{"metric": "lenght_tokens", "decoding": "tuned", "max_drift": 0.2}, {"metric": "nll", "margn": 0.1}]
+    with pytest.raises(ConfigError) as refused:
+        load_gate(write(tmp_path, primary=[rule], guards=guards, confidence=0.4, powr=0.8))
+    said = str(refused.value)
+    assert "primary.0.minimum_improvment: unknown key; did you mean 'primary.0.minimum_improvement'?" in said
+    assert "primary.0.minimum_improvement: missing" in said
+    assert "unknown metric 'lenght_tokens'; did you mean 'length_tokens'?" in said
+    assert "guards.1.margn: unknown key; did you mean 'guards.1.margin'?" in said
+    assert "confidence: Input should be greater than 0.5 (given: 0.4)" in said
+    assert "powr: unknown key; did you mean 'power'?" in said
+
+
+@pytest.mark.parametrize(
+    ("guard", "said"),
+    [
+        ({"metric": "nll", "margin": 0.1, "floor": 1.0}, "give exactly one of margin, .*; given: margin, floor"),
+        ({"metric": "nll"}, "given: none"),
+        ({"metric": "nll", "decoding": "tuned", "margin": 0.1}, "nll reads the expert's text and has no decoding"),
+        ({"metric": "eos_rate", "margin": 0.1}, "eos_rate needs a decoding: tuned, T=1 or greedy"),
+        ({"metric": "distinct_2", "decoding": "tuned", "margin": 0.1, "scale": "win_rate"}, "a win rate needs one per"),
+        (
+            {"metric": "nll", "relative_margin": 0.1, "standard_deviation": 1.0},
+            "relative_margin uses what was measured",
+        ),
+        ({"metric": "judge:q", "decoding": "tuned", "margin": 0.1, "score_range": [1, 0]}, r"score_range \[1.0, 0.0\]"),
+    ],
+)
+def test_rules_that_contradict_themselves_are_refused(tmp_path, guard, said):
+    with pytest.raises(ConfigError, match=said):
+        load_gate(write(tmp_path, guards=[guard]))
+
+
+def test_detect_must_exceed_the_minimum_and_rules_are_given_once(tmp_path):
+    rule = {"metric": "judge:q", "decoding": "tuned", "minimum_improvement": 0.1, "detect": 0.1}
+    with pytest.raises(ConfigError, match="detect 0.1 must exceed minimum_improvement 0.1"):
+        load_gate(write(tmp_path, primary=[rule]))
+    twice = [rule | {"detect": 0.2}, rule | {"detect": 0.3}]
+    with pytest.raises(ConfigError, match=r"given twice: judge:q \(tuned\) against champion; keep the stricter"):
+        load_gate(write(tmp_path, primary=twice))
+
+
+def test_a_missing_or_odd_file_is_said_with_the_remedy(tmp_path):
+    with pytest.raises(ConfigError, match="does not exist. Name one with --gate FILE"):
+        load_gate(tmp_path / "none.yaml")
+    (tmp_path / "list.yaml").write_text("- a\n")
+    with pytest.raises(ConfigError, match="holds list, not a mapping"):
+        load_gate(tmp_path / "list.yaml")
+    (tmp_path / "bad.yaml").write_text("a: [1\n")
+    with pytest.raises(ConfigError, match="not valid YAML"):
+        load_gate(tmp_path / "bad.yaml")

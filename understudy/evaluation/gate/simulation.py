@@ -1,0 +1,155 @@
+"""Pairs of models with a known true difference, to measure how often the gate errs and how often it sees.
+
+A shape draws S evaluations of P prompts at once and returns the paired differences, challenger minus champion
+(S, P). `effect` is added to the true difference of each shape, which is otherwise zero: a tie. Prompts come in
+groups, and a model may be better at one group by chance of training (`between`), which makes prompts dependent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from understudy.evaluation.gate import inference
+from understudy.evaluation.gate.inference import Estimate
+
+Floats = NDArray[np.float64]
+Draw = Callable[[np.random.Generator, int, NDArray[np.int64], float], Floats]
+BATCH_NUMBERS = 2**21  # differences drawn at once
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A way that scores come out.
+
+    Attributes:
+        name: for tables.
+        draw: generator, S, group of each prompt (P), true difference → differences (S, P).
+        bounded: scores lie in [0, 1], so that a difference unseen so far can be as large as 1.
+    """
+
+    name: str
+    draw: Draw
+    bounded: bool
+
+
+def binary(easy: float, hard: float, between: float = 0.0) -> Draw:
+    """Return pass or fail with a difficulty per prompt, Beta(easy, hard); `between` models differ by group."""
+
+    def draw(generator: np.random.Generator, num: int, groups_P: NDArray[np.int64], effect: float) -> Floats:
+        chance_SP = generator.beta(easy, hard, (num, len(groups_P)))
+        # Whoever is ahead in a group flips with the group, so the mean over groups stays a tie.
+        tilt_SC = between * generator.choice([-1.0, 1.0], (num, int(groups_P.max()) + 1))
+        tilt_SP = tilt_SC[:, groups_P] * np.minimum(chance_SP, 1 - chance_SP)
+        ours = generator.random(chance_SP.shape) < chance_SP + tilt_SP
+        theirs = generator.random(chance_SP.shape) < chance_SP - tilt_SP
+        return _flipped(generator, ours, theirs, effect)
+
+    return draw
+
+
+def losses(wins: float) -> Draw:
+    """Return a champion that hardly fails where the challenger sometimes does: losses, and few wins."""
+
+    def draw(generator: np.random.Generator, num: int, groups_P: NDArray[np.int64], effect: float) -> Floats:
+        roll = generator.random((num, len(groups_P)))
+        return np.asarray((roll < wins) * 1.0 - (roll > 1 - (wins - effect)) * 1.0)
+
+    return draw
+
+
+def graded(between: float = 0.0) -> Draw:
+    """Return scores in [0, 1] with mass at both ends, as rubrics give them."""
+
+    def draw(generator: np.random.Generator, num: int, groups_P: NDArray[np.int64], effect: float) -> Floats:
+        level_SP = generator.normal(0.5, 0.35, (num, len(groups_P)))
+        tilt_SP = between * generator.standard_normal((num, int(groups_P.max()) + 1))[:, groups_P]
+        ours, theirs = (
+            np.clip(level_SP + sign * tilt_SP + generator.normal(0, 0.15, level_SP.shape), 0, 1) for sign in (1, -1)
+        )
+        return np.asarray(ours - theirs + effect)
+
+    return draw
+
+
+def heavy(sign: float) -> Draw:
+    """Return unbounded rewards whose difference is lognormal: mostly small, sometimes very large in one direction."""
+
+    def draw(generator: np.random.Generator, num: int, groups_P: NDArray[np.int64], effect: float) -> Floats:
+        sigma = 0.75
+        drawn = generator.lognormal(0.0, sigma, (num, len(groups_P))) - np.exp(sigma**2 / 2)
+        return np.asarray(sign * drawn + effect)
+
+    return draw
+
+
+def gaussian(between: float) -> Draw:
+    """Return rewards with normal noise, and models that differ by group."""
+
+    def draw(generator: np.random.Generator, num: int, groups_P: NDArray[np.int64], effect: float) -> Floats:
+        tilt_SP = generator.standard_normal((num, int(groups_P.max()) + 1))[:, groups_P]
+        noise_SP = generator.standard_normal(tilt_SP.shape)
+        return np.asarray(np.sqrt(between) * tilt_SP + np.sqrt(1 - between) * noise_SP + effect)
+
+    return draw
+
+
+SHAPES = (
+    Shape("binary, half right", binary(1.0, 1.0), True),
+    Shape("binary, rarely right", binary(0.2, 1.4), True),
+    Shape("binary, models differ by group", binary(1.0, 1.0, 0.5), True),
+    Shape("graded in [0, 1]", graded(), True),
+    Shape("graded, models differ by group", graded(0.1), True),
+    Shape("normal, models differ by group", gaussian(0.3), False),
+    Shape("skewed to wins", heavy(1.0), False),
+    Shape("skewed to losses", heavy(-1.0), False),
+)
+LOSSES = (Shape("rare losses, no wins", losses(0.0), True), Shape("losses, some wins", losses(0.03), True))
+
+
+def group_labels(num_prompts: int, per_group: float, seed: int = 0) -> NDArray[np.int64]:
+    """Return groups of unequal sizes (geometric), as sources of demonstrations have them (P)."""
+    sizes = np.random.default_rng([seed, num_prompts]).geometric(1 / per_group, num_prompts)
+    return np.repeat(np.arange(num_prompts), sizes)[:num_prompts].astype(np.int64)
+
+
+def estimate(differences: Floats, groups: NDArray[np.int64], bounded: bool) -> Estimate:
+    """Estimate the mean of each evaluation's differences (S, P) as the gate does."""
+    span = np.abs(differences).max(-1)
+    return inference.mean(differences, groups, np.where(span > 0, span, 1.0) if bounded else span)
+
+
+def rate(
+    shape: Shape, groups: NDArray[np.int64], effect: float, bound: float, alpha: float, num: int, seed: int
+) -> tuple[float, float]:
+    """Return how often the lower limit exceeds the bound, and the upper one stays below it, in `num` evaluations."""
+    generator = np.random.default_rng(seed)
+    above = below = 0
+    step = max(1, BATCH_NUMBERS // len(groups))
+    for start in range(0, num, step):
+        found = estimate(shape.draw(generator, min(step, num - start), groups, effect), groups, shape.bounded)
+        above += int((found.low(alpha) > bound).sum())
+        below += int((found.high(alpha) < bound).sum())
+    return above / num, below / num
+
+
+def planned(shape: Shape, per_group: float, effect: float, alpha: float, power: float, seed: int) -> int:
+    """Return the sample size for a true difference of `effect`, from a pilot of 2,000 prompts, as the gate plans it."""
+    groups = group_labels(2000, per_group)
+    pilot = shape.draw(np.random.default_rng(seed), 1, groups, effect)[0]
+    found = inference.mean(pilot, groups, 1.0 if shape.bounded else None).required(effect, alpha, power)
+    assert found is not None
+    return found
+
+
+def _flipped(
+    generator: np.random.Generator, ours: NDArray[np.bool_], theirs: NDArray[np.bool_], effect: float
+) -> Floats:
+    """Return ours minus theirs after turning enough failures right (or successes wrong) to shift the mean."""
+    candidates = ~ours if effect > 0 else ours
+    share = candidates.mean()
+    flips = candidates & (generator.random(ours.shape) < (abs(effect) / share if share > 0 else 0.0))
+    return (ours ^ flips).astype(float) - theirs
