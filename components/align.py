@@ -1,7 +1,7 @@
 """Step: adversarial alignment of the SFT policy."""
 
 from kfp import dsl
-from kfp.dsl import Dataset, Input, Model, Output
+from kfp.dsl import Model, Output, OutputPath
 
 from components import TRAIN_IMAGE
 
@@ -9,10 +9,12 @@ from components import TRAIN_IMAGE
 @dsl.component(base_image=TRAIN_IMAGE, install_kfp_package=False)
 def align(
     config: dict,
-    dataset: Input[Dataset],
-    sft: Input[Model],
+    dataset: str,
+    sft: str,
     policy: Output[Model],
+    policy_record: OutputPath(str),  # type: ignore[valid-type]
     discriminator: Output[Model],
+    discriminator_record: OutputPath(str),  # type: ignore[valid-type]
 ) -> None:
     """Alternate discriminator and policy until the policy writes what the expert writes."""
     from understudy.platform.steps import align as step
@@ -20,5 +22,5 @@ def align(
     from understudy.records import DatasetRef, PolicyRef
 
     aligned, judge = step.run(from_kfp(config), unpack(dataset, DatasetRef), unpack(sft, PolicyRef))
-    pack(policy, aligned)
-    pack(discriminator, judge)
+    pack(policy, policy_record, aligned)
+    pack(discriminator, discriminator_record, judge)

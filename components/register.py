@@ -1,7 +1,7 @@
 """Step: register the aligned model with its evidence."""
 
 from kfp import dsl
-from kfp.dsl import HTML, Dataset, Input, Model, Output
+from kfp.dsl import Model, Output, OutputPath
 
 from components import STEPS_IMAGE
 
@@ -9,10 +9,11 @@ from components import STEPS_IMAGE
 @dsl.component(base_image=STEPS_IMAGE, install_kfp_package=False)
 def register(
     config: dict,
-    dataset: Input[Dataset],
-    policy: Input[Model],
-    report: Input[HTML],
+    dataset: str,
+    policy: str,
+    report: str,
     entry: Output[Model],
+    entry_record: OutputPath(str),  # type: ignore[valid-type]
 ) -> None:
     """Put the model into the registry under its alias, tagged with where it came from."""
     from understudy.platform.steps import from_kfp, pack, unpack
@@ -21,4 +22,4 @@ def register(
 
     records = unpack(policy, PolicyRef), unpack(report, EvaluationReport), unpack(dataset, DatasetRef)
     registered = step.run(from_kfp(config), *records)
-    pack(entry, registered, uri=step.receipt_uri(registered))
+    pack(entry, entry_record, registered, uri=step.receipt_uri(registered))

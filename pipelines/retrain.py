@@ -2,9 +2,10 @@
 
     preflight → ingest → sft → align → sft_longer → evaluate → register, then notify whatever happened
 
-Each parameter is the whole config that one step reads, so that a changed param re-runs the first step
-that reads it and what follows. `pipelines.arguments` fills them from the params. `place` is called with each
-step's name and task: compiling for a cluster gives it the settings of `platform:` (`pipelines.settings`), and a
+Steps hand over records, small JSON texts that name content by digest; content goes from step to store to step
+(docs/decisions/0007). Each parameter is the whole config that one step reads, so that a changed param re-runs the
+first step that reads it and what follows; `pipelines.arguments` fills them from the params. `place` is called with
+each step's name and task: compiling for a cluster gives it the settings of `platform:` (`pipelines.settings`), and a
 laptop needs none.
 """
 
@@ -44,13 +45,13 @@ def build(place: Callable[[Any, Any], None] = lambda step, task: None) -> Any:
             place("preflight", checked)
             data = ingest(config=ingest_config, preflight=checked.output)
             place("ingest", data)
-            dataset = data.outputs["dataset"]
+            dataset = data.outputs["dataset_record"]
             warm = sft(config=sft_config, dataset=dataset)
             place("sft", warm)
-            start = warm.outputs["policy"]
+            start = warm.outputs["policy_record"]
             game = align(config=align_config, dataset=dataset, sft=start)
             place("align", game)
-            aligned = game.outputs["policy"]
+            aligned = game.outputs["policy_record"]
             longer = sft(config=sft_longer_config, dataset=dataset, start=start, compute_of=aligned)
             place("sft_longer", longer.set_display_name("sft_longer"))
             scored = evaluate(
@@ -58,11 +59,11 @@ def build(place: Callable[[Any, Any], None] = lambda step, task: None) -> Any:
                 dataset=dataset,
                 sft=start,
                 aligned=aligned,
-                sft_longer=longer.outputs["policy"],
-                discriminator=game.outputs["discriminator"],
+                sft_longer=longer.outputs["policy_record"],
+                discriminator=game.outputs["discriminator_record"],
             )
             place("evaluate", scored)
-            report = scored.outputs["report"]
+            report = scored.outputs["report_record"]
             place("register", register(config=register_config, dataset=dataset, policy=aligned, report=report))
 
     return retrain

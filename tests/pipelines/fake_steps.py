@@ -15,12 +15,12 @@ from understudy.platform.steps import pack, unpack
 from understudy.records import DiscriminatorRef
 
 
-def first(config: dict[str, Any], model: Any) -> None:
+def first(config: dict[str, Any], model: Any, record: str) -> None:
     with step_context("first", config) as context:
-        pack(model, _store(context.workdir, f"first {config['value']}"))
+        pack(model, record, _store(context.workdir, f"first {config['value']}"))
 
 
-def second(config: dict[str, Any], given: Any, model: Any) -> None:
+def second(config: dict[str, Any], given: str, model: Any, record: str) -> None:
     with step_context("second", config) as context:
         text = unpack(given, DiscriminatorRef).sha256
         if config.get("mode") == "refuse":
@@ -36,7 +36,7 @@ def second(config: dict[str, Any], given: Any, model: Any) -> None:
                 time.sleep(0.05)
             saved.write_text("7")
             raise context.preempted("round 7")
-        pack(model, _store(context.workdir, f"second {config['value']} {text}"))
+        pack(model, record, _store(context.workdir, f"second {config['value']} {text}"))
 
 
 def _store(workdir: Path, text: str) -> DiscriminatorRef:

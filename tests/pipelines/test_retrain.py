@@ -55,9 +55,7 @@ def test_a_param_changes_only_the_steps_that_read_it(
 ) -> None:
     monkeypatch.chdir(ROOT)
     source = f"data.source={ROOT / 'examples' / 'tiny' / 'demonstrations.jsonl'}"
-    before, after = (
-        arguments(load_params(ROOT / "params.yaml", [source, *more])) for more in ([], [override])
-    )
+    before, after = (arguments(load_params(ROOT / "params.yaml", [source, *more])) for more in ([], [override]))
     assert {name.removesuffix("_config") for name in before if before[name] != after[name]} == changed
 
 

@@ -1,12 +1,14 @@
 """The steps of the DAG: each module has `run(config, …)`, which takes records and returns records.
 
-`pack` and `unpack` carry a record in a KFP artifact: its content-addressed URI and the record as JSON.
+`pack` and `unpack` carry a record from step to step, as JSON in a KFP parameter; no content travels through KFP.
 `for_kfp` and `from_kfp` carry a config through a KFP parameter, which knows neither null nor whole numbers.
 """
 
 from __future__ import annotations
 
 import json
+import os
+from pathlib import Path
 from typing import Any, TypeVar
 
 from understudy.errors import IntegrityError
@@ -14,6 +16,8 @@ from understudy.records import Record
 
 R = TypeVar("R", bound=Record)
 _NULL = "null"
+# As KFP's launcher knows them: it would download an input artifact that has such an address, weights and all.
+_REMOTE = ("s3://", "gs://", "minio://")
 
 
 def for_kfp(value: Any) -> Any:
@@ -36,27 +40,46 @@ def from_kfp(value: Any) -> Any:
     return None if value == _NULL else value
 
 
-def pack(artifact: Any, record: Record, uri: str | None = None) -> None:
-    """Put a record with a `uri` into a KFP output artifact.
+def pack(artifact: Any, record_path: str, record: Record, uri: str | None = None, page: str | None = None) -> None:
+    """Hand a record with a `uri` over: as the output parameter that the next steps read, and as an artifact to look at.
 
-    The URI is content-addressed, and caches compare artifacts by URI and metadata: equal content, equal key.
-    `uri` is for a record whose own URI is neither a path nor an address, which kfp.local takes for a missing file.
+    Locally the artifact's URI is the content itself, so that a cache entry whose content is gone counts as a miss;
+    `uri` is for a record whose own URI is neither a path nor an address. A cluster keeps the address that KFP chose,
+    below which it uploads what is written: the record, or `page`, a file of the record's folder that KFP's UI shows.
     """
-    data = record.to_json()
-    artifact.uri = uri or data["uri"]
-    artifact.metadata["record"] = json.dumps(data, sort_keys=True)
+    text = json.dumps(record.to_json(), sort_keys=True)
+    artifact.metadata["record"] = text
+    if artifact.uri.startswith(_REMOTE):
+        shown = Path(artifact.path)
+        shown.parent.mkdir(parents=True, exist_ok=True)
+        shown.write_bytes(_page(record, page) if page else text.encode())
+    else:
+        artifact.uri = uri or json.loads(text)["uri"]
+    Path(record_path).parent.mkdir(parents=True, exist_ok=True)
+    Path(record_path).write_text(text, encoding="utf-8")
 
 
-def unpack(artifact: Any, record_type: type[R]) -> R:
-    """Read the record back from a KFP input artifact.
+def unpack(text: str, record_type: type[R]) -> R:
+    """Read a record that an earlier step handed over.
 
     Raises:
-        IntegrityError: the artifact carries no record, so it was not written by a step of this pipeline.
+        IntegrityError: the text is no record of this type, so it was not written by a step of this pipeline.
     """
-    text = artifact.metadata.get("record")
-    if not text:
+    try:
+        data = json.loads(text)
+    except ValueError:
+        data = None
+    if not isinstance(data, dict):
         raise IntegrityError(
-            f"Artifact {artifact.uri!r} carries no {record_type.__name__}; it was not written by a step of this "
-            "pipeline. Run the step that writes it again."
+            f"{text[:80]!r} is no {record_type.__name__}; it was not written by a step of this pipeline. "
+            "Run the step that writes it again."
         )
-    return record_type.from_json(json.loads(text))
+    return record_type.from_json(data)
+
+
+def _page(record: Any, name: str) -> bytes:
+    from understudy.platform.storage import open_store
+    from understudy.platform.workdir import current
+
+    store = open_store(os.environ.get("UNDERSTUDY_STORAGE_URI") or None, current())
+    return (store.fetch(record.uri, record.sha256) / name).read_bytes()
