@@ -4,15 +4,32 @@ from __future__ import annotations
 
 import difflib
 import json
+import secrets
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from understudy.config import Params, load_params
 from understudy.errors import ConfigError
 
+if TYPE_CHECKING:
+    from understudy.platform.submit import Runs
+
 COMPILED = Path("pipelines/compiled")
+EndpointOption = Annotated[
+    str | None,
+    typer.Option("--endpoint", envvar="KFP_ENDPOINT", help="KFP's API server, http(s)://HOST:PORT."),
+]
+NamespaceOption = Annotated[str | None, typer.Option("--namespace", help="Else platform.namespace of the params.")]
+TokenOption = Annotated[
+    Path | None,
+    typer.Option("--token-file", help="File with a bearer token; else KFP_TOKEN, else the service account's."),
+]
+ParamsOption = Annotated[Path, typer.Option("--params", help="The run's params.")]
+SetOption = Annotated[list[str] | None, typer.Option("--set", help="section.key=value; repeatable.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object; progress goes to stderr.")]
 app = typer.Typer(
     help="Compile the pipeline for the cluster; run it there.", add_completion=False, no_args_is_help=True
 )
@@ -56,6 +73,84 @@ def compile_command(
     else:
         for name in files:
             typer.echo(f"{out / name}: {'written' if name in stale else 'up to date'}")
+
+
+@app.command("submit")
+def submit_command(
+    params: ParamsOption = Path("params.yaml"),
+    overrides: SetOption = None,
+    endpoint: EndpointOption = None,
+    namespace: NamespaceOption = None,
+    token_file: TokenOption = None,
+    version: Annotated[str | None, typer.Option("--version", help="A deployed version, not this checkout.")] = None,
+    wait: Annotated[bool, typer.Option("--wait", help="Follow the run to its end, with its steps' logs.")] = False,
+    poll_seconds: Annotated[float, typer.Option("--poll-seconds", min=0.05, help="How often to look.")] = 5.0,
+    cancel_on_interrupt: Annotated[bool, typer.Option("--cancel-on-interrupt", help="Ctrl-C ends the run.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Start a run on the cluster, in the ad-hoc queue, with the arguments that `understudy run` would use."""
+    loaded = load_params(params, overrides or [])
+    _refuse_unreachable_inputs(loaded, version)
+    from pipelines.arguments import arguments
+    from pipelines.compile import PIPELINE_NAME, compile_pipeline
+    from understudy.platform import submit
+
+    runs = _runs(endpoint, namespace or loaded.platform.namespace, token_file)
+    # The steps find the digest of the source: this machine may have no access to it.
+    given = arguments(loaded, digest_of=lambda source: None)
+    spec: Any
+    if version is None:
+        compiled = compile_pipeline(loaded.platform, "adhoc").version["spec"]
+        spec = {"pipeline_spec": compiled["pipelineSpec"], "platform_spec": compiled["platformSpec"]}
+    else:
+        known = runs.versions(PIPELINE_NAME)
+        if version not in known:
+            raise ConfigError(f"KFP has no version {version!r} of {PIPELINE_NAME}; it has {sorted(known) or 'none'}.")
+        spec = known[version]
+    name = f"{PIPELINE_NAME}-{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
+    outcome = runs.submit(name, spec, given, loaded.platform.service_account)
+    typer.echo(f"run {outcome.run_id}: {name}", err=as_json)
+    try:
+        if wait:
+            on_interrupt = "cancel" if cancel_on_interrupt else "leave"
+            submit.wait(runs, outcome, lambda line: typer.echo(line, err=as_json), poll_seconds, on_interrupt)
+    finally:
+        if as_json:
+            shown = {"run_id": outcome.run_id, "name": name, "state": outcome.state, "steps": outcome.steps}
+            typer.echo(json.dumps(shown))
+
+
+@app.command("cancel")
+def cancel_command(
+    run_id: Annotated[str, typer.Argument(help="As `submit` printed it.")],
+    params: ParamsOption = Path("params.yaml"),
+    overrides: SetOption = None,
+    endpoint: EndpointOption = None,
+    namespace: NamespaceOption = None,
+    token_file: TokenOption = None,
+) -> None:
+    """End a run: its steps get SIGTERM, save their state and delete their TrainJobs."""
+    where = namespace or load_params(params, overrides or []).platform.namespace
+    _runs(endpoint, where, token_file).cancel(run_id)
+    typer.echo(f"run {run_id}: asked to end")
+
+
+def _runs(endpoint: str | None, namespace: str, token_file: Path | None) -> Runs:
+    from understudy.platform import submit
+
+    return submit.Runs(endpoint, namespace, submit.token(token_file))
+
+
+def _refuse_unreachable_inputs(params: Params, version: str | None) -> None:
+    """Refuse, before anything is sent, what no pod could read or pull; all of it at once."""
+    from pipelines.compile import unreleased
+
+    problems = [f"{item} (or --version NAME)" for item in unreleased(params.platform) if "placeholder" in item]
+    problems = [] if version else problems
+    if not params.data.source.startswith("s3://"):
+        problems.append(f"data.source is {params.data.source!r}, a file of this machine; pods read s3://… only")
+    if problems:
+        raise ConfigError("Not fit for the cluster:\n" + "\n".join(f"  - {problem}" for problem in problems))
 
 
 def compiled_files(params: Params | None = None) -> dict[str, str]:
