@@ -25,6 +25,7 @@ from understudy.config import (
 )
 from understudy.errors import ConfigError, DataRefused, ServiceUnreachable, UnderstudyError
 from understudy.platform.context import step_context
+from understudy.platform.steps.objective_warnings import objective_warnings
 
 MIN_FREE_BYTES = 200 * 2**20
 _SECTIONS: dict[str, type[Section]] = {
@@ -40,6 +41,8 @@ _SECTIONS: dict[str, type[Section]] = {
 def run(config: Mapping[str, Any]) -> str:
     """Check everything that later steps rely on; return a constant word, so that a pass changes no later key.
 
+    What runs but is not what its name says is a warning: a note in the event log and in the run's output.
+
     Raises:
         ConfigError: every problem, services included, if any is in the params.
         ServiceUnreachable: nothing but services is wrong.
@@ -51,6 +54,8 @@ def run(config: Mapping[str, Any]) -> str:
             os.environ.get("MLFLOW_TRACKING_URI"), os.environ.get("UNDERSTUDY_STORAGE_URI"), context.workdir
         )
         raise_for(problems, unreachable)
+        for warning in objective_warnings(sections["align"]):
+            context.note(f"Warning: {warning}.")
         return "ok"
 
 
