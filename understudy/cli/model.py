@@ -1,4 +1,4 @@
-"""`understudy model`: list, show and use registered models."""
+"""`understudy model`: list, show, use, promote, roll back and verify registered models."""
 
 from __future__ import annotations
 
@@ -10,12 +10,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from understudy.cli import model_promotion
 from understudy.errors import ConfigError
 
 if TYPE_CHECKING:
     from understudy.platform.registry import Registry, Version
 
-app = typer.Typer(help="List, show and use registered models.", no_args_is_help=True, add_completion=False)
+app = typer.Typer(
+    help="List, show, use, promote, roll back and verify registered models.", no_args_is_help=True, add_completion=False
+)
 
 Workdir = Annotated[Path, typer.Option("--workdir", help="Working directory of the runs.", envvar="UNDERSTUDY_WORKDIR")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
@@ -84,6 +87,12 @@ def generate(
     answer = _generate(registry, version, prompt, max_new_tokens, temperature, seed, stream=not as_json)
     if as_json:
         typer.echo(json.dumps({"model": f"{version.name}/{version.version}", "prompt": prompt, **answer}, indent=1))
+
+
+app.command()(model_promotion.promote)
+app.command()(model_promotion.rollback)
+app.command()(model_promotion.verify)
+app.command()(model_promotion.provenance)
 
 
 def open_registry(workdir: Path) -> Registry:

@@ -103,7 +103,7 @@ def rollback(
         wait_seconds: how long to wait for another promotion.
 
     Raises:
-        ConfigError: there is no champion, or nothing to go back to.
+        ConfigError: there is no champion, nothing to go back to, or an environment is left out that serves it.
     """
 
     def decide(before: State) -> Transition | None:
@@ -112,6 +112,7 @@ def rollback(
         target = _target(ledger, model, before, to)
         if target == before.champion:
             return None
+        _refuse_half(ledger, model, before)
         after = _state_with(ledger, model, before, target, candidate_of)
         evidence = {"champion_was": before.champion}
         return _transition("rollback", model, before, after, decided_by, reason, evidence)
@@ -167,31 +168,57 @@ def _target(ledger: Ledger, model: str, before: State, to: str | None) -> str | 
     return before.previous
 
 
+def _refuse_half(ledger: Ledger, model: str, before: State) -> None:
+    """Raise ConfigError when the champion is deployed to an environment that this rollback would leave as it is."""
+    serving: dict[str, dict[str, str]] = {}
+    for decision in read_decisions(ledger.place):
+        serving |= decision.transition.state_after.serving
+    left = sorted(name for name, served in serving.items() if served["version"] == before.champion)
+    if missing := [name for name in left if name not in before.serving]:
+        options = " ".join(f"--environment {name}" for name in left)
+        raise ConfigError(
+            f"Version {before.champion} of {model} is deployed to {', '.join(missing)} too. Roll all of it back in one "
+            f"change: --gitops REPOSITORY {options}."
+        )
+
+
 def _state_with(
     ledger: Ledger, model: str, before: State, target: str | None, candidate_of: Callable[[str], Candidate]
 ) -> State:
-    """Return the state when `target` last became champion; of an environment not on record, what its tags say."""
-    wanted: State | None = None
-    for decision in read_decisions(ledger.place):
-        transition = decision.transition
-        if transition.kind != "promote":
-            continue
-        if target is not None and transition.state_after.champion == target:
-            wanted = transition.state_after
-        elif transition.state_before.champion == target:
-            wanted = wanted or transition.state_before
-    if target is None:
-        first = {"uri": f"s3://understudy/store/policy/{ZERO_SHA256}", "model": model, "version": "0", "stop": "true"}
-        default = first
-    elif wanted is None or set(before.serving) - set(wanted.serving):
-        candidate = candidate_of(target)
-        default = serving_of(model, candidate.version, candidate.uri)
+    """Return the state when `target` last was champion; where no decision tells, what its tags say."""
+    history = [decision.transition for decision in read_decisions(ledger.place)]
+    last = max((at for at, item in enumerate(history) if item.state_after.champion == target), default=None)
+    if last is not None:
+        then = history[last].state_after
     else:
-        default = {}
-    known, pins = (wanted.serving, wanted.pipeline_versions) if wanted else ({}, {})
+        last = next((at for at, item in enumerate(history) if item.state_before.champion == target), len(history)) - 1
+        then = history[last + 1].state_before if last + 1 < len(history) else State(target, None, {}, {})
+    serving = {environment: _served(history, last, environment) for environment in before.serving}
+    for environment in [name for name, served in serving.items() if served is None]:
+        serving[environment] = _served_by_tags(model, target, candidate_of)
     return State(
         champion=target,
-        previous=wanted.previous if wanted else None,
-        serving={environment: known.get(environment, default) for environment in before.serving},
-        pipeline_versions={file: pins.get(file, pin) for file, pin in before.pipeline_versions.items()},
+        previous=then.previous,
+        serving={environment: served for environment, served in serving.items() if served is not None},
+        pipeline_versions={
+            file: then.pipeline_versions.get(file, pin) for file, pin in before.pipeline_versions.items()
+        },
     )
+
+
+def _served(history: list[Transition], last: int, environment: str) -> dict[str, str] | None:
+    """Return what an environment served after decision `last`: what it was set to, or what the next change found."""
+    for transition in reversed(history[: last + 1]):
+        if environment in transition.state_after.serving:
+            return transition.state_after.serving[environment]
+    for transition in history[last + 1 :]:
+        if environment in transition.state_before.serving:
+            return transition.state_before.serving[environment]
+    return None
+
+
+def _served_by_tags(model: str, target: str | None, candidate_of: Callable[[str], Candidate]) -> dict[str, str]:
+    if target is None:
+        uri = f"s3://understudy/store/policy/{ZERO_SHA256}"
+        return {"uri": uri, "model": model, "version": "0", "stop": "true"}
+    return serving_of(model, target, candidate_of(target).uri)

@@ -50,7 +50,7 @@ class Examination:
         if deployed and not uri.startswith("s3://"):
             raise ConfigError(
                 f"The weights of {version.name}/{version.version} are at {uri!r}, which a cluster cannot read. Train "
-                "with storage.uri=s3://…, or promote without deploying (--no-gitops)."
+                "with storage.uri=s3://…, or promote without --gitops."
             )
         return Candidate(version.name, version.version, uri)
 

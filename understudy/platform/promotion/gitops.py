@@ -199,7 +199,7 @@ class GitOps:
                 command, input=text, env=environment, capture_output=True, text=True, timeout=_TIMEOUT_SECONDS
             )
         except FileNotFoundError as error:
-            raise ConfigError("Git is not installed. Install git, or promote with --no-gitops.") from error
+            raise ConfigError("Git is not installed. Install git, or promote without --gitops.") from error
         except subprocess.TimeoutExpired as error:
             raise ServiceUnreachable(f"`git {arguments[0]}` did not end in {_TIMEOUT_SECONDS} s.") from error
 

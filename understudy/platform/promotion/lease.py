@@ -23,7 +23,8 @@ from understudy.platform.promotion.places import LocalPlace, Place
 NAME = "lease.json"
 LIFETIME_SECONDS = 120.0
 WAIT_SECONDS = 300.0
-_POLL_SECONDS = 0.05
+_POLL_SECONDS = 0.02
+_POLL_REMOTE_SECONDS = 0.25
 Confirm = Callable[[], None]
 
 
@@ -73,7 +74,7 @@ def conditional_lease(
         if time.monotonic() >= deadline:
             found = place.read(NAME)
             raise _busy(place.uri, found.data.decode() if found else "", wait_seconds)
-        time.sleep(min(1.0, max(_POLL_SECONDS, lifetime_seconds / 20)))
+        time.sleep(_POLL_REMOTE_SECONDS)
 
     def renew() -> None:
         found = place.read(NAME)

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from understudy.errors import IntegrityError
+from understudy.errors import ConfigError, IntegrityError
 from understudy.platform.promotion import journal
 from understudy.platform.promotion.aliases import CHAMPION, PREVIOUS, Aliases
 from understudy.platform.promotion.decisions import Decision, State, Transition, add_decision
@@ -70,11 +70,18 @@ def recover(ledger: Ledger, confirm: Confirm = lambda: None) -> tuple[str, Trans
     """Finish or undo what a crash left; return what was done ("completed" or "undone"), None when nothing was left.
 
     Raises:
+        ConfigError: it deploys, and there is no repository to deploy from.
         IntegrityError: the champion is neither the old nor the new one, so somebody moved it by hand.
     """
     transition = journal.pending(ledger.place)
     if transition is None:
         return None
+    environments = sorted(transition.state_after.serving)
+    if environments and ledger.gitops is None:
+        raise ConfigError(
+            f"A {transition.kind} of {transition.model} that deploys to {', '.join(environments)} was cut off. Name "
+            "the repository with --gitops, so that it can be finished or undone first."
+        )
     confirm()
     champion = ledger.aliases.get(transition.model, CHAMPION)
     if champion == transition.state_after.champion:
