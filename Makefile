@@ -26,6 +26,7 @@ check: $(VENV)/.installed-dev
 	@echo "mypy";         $(BIN)/mypy
 	@echo "lint-imports"; $(BIN)/lint-imports --cache-dir .import_linter_cache
 	@echo "compiled";     $(BIN)/understudy pipeline compile --check
+	@echo "schedules";    $(BIN)/understudy schedule check
 	@echo "k8s";          $(BIN)/python -m k8s.check
 	@echo "hadolint";     $(BIN)/hadolint docker/*.Dockerfile
 

@@ -54,8 +54,11 @@ def check_command(
 ) -> None:
     """Validate every schedule offline: schema, params, estimate and deadlines against the budget."""
     from understudy.platform.schedules import compiled_versions, pin_problems
+    from understudy.platform.schedules_spec import unmounted
 
     wanted = _wanted(folder, params, None)
+    if problem := unmounted(folder):
+        raise ConfigError(problem)
     # A roll-back pins a version that only the cluster still has, so this is no error here; `plan` asks KFP.
     unknown = pin_problems([item.schedule for item in wanted.values()], compiled_versions(compiled))
     if as_json:

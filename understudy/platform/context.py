@@ -28,6 +28,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from understudy.errors import ConfigError, Preempted, UnderstudyError
+from understudy.platform.budget import report
 from understudy.platform.events import FILE_NAME, CompositeTracker, EventLog, EventTracker
 from understudy.platform.workdir import current, new_run_id, run_folder, step_lock
 from understudy.records import Record
@@ -164,7 +165,9 @@ def step_context(step: str, config: Mapping[str, Any]) -> Iterator[StepContext]:
             if "UNDERSTUDY_RUNNER_PID" in os.environ:
                 stack.enter_context(step_lock(workdir))
             events.write(name, "start", pid=os.getpid())
-            tracker = CompositeTracker([EventTracker(events, name), *_mlflow_trackers(stack, name, config)])
+            mlflow_trackers = _mlflow_trackers(stack, name, config)
+            stack.callback(report, CompositeTracker(mlflow_trackers), started)
+            tracker = CompositeTracker([EventTracker(events, name), *mlflow_trackers])
             context = StepContext(name, config, tracker, events, workdir)
             stack.enter_context(_signals(context))
             yield context

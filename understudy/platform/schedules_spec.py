@@ -117,6 +117,19 @@ def load_schedule(path: Path) -> Schedule:
     return schedule
 
 
+def unmounted(folder: Path) -> str | None:
+    """Return how a folder differs from its kustomization.yaml, which carries the files to the cluster, or None."""
+    path = folder / "kustomization.yaml"
+    if not path.is_file():
+        return None
+    generators = (yaml.safe_load(path.read_text(encoding="utf-8")) or {}).get("configMapGenerator", [])
+    named = {name for generator in generators for name in generator.get("files", [])}
+    there = {item.name for item in folder.glob("*.yaml")} - {path.name}
+    if named == there:
+        return None
+    return f"{path} names {sorted(named)}, the folder holds {sorted(there)}; name every schedule under `files`."
+
+
 def repinned(text: str, version: str) -> str:
     """Return a schedule's YAML with another pinned version: one line changes, comments and order stay.
 
