@@ -49,7 +49,12 @@ def render(folder: Path) -> list[Object]:
 
 def environment(name: str, root: Path = ROOT) -> dict[str, list[Object]]:
     """Return all objects of an environment by the folder that renders them."""
-    folders = (f"k8s/clusters/{name}", f"k8s/clusters/{name}/infrastructure", f"k8s/apps/{name}")
+    folders = (
+        f"k8s/clusters/{name}",
+        f"k8s/clusters/{name}/infrastructure",
+        f"k8s/apps/{name}",
+        f"k8s/schedules/{name}",
+    )
     return {folder: render(root / folder) for folder in folders}
 
 
