@@ -309,7 +309,7 @@ VIOLATIONS: dict[str, tuple[Callable[[Items], Any], str]] = {
     ),
     "wave_that_nobody_waits_for": (
         lambda i: one(i, "ApplicationSet", "understudy")["spec"]["strategy"]["rollingSync"]["steps"].pop(),
-        "waits for waves ['0', '1']",
+        "waits for waves ['0', '1', '2']",
     ),
     "client_side_apply": (
         lambda i: one(i, "ApplicationSet", "understudy")["spec"]["template"]["spec"]["syncPolicy"].update(

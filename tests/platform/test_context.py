@@ -12,9 +12,11 @@ from typing import Any
 
 import pytest
 
-from understudy.errors import Preempted, TrainingDiverged, UnderstudyError
+from understudy.errors import DataRefused, Preempted, TrainingDiverged, UnderstudyError
+from understudy.platform import context as context_module
 from understudy.platform.context import step_context
 from understudy.platform.events import read_events
+from understudy.tracker import ListTracker
 
 
 @pytest.fixture
@@ -100,3 +102,20 @@ def test_a_stopped_run_starts_no_further_step(run_dir: Path) -> None:
 def test_a_lineage_cannot_leave_the_checkpoint_folder(run_dir: Path) -> None:
     with pytest.raises(ValueError, match="plain name"), step_context("sft", {}) as context:
         context.checkpoint_dir("../x")
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_an_attempt_on_gpus_reports_its_hours_whatever_happens(
+    run_dir: Path, monkeypatch: pytest.MonkeyPatch, fails: bool
+) -> None:
+    mlflow_run = ListTracker()
+    monkeypatch.setattr(context_module, "_mlflow_trackers", lambda stack, step, config: [mlflow_run])
+    monkeypatch.setattr("understudy.platform.budget.gpus_held", lambda: 8)
+    try:
+        with step_context("sft", {}):
+            if fails:
+                raise DataRefused("no rows")
+    except DataRefused:
+        assert fails
+    ((_, values),) = mlflow_run.logged
+    assert 0 < values["gpu_hours"] < 8 * 60 / 3600
