@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
-
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.kfp_rules import parse_cron
 
-from understudy.platform.cron import _sets, cron_problem, next_times
+from understudy.platform.cron import _sets, cron_problem
 
 NUMBER = st.integers(0, 62).map(str)
 WORD = st.sampled_from(["*", "?", "mon", "JAN", "-1", "x", ""]) | NUMBER
@@ -48,11 +46,3 @@ def test_what_we_take_kfp_takes_and_reads_alike(expression: str) -> None:
 )
 def test_what_is_refused(expression: str, words: str) -> None:
     assert words in str(cron_problem(expression))
-
-
-def test_next_times() -> None:
-    start = datetime(2026, 11, 24, tzinfo=UTC)
-    assert [str(time)[:16] for time in next_times("0 0 2 * * 1", start, 2)] == ["2026-11-30 02:00", "2026-12-07 02:00"]
-    # Both day and weekday restricted: either is enough, as in robfig and in crontab.
-    assert [time.day for time in next_times("0 0 3 1 * 1", start, 3)] == [30, 1, 7]
-    assert next_times("0 0 3 30 feb *", start) == []

@@ -7,7 +7,6 @@ crontab, is minute 3 of every hour of January there. So five are refused here. h
 from __future__ import annotations
 
 import re
-from datetime import UTC, datetime, timedelta
 
 _NAMES = {
     4: {name: number for number, name in enumerate("jan feb mar apr may jun jul aug sep oct nov dec".split(), 1)},
@@ -33,33 +32,6 @@ def cron_problem(expression: str) -> str | None:
     if len(sets[0]) > 1 or len(sets[1]) > 1:
         return "starts more than one run an hour; state one second and one minute"
     return None
-
-
-def next_times(expression: str, after: datetime, count: int = 1) -> list[datetime]:
-    """Return the next times (UTC) of a valid six-field expression, fewer if it never comes again within four years."""
-    seconds, minutes, hours, days, months, weekdays = _sets(expression)
-    either = not (_starred(expression.split()[3]) or _starred(expression.split()[5]))
-    found: list[datetime] = []
-    day = after.astimezone(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
-    for _ in range(4 * 366):
-        # robfig: day and weekday must both hold, unless both are restricted: then one of them is enough.
-        in_days, in_weekdays = day.day in days, day.isoweekday() % 7 in weekdays
-        if day.month in months and (in_days or in_weekdays if either else in_days and in_weekdays):
-            times = (
-                day.replace(hour=hour, minute=minute, second=second)
-                for hour in sorted(hours)
-                for minute in sorted(minutes)
-                for second in sorted(seconds)
-            )
-            found += [time for time in times if time > after]
-        if len(found) >= count:
-            break
-        day += timedelta(days=1)
-    return found[:count]
-
-
-def _starred(field: str) -> bool:
-    return any(part.startswith(("*", "?")) for part in field.split(","))
 
 
 def _sets(expression: str) -> list[set[int]]:
