@@ -159,9 +159,7 @@ def divergence(name: str) -> Divergence:
         if math.isnan(value) or math.isinf(value):
             raise ValueError(f"Divergence {name!r}: {order!r} is not a finite number; write for example 'alpha:0.5'.")
         if abs(value) > MAX_ALPHA:
-            raise ValueError(
-                f"Divergence {name!r}: alpha lies between {-MAX_ALPHA} and {MAX_ALPHA}."
-            )
+            raise ValueError(f"Divergence {name!r}: alpha lies between {-MAX_ALPHA} and {MAX_ALPHA}.")
         return alpha(value)
     known = [*DIVERGENCES, "alpha:0.5"]
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.4)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from understudy.objectives.divergences import SEARCH_LOG_RATIO, Divergence, Elementwise
 
-REWARD_LOG_RATIO = 30.0  # u f'(u) - f(u) cancels beyond: u = e^30 leaves 3 digits behind the point in float64
+REWARD_LOG_RATIO = (-150.0, 30.0)  # u f'(u) - f(u) cancels above: u = e^30 leaves 3 digits behind the point in float64
 
 
 def derivative(f: Elementwise, u: Tensor) -> Tensor:
@@ -43,8 +43,8 @@ def conjugate_by_search(f: Elementwise, slope: Elementwise, t: Tensor, upper: fl
     return torch.where(inside, u * safe - f(u).detach(), torch.full_like(t, math.inf))
 
 
-def _density(h: Tensor, limit: float) -> Tensor:
-    return h.to(torch.float64).clamp(-limit, limit).exp()
+def _density(h: Tensor, low: float, high: float) -> Tensor:
+    return h.to(torch.float64).clamp(low, high).exp()
 
 
 def _narrowed(value: Tensor, dtype: torch.dtype) -> Tensor:
@@ -71,19 +71,17 @@ def user_defined(name: str, f: Elementwise) -> Divergence:
         raise ValueError(f"Generator {name!r} has f(1) = {at_one:g}, not 0; subtract that constant.")
     if not bool(slopes.isfinite().all()):
         where = float(grid[~slopes.isfinite()][0])
-        raise ValueError(
-            f"Generator {name!r} has no finite slope at u = {where:.3g}; define it for all u > 0."
-        )
+        raise ValueError(f"Generator {name!r} has no finite slope at u = {where:.3g}; define it for all u > 0.")
     scale = slopes.abs().clamp(min=1)
     if not bool((slopes.diff() >= -1e-9 * scale[1:]).all()):
         where = float(grid[1:][slopes.diff() < -1e-9 * scale[1:]][0])
         raise ValueError(f"Generator {name!r} is not convex: f' decreases near u = {where:.3g}. Give a convex f.")
 
     def slope(h: Tensor) -> Tensor:
-        return _narrowed(derivative(f, _density(h, SEARCH_LOG_RATIO)), h.dtype)
+        return _narrowed(derivative(f, _density(h, -SEARCH_LOG_RATIO, SEARCH_LOG_RATIO)), h.dtype)
 
     def reward(h: Tensor) -> Tensor:
-        u = _density(h, REWARD_LOG_RATIO)
+        u = _density(h, *REWARD_LOG_RATIO)
         return _narrowed(u * derivative(f, u) - f(u), h.dtype)
 
     ends = slope(torch.tensor([-SEARCH_LOG_RATIO, SEARCH_LOG_RATIO], dtype=torch.float64))
