@@ -11,7 +11,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from k8s.checks import cluster, monitoring, network, pods, references, schemas
+from k8s.checks import cluster, monitoring, network, pipelines, pods, references, schemas
 from k8s.checks.render import ENVIRONMENTS, ROOT, CheckError, Object, environment
 
 
@@ -35,6 +35,7 @@ def policies(items: list[Object], production: bool, root: Path = ROOT) -> Iterat
     yield from cluster.argo(items, root)
     yield from monitoring.alerts(items, root)
     yield from monitoring.dashboards(items)
+    yield from pipelines.compiled_pipelines(items)
 
 
 def duplicates(items: list[Object]) -> Iterator[str]:

@@ -107,7 +107,16 @@ def unreleased(platform: PlatformConfig) -> Iterator[str]:
 def content_hash(spec: Manifest) -> str:
     """Return 12 hex digits of everything in a version's spec that KFP treats as immutable."""
     fixed = {name: value for name, value in spec.items() if name not in ("displayName", "tags")}
-    return hashlib.sha256(json.dumps(fixed, sort_keys=True).encode()).hexdigest()[:12]
+    return hashlib.sha256(json.dumps(_whole(fixed), sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _whole(value: Any) -> Any:
+    """Return 8 for 8.0: YAML's writers and Kubernetes do not keep the difference."""
+    if isinstance(value, dict):
+        return {name: _whole(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_whole(item) for item in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _pipeline(manifest: Manifest) -> Manifest:

@@ -18,8 +18,8 @@ ALLOWED_VOLUMES |= {"secret"}
 HOLDS_TOKEN = {"understudy-runner"}
 ZERO_DIGEST = "sha256:" + "0" * 64
 _LONG_RUNNING = {"Deployment", "StatefulSet", "DaemonSet", "InferenceService"}
-_SECRET_NAME = re.compile(r"(PASSWORD|PASSWD|SECRET|TOKEN|API_?KEY|ACCESS_KEY|CREDENTIAL)", re.IGNORECASE)
-_SECRET_VALUE = re.compile(
+SECRET_NAME = re.compile(r"(PASSWORD|PASSWD|SECRET|TOKEN|API_?KEY|ACCESS_KEY|CREDENTIAL)", re.IGNORECASE)
+SECRET_VALUE = re.compile(
     r"://[^/\s:@$({]+:[^/\s@$({]+@|AKIA[0-9A-Z]{16}|-----BEGIN [A-Z ]*PRIVATE KEY|gh[pousr]_[A-Za-z0-9]{36}"
     r"|hf_[A-Za-z0-9]{30}|xox[abprs]-|(?i:password|secret_?access_?key)\s*[=:]\s*['\"]?[^\s'\"${]{6,}"
 )
@@ -184,12 +184,12 @@ def secrets(items: list[Object]) -> Iterator[str]:
         if item["kind"] == "Secret":
             yield f"{title(item)}: secrets come from an ExternalSecret, not from Git"
         for path, text in _strings(item):
-            if _SECRET_VALUE.search(text):
+            if SECRET_VALUE.search(text):
                 yield f"{title(item)}: {path} looks like a credential"
     for pod in templates(items):
         for container in pod.containers():
             for entry in container.get("env", []):
-                if "value" in entry and _SECRET_NAME.search(entry["name"]) and not entry["name"].endswith("_FILE"):
+                if "value" in entry and SECRET_NAME.search(entry["name"]) and not entry["name"].endswith("_FILE"):
                     yield f"{pod.where} container {container['name']}: {entry['name']} has its value in Git"
 
 

@@ -54,6 +54,7 @@ def environment(name: str, root: Path = ROOT) -> dict[str, list[Object]]:
         f"k8s/clusters/{name}/infrastructure",
         f"k8s/apps/{name}",
         f"k8s/schedules/{name}",
+        "pipelines/compiled/kubernetes",
     )
     return {folder: render(root / folder) for folder in folders}
 

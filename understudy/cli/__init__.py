@@ -23,7 +23,7 @@ COMMANDS = {
     "data": ("understudy.cli.data", "Ingest, show and verify dataset versions."),
     "model": ("understudy.cli.model", "List, show and use registered models."),
     "objectives": ("understudy.cli.objectives", "The divergences: list, show, verify."),
-    "pipeline": ("understudy.cli.pipeline", "Compile the pipeline for the cluster."),
+    "pipeline": ("understudy.cli.pipeline", "The cluster: compile the pipeline, submit and cancel runs."),
     "schedule": ("understudy.cli.schedule", "Schedules on the cluster: plan, apply, trigger, budget and cost."),
     "ui": ("understudy.cli.ui", "Open MLflow's web interface on the runs of this working directory."),
     "doctor": ("understudy.cli.doctor", "Check this machine: versions, disk, memory, GPU, services."),
