@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from typing import get_args
 
 import pytest
 import torch
 from typer.testing import CliRunner
 
 from understudy.cli.objectives import app
+from understudy.config import DiscriminatorConfig, SelfPlayConfig, SftConfig
 from understudy.exact import best_of_n_proofs, preference_proofs
 from understudy.exact import verify as proofs
 from understudy.objectives import (
@@ -151,3 +153,13 @@ def test_an_added_divergence_is_one_row_and_is_proven(monkeypatch: Patch) -> Non
     monkeypatch.setitem(DIVERGENCES, "hellinger", hellinger)
     code, output = _verify(monkeypatch, 1, 5)
     assert code == 0 and output.count("gradient, hellinger") == 10
+
+
+def test_the_params_name_what_the_tables_hold() -> None:
+    tables = (
+        (SelfPlayConfig, "loss", selfplay.PREFERENCE_LOSSES),
+        (DiscriminatorConfig, "loss", discriminator.DISCRIMINATOR_LOSSES),
+        (SftConfig, "objective", likelihood.LIKELIHOODS),
+    )
+    for section, field, table in tables:
+        assert set(get_args(section.model_fields[field].annotation)) == set(table)
