@@ -10,10 +10,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from understudy.cli import gate as model_gate
 from understudy.cli import model_promotion
 from understudy.errors import ConfigError
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from understudy.platform.registry import Registry, Version
 
 app = typer.Typer(
@@ -36,18 +39,37 @@ def list_models(workdir: Workdir = WORKDIR, as_json: AsJson = False) -> None:
         typer.echo("No model is registered yet. `understudy run` trains and registers one.")
         return
     from rich.console import Console
+
+    console = Console()
+    console.print(_table(versions, console.width))
+
+
+def _table(versions: list[Version], width: int) -> Table:
+    """Return one row per version; a narrow screen loses columns, never a part of a name that one would copy."""
     from rich.table import Table
 
-    table = Table("model", "version", "aliases", "stage", "dataset", "commit", "pipeline run")
-    for version in versions:
-        tags = version.tags
-        commit = tags.get("git_commit", "")[:8] + ("+" if tags.get("git_dirty") == "true" else "")
-        aliases = ", ".join(version.aliases)
-        dataset = tags.get("dataset_md5", "")[:8]
-        table.add_row(
-            version.name, version.version, aliases, tags.get("stage"), dataset, commit, tags.get("pipeline_run")
-        )
-    Console().print(table)
+    rows = [
+        {
+            "model": version.name,
+            "version": version.version,
+            "aliases": ", ".join(version.aliases),
+            "stage": version.tags.get("stage", ""),
+            "commit": version.tags.get("git_commit", "")[:8] + ("+" if version.tags.get("git_dirty") == "true" else ""),
+            "dataset": version.tags.get("dataset_md5", "")[:8],
+            "pipeline run": version.tags.get("pipeline_run", ""),
+        }
+        for version in versions
+    ]
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    shown: list[str] = []
+    for column in rows[0]:
+        width -= max(len(text) for text in (column, *(row[column] for row in rows))) + 2
+        if width >= -2 or not shown:
+            shown.append(column)
+            table.add_column(column, no_wrap=True, overflow="fold")
+    for row in rows:
+        table.add_row(*(row[column] for column in shown))
+    return table
 
 
 @app.command()
@@ -89,6 +111,7 @@ def generate(
         typer.echo(json.dumps({"model": f"{version.name}/{version.version}", "prompt": prompt, **answer}, indent=1))
 
 
+app.command()(model_gate.gate)
 app.command()(model_promotion.promote)
 app.command()(model_promotion.rollback)
 app.command()(model_promotion.verify)

@@ -24,6 +24,7 @@ from understudy.evaluation.verdict import Contender, compare, decide
 COMPARED = (
     (Contender("aligned", "tuned"), Contender("sft", "tuned")),
     (Contender("aligned", "tuned"), Contender("sft_longer", "tuned")),
+    (Contender("aligned", "tuned"), Contender("champion", "tuned")),
     (Contender("aligned", "T=1"), Contender("sft", "T=1")),
     (Contender("aligned", "T=1"), Contender("sft", "tuned")),
     (Contender("aligned", "greedy"), Contender("sft", "greedy")),
@@ -64,7 +65,7 @@ def evaluate(
     Args:
         config: the `evaluation` section.
         seed: the run's seed; every random choice derives from it.
-        policies: names among "base", "sft", "aligned", "sft_longer", in the order of the report.
+        policies: names among "base", "sft", "aligned", "sft_longer", "champion", in the order of the report.
         models: samples and scores for a policy name.
         test: demonstrations that no policy was trained or selected on.
         validation: demonstrations on which temperatures are chosen.

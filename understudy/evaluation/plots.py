@@ -29,6 +29,7 @@ ROLES = {
     "sft": "#060606",
     "aligned": "#070707",
     "sft_longer": "#080808",
+    "champion": "#090909",
 }
 MARKERS = {"greedy": "s", "T=1": "o", "tuned": "^", EXPERT_TEXT: "*"}
 # Names under which training steps log the same thing.

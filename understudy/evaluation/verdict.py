@@ -11,7 +11,13 @@ from numpy.typing import ArrayLike
 
 from understudy.evaluation.intervals import Bootstrap, Interval
 
-LABELS = {"base": "base model", "sft": "SFT", "aligned": "aligned", "sft_longer": "SFT trained as long"}
+LABELS = {
+    "base": "base model",
+    "sft": "SFT",
+    "aligned": "aligned",
+    "sft_longer": "SFT trained as long",
+    "champion": "champion",
+}
 
 
 @dataclass(frozen=True)

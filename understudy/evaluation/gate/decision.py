@@ -109,6 +109,12 @@ def decide_scores(
     return _decision(gate, champion, challenger, references, rules + [_skipped(rule, gate) for rule in skipped])
 
 
+def strictest_level(gate: Gate, rule: Rule) -> float:
+    """Return the smallest level at which a rule may have to pass; sample sizes are planned with it."""
+    shared = isinstance(rule, PrimaryRule) and gate.primaries_needed == "any"
+    return gate.alpha / len(gate.primary) if shared else gate.alpha
+
+
 def _applicable(gate: Gate, references: Mapping[str, Scores], challenger: Scores) -> tuple[list[Rule], list[Rule]]:
     """Split the rules into those that can be asked and those for which there is no champion yet."""
     asked: list[Rule] = []
