@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from itertools import pairwise
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -43,6 +44,32 @@ class Rollouts:
         return sum(len(response) for response in self.responses)
 
 
+class Peers(Protocol):
+    """The processes that sample one batch together, each the responses to its own prompts."""
+
+    rank: int
+
+    def bounds(self, num_rows: int) -> list[int]:
+        """First row of each process, and the end."""
+
+    def gather(self, own: Tensor, sizes: Sequence[int]) -> Tensor:
+        """Rows of all processes in order: the first sizes[r] of what process r gives."""
+
+
+class Alone:
+    """One process."""
+
+    rank = 0
+
+    def bounds(self, num_rows: int) -> list[int]:
+        """All rows are its own."""
+        return [0, num_rows]
+
+    def gather(self, own: Tensor, sizes: Sequence[int]) -> Tensor:
+        """Return the own."""
+        return own
+
+
 @torch.no_grad()
 def generate(
     policy: LanguageModel,
@@ -51,10 +78,13 @@ def generate(
     generator: torch.Generator,
     responses_per_prompt: int = 1,
     on_token: Callable[[Tensor], None] | None = None,
+    peers: Peers | None = None,
 ) -> Rollouts:
     """Sample `responses_per_prompt` responses for each prompt.
 
-    Each prompt is read once and its cache repeated; finished rows leave the batch.
+    Each prompt is read once and its cache repeated; finished rows leave the batch. Several processes go token by token
+    together (sharded weights require it) and draw the noise of all rows, so that the responses do not depend on their
+    number, but for a tie within rounding.
 
     Args:
         policy: the model; its training mode is restored.
@@ -63,6 +93,7 @@ def generate(
         generator: source of randomness, on the policy's device.
         responses_per_prompt: k.
         on_token: called with the tokens of the active rows after each step, for streaming.
+        peers: the processes that sample these prompts together, with equal arguments; each gets all responses.
 
     Raises:
         ConfigError: a prompt leaves no room for a response in the model's context.
@@ -85,6 +116,7 @@ def generate(
             responses_per_prompt,
             min(settings.max_response_tokens, room),
             on_token,
+            peers or Alone(),
         )
     finally:
         policy.model.train(was_training)
@@ -92,8 +124,17 @@ def generate(
     return Rollouts(repeated, responses, finished)
 
 
-def choose_tokens(logits_BV: Tensor, settings: SamplingSettings, generator: torch.Generator) -> Tensor:
-    """Sample one token per row from temperature- and nucleus-adjusted logits, shape (B,)."""
+def choose_tokens(
+    logits_BV: Tensor, settings: SamplingSettings, generator: torch.Generator, part: tuple[int, int] | None = None
+) -> Tensor:
+    """Sample one token per row from temperature- and nucleus-adjusted logits, shape (B,).
+
+    Args:
+        logits_BV: of the rows to choose for.
+        settings: temperature and nucleus.
+        generator: source of randomness.
+        part: (first, number): the rows are those from `first` on of a batch of `number`, for which noise is drawn.
+    """
     if settings.greedy:
         return logits_BV.argmax(-1)
     probability_BV = (logits_BV.float() / settings.temperature).softmax(-1)
@@ -102,7 +143,12 @@ def choose_tokens(logits_BV: Tensor, settings: SamplingSettings, generator: torc
         # A token stays while the mass before it is below top_p, so the first always stays.
         dropped_BV = ordered_BV.cumsum(-1) - ordered_BV >= settings.top_p
         probability_BV = torch.zeros_like(probability_BV).scatter(-1, order_BV, ordered_BV.masked_fill(dropped_BV, 0))
-    return torch.multinomial(probability_BV, 1, generator=generator).squeeze(-1)
+    if part is None:
+        return torch.multinomial(probability_BV, 1, generator=generator).squeeze(-1)
+    # What multinomial does for one draw a row: the smallest of exponential waiting times with these rates.
+    first, number = part
+    waiting_BV = probability_BV.new_empty(number, probability_BV.shape[1]).exponential_(generator=generator)
+    return (probability_BV / waiting_BV[first : first + len(probability_BV)]).argmax(-1)
 
 
 def _decode(
@@ -113,15 +159,19 @@ def _decode(
     repeats: int,
     max_tokens: int,
     on_token: Callable[[Tensor], None] | None,
+    peers: Peers,
 ) -> tuple[list[list[int]], list[bool]]:
     num_rows = len(prompts) * repeats
-    attention, logits_BV, cache = _read_prompts(policy, prompts, repeats)
+    share = _Share(peers, len(prompts), repeats)
+    attention, logits_BV, cache = _read_prompts(policy, share.own(prompts), repeats)
     sampled_BT = torch.full((num_rows, max_tokens), policy.end_token_id, dtype=torch.long, device=policy.device)
     length_B = torch.full((num_rows,), max_tokens, dtype=torch.long, device=policy.device)
     finished_B = torch.zeros(num_rows, dtype=torch.bool, device=policy.device)
     rows = torch.arange(num_rows, device=policy.device)
+    share.follow(rows)
     for column in range(max_tokens):
-        tokens = choose_tokens(logits_BV, settings, generator)
+        own = choose_tokens(logits_BV[: share.size], settings, generator, share.part)
+        tokens = peers.gather(own, share.sizes)
         sampled_BT[rows, column] = tokens
         if on_token is not None:
             on_token(tokens)
@@ -136,17 +186,60 @@ def _decode(
             break
         if num_active <= 0.75 * len(rows):
             keep = active.nonzero().squeeze(-1)
-            cache.batch_select_indices(keep)
-            rows, tokens, attention = rows[keep], tokens[keep], attention[keep]
-        attention = torch.cat([attention, attention.new_ones(len(rows), 1)], dim=1)
+            own_keep = share.own_rows(keep)
+            cache.batch_select_indices(own_keep)
+            rows, tokens, attention = rows[keep], tokens[keep], attention[own_keep]
+            share.follow(rows)
+        attention = torch.cat([attention, attention.new_ones(len(attention), 1)], dim=1)
         arguments = policy.forward_arguments(attention)
         if "position_ids" in arguments:
             arguments["position_ids"] = arguments["position_ids"][:, -1:]
-        output = policy.model(input_ids=tokens.unsqueeze(1), past_key_values=cache, use_cache=True, **arguments)
+        fed = share.own_tokens(tokens, len(attention), policy.end_token_id).unsqueeze(1)
+        output = policy.model(input_ids=fed, past_key_values=cache, use_cache=True, **arguments)
         logits_BV, cache = output.logits[:, -1], output.past_key_values
     lengths = length_B.tolist()
     responses = [row[:length] for row, length in zip(sampled_BT.tolist(), lengths, strict=True)]
     return responses, finished_B.tolist()
+
+
+class _Share:
+    """Which of the rows still decoded are this process's own; a process without any decodes a stand-in."""
+
+    def __init__(self, peers: Peers, num_prompts: int, repeats: int) -> None:
+        self._peers = peers
+        self._prompts = peers.bounds(num_prompts)
+        self._bounds = [bound * repeats for bound in self._prompts]
+        self.sizes: list[int] = []
+
+    def own(self, prompts: Sequence[Sequence[int]]) -> Sequence[Sequence[int]]:
+        """The prompts of this process."""
+        rank = self._peers.rank
+        return prompts[self._prompts[rank] : self._prompts[rank + 1]] or prompts[:1]
+
+    def follow(self, rows: Tensor) -> None:
+        """Count anew which of the rows, in ascending order, belong to whom."""
+        ends = torch.searchsorted(rows, torch.tensor(self._bounds, device=rows.device)).tolist()
+        self.sizes = [end - start for start, end in pairwise(ends)]
+        self._start, self._num_rows = ends[self._peers.rank], len(rows)
+
+    @property
+    def size(self) -> int:
+        """Rows of this process."""
+        return self.sizes[self._peers.rank]
+
+    @property
+    def part(self) -> tuple[int, int] | None:
+        """Where this process's rows begin, and how many there are in all; None if all are its own."""
+        return None if len(self.sizes) == 1 else (self._start, self._num_rows)
+
+    def own_rows(self, keep: Tensor) -> Tensor:
+        """Of some positions among the rows, those of this process, counted from its first."""
+        own: Tensor = keep[(keep >= self._start) & (keep < self._start + self.size)] - self._start
+        return own if len(own) else own.new_zeros(1)
+
+    def own_tokens(self, tokens: Tensor, number: int, stand_in: int) -> Tensor:
+        """Of the tokens of all rows, those of this process."""
+        return tokens[self._start : self._start + self.size] if self.size else tokens.new_full((number,), stand_in)
 
 
 def _read_prompts(policy: LanguageModel, prompts: Sequence[Sequence[int]], repeats: int) -> tuple[Tensor, Tensor, Any]:

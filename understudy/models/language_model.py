@@ -25,12 +25,33 @@ Message = dict[str, str]
 
 @dataclass(frozen=True)
 class TokenBatch:
-    """Prompts and responses in the common layout; `mask_BT` marks response tokens, EOS included."""
+    """Prompts and responses in the common layout; `mask_BT` marks response tokens, EOS included.
+
+    Attributes:
+        ids_BS: prompt and response ids.
+        attention_BS: 1 where a column is not padding.
+        response_BT: response ids.
+        mask_BT: response tokens.
+        first_row: where these rows begin in the batch that they are a part of.
+        num_whole: rows of that batch; None: these are all.
+    """
 
     ids_BS: Tensor
     attention_BS: Tensor
     response_BT: Tensor
     mask_BT: Tensor
+    first_row: int = 0
+    num_whole: int | None = None
+
+    @property
+    def num_rows(self) -> int:
+        """Sequences, B."""
+        return self.ids_BS.shape[0]
+
+    def part(self, rows: slice) -> TokenBatch:
+        """Some consecutive rows, padded as in the whole."""
+        columns = (self.ids_BS[rows], self.attention_BS[rows], self.response_BT[rows], self.mask_BT[rows])
+        return TokenBatch(*columns, self.first_row + rows.start, self.num_whole or self.num_rows)
 
     @property
     def prompt_columns(self) -> int:

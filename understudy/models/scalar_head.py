@@ -38,7 +38,12 @@ class ScalarHead(nn.Module):
     @classmethod
     def copied_from(cls, policy: LanguageModel, num_outputs: int, dropout: float) -> ScalarHead:
         """A head on an own, trainable copy of the policy's backbone."""
-        return cls(cast(nn.Module, copy.deepcopy(policy.model.base_model)), policy, num_outputs, dropout)
+        if hasattr(policy.model, "merge_and_unload"):
+            # `base_model` of a model with adapters is their wrapper; the copy starts with them folded in.
+            backbone = copy.deepcopy(policy.model).merge_and_unload().requires_grad_(True).base_model
+        else:
+            backbone = copy.deepcopy(policy.model.base_model)
+        return cls(cast(nn.Module, backbone), policy, num_outputs, dropout)
 
     @classmethod
     def shared_with(cls, reference: LanguageModel, rank: int, num_outputs: int, dropout: float) -> ScalarHead:
@@ -64,7 +69,15 @@ class ScalarHead(nn.Module):
         hidden_BSH = self.backbone(input_ids=batch.ids_BS, use_cache=False, **arguments).last_hidden_state
         first = batch.prompt_columns - int(before)
         hidden_BTH = hidden_BSH[:, first : first + batch.response_BT.shape[1]]
-        return cast(Tensor, self.head(self.dropout(hidden_BTH)).float())
+        return cast(Tensor, self.head(self._dropped(hidden_BTH, batch)).float())
+
+    def _dropped(self, hidden_BTH: Tensor, batch: TokenBatch) -> Tensor:
+        """Dropout drawn for the whole batch, so that it does not depend on who runs which of its rows."""
+        if not self.training or self.dropout.p == 0:
+            return hidden_BTH
+        num_rows, first = batch.num_whole or batch.num_rows, batch.first_row
+        factor_BTH: Tensor = self.dropout(hidden_BTH.new_ones(num_rows, *hidden_BTH.shape[1:]))
+        return hidden_BTH * factor_BTH[first : first + batch.num_rows]
 
     def save(self, folder: Path, description: dict[str, Any]) -> None:
         """Write config.json, model.safetensors (adapters merged) and description.json."""

@@ -2,7 +2,8 @@
 
 A checkpoint is a folder `step-NNNNNNNN` with `tensors.safetensors`, `state.json` and, written last,
 `manifest.json` with their digests. It is written aside and renamed; a folder without a valid manifest is not
-one. Randomness needs no state: every step seeds itself from (run seed, step).
+one. Randomness needs no state: every step seeds itself from (run seed, step). Tensors are whole, whatever the number
+of processes that hold them or shards of them, so that a run resumes on another number.
 """
 
 from __future__ import annotations
@@ -94,11 +95,13 @@ def optimizer_tensors(name: str, optimizer: torch.optim.Optimizer) -> dict[str, 
 
 def restore_optimizer(name: str, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
     """Put back what `optimizer_tensors` saved; learning rates are a function of the step and not stored."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     state: dict[int, dict[str, Tensor]] = {}
     for key, value in tensors.items():
         if key.startswith(f"{name}."):
             index, field = key.removeprefix(f"{name}.").split(".", 1)
-            state.setdefault(int(index), {})[field] = value
+            like = parameters[int(index)]
+            state.setdefault(int(index), {})[field] = placed_like(like, value) if value.shape == like.shape else value
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
@@ -112,7 +115,22 @@ def restore_parameters(name: str, module: torch.nn.Module, tensors: Mapping[str,
     """Put back what `trainable_tensors` saved."""
     for key, value in module.named_parameters():
         if value.requires_grad:
-            value.copy_(tensors[f"{name}.{key}"])
+            value.copy_(placed_like(value, tensors[f"{name}.{key}"]))
+
+
+def whole_tensor(value: Tensor) -> Tensor:
+    """A tensor whose shards are spread over processes, as a whole in each: all must call."""
+    whole: Tensor = value.full_tensor() if hasattr(value, "full_tensor") else value
+    return whole
+
+
+def placed_like(parameter: Tensor, value: Tensor) -> Tensor:
+    """Shard a whole tensor as a parameter is, where that is sharded over processes."""
+    from torch.distributed.tensor import DTensor, distribute_tensor
+
+    if not isinstance(parameter, DTensor) or isinstance(value, DTensor):
+        return value
+    return distribute_tensor(value.to(parameter.device), parameter.device_mesh, parameter.placements)
 
 
 def _write(folder: Path, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:

@@ -69,7 +69,7 @@ class DiscriminatorTrainer:
         with state.accelerator.autocast():
             expert, policy = self._scores_of_pairs(state.train, chosen, self.module, BACKWARD)
             loss = state.objective.discriminator_loss(expert, policy)
-        state.accelerator.backward(loss)
+        state.processes.backward(loss)
         names = [state.train[sample.row].id for sample in chosen][:8]
         where = f"align round {state.round}, discriminator update on rows {names}"
         value = float(loss.detach())
@@ -92,7 +92,8 @@ class DiscriminatorTrainer:
         both = []
         for responses in ([examples[s.row].response for s in chosen], [s.response for s in chosen]):
             batch = policy.batch(prompts, responses)
-            both.append(self.scores(module(batch), self._logp_for_form(batch), batch.mask_BT, rows))
+            output_BTn = self.state.processes.over_rows(module, batch)
+            both.append(self.scores(output_BTn, self._logp_for_form(batch), batch.mask_BT, rows))
             self.state.count(passes, batch.num_tokens)
         return both[0], both[1]
 
@@ -101,7 +102,7 @@ class DiscriminatorTrainer:
         if self.state.objective.form == "plain":
             return torch.zeros_like(batch.mask_BT, dtype=torch.float32)
         self.state.count(FORWARD, batch.num_tokens)
-        return self.state.policy.response_logps(batch)
+        return self.state.processes.over_rows(self.state.policy.response_logps, batch)
 
 
 def auc(expert_N: Tensor, policy_M: Tensor) -> float:

@@ -7,13 +7,18 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import Any
 
 import torch
 
 from understudy.errors import Preempted, TrainingDiverged
 from understudy.tracker import Tracker
-from understudy.training.checkpoint import Checkpoints
+from understudy.training.checkpoint import Checkpoint, Checkpoints, whole_tensor
+from understudy.training.processes import Processes
+
+# Others wait this long for process 0 to publish, and for a peer that died without a word.
+_PATIENCE = timedelta(minutes=30)
 
 
 @dataclass
@@ -25,6 +30,10 @@ class Loop:
     checkpoints: Checkpoints
     should_stop: Callable[[], bool] = lambda: False
     history: list[dict[str, float]] = field(default_factory=list)
+    processes: Processes = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.processes = Processes(self.accelerator)
 
     def log(self, step: int, metrics: Mapping[str, float], timings: Mapping[str, float]) -> None:
         """Report to the tracker and keep what does not depend on the clock as the run's history."""
@@ -32,24 +41,30 @@ class Loop:
         # A resumed run measures once more what it measured just before it was stopped.
         if not self.history or self.history[-1] != entry:
             self.history.append(entry)
-        if self.accelerator.is_main_process:
+        if self.processes.is_main:
             self.tracker.log(step, {**metrics, **timings})
 
     def progress(self, done: int, total: int, unit: str, shown: Mapping[str, float]) -> None:
         """Report progress from the main process."""
-        if self.accelerator.is_main_process:
+        if self.processes.is_main:
             self.tracker.progress(done, total, unit, shown)
 
+    def latest(self) -> Checkpoint | None:
+        """The newest checkpoint, in every process."""
+        return self.processes.from_main(lambda: self.checkpoints.latest(self.accelerator.device))
+
+    def save(self, step: int, tensors: Mapping[str, torch.Tensor], state: Mapping[str, Any]) -> None:
+        """Write a checkpoint from the main process; returns in all when it is on disk."""
+        whole = self.processes.whole(tensors)
+        self.processes.on_main(lambda: self.checkpoints.save(step, whole, state))
+
     def stop_if_asked(self, save: Callable[[], None], step: int, unit: str) -> None:
-        """Save and raise when a signal asked to stop; all processes agree.
+        """Save and raise when a signal asked any process to stop; all stop at the same step.
 
         Raises:
             Preempted: after the state was saved.
         """
-        asked = torch.tensor([float(self.should_stop())], device=self.accelerator.device)
-        if self.accelerator.num_processes > 1:
-            asked = self.accelerator.reduce(asked, reduction="sum")
-        if asked.item() > 0:
+        if self.processes.any(self.should_stop()):
             save()
             raise Preempted(f"Stopped at {unit} {step}; the state is saved. Run the same command again to resume.")
 
@@ -57,9 +72,14 @@ class Loop:
 def create_accelerator(precision: str, device: str) -> Any:
     """Accelerate for device, precision and several processes."""
     from accelerate import Accelerator
+    from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 
     mixed = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}[precision]
-    return Accelerator(mixed_precision=mixed, cpu=device == "cpu" or not torch.cuda.is_available())
+    # Buffers (rotary frequencies) are equal from the start; to send them in each pass costs time, and breaks two
+    # passes before one backward.
+    handlers = [DistributedDataParallelKwargs(broadcast_buffers=False), InitProcessGroupKwargs(timeout=_PATIENCE)]
+    cpu = device == "cpu" or not torch.cuda.is_available()
+    return Accelerator(mixed_precision=mixed, cpu=cpu, kwargs_handlers=handlers)
 
 
 def step_seed(seed: int, *path: str | int) -> int:
@@ -104,7 +124,8 @@ def finite_update(
         TrainingDiverged: the loss or the norm is not finite; nothing was updated.
     """
     trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    norm = float(accelerator.clip_grad_norm_(trained, max_grad_norm))
+    clipped = accelerator.clip_grad_norm_(trained, max_grad_norm)
+    norm = float(whole_tensor(clipped))
     if not (math.isfinite(loss) and math.isfinite(norm)):
         raise TrainingDiverged(
             f"{where}: loss is {loss}, gradient norm is {norm}; nothing was updated. "

@@ -7,9 +7,8 @@ Shapes: B sequences (k responses a prompt, next to each other), T response colum
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -17,109 +16,18 @@ from torch import Tensor
 from understudy.models.language_model import TokenBatch
 from understudy.models.scalar_head import ScalarHead
 from understudy.objectives.best_of_n import select_best
-from understudy.objectives.discriminator import DiscriminatorScores
 from understudy.objectives.likelihood import token_nll
 from understudy.objectives.policy_gradient import kl_penalty_to_reference, policy_gradient_loss
 from understudy.objectives.ppo import fold_absorbing, generalised_advantage, ppo_clip_loss, value_loss
 from understudy.objectives.selfplay import PREFERENCE_LOSSES, PreferencePairs
 from understudy.training.discriminating import DiscriminatorTrainer, last_logits
-from understudy.training.loop import finite_update, learning_rate, set_learning_rate, step_seed
+from understudy.training.loop import finite_update, step_seed
 from understudy.training.replay import Sample
 from understudy.training.state import BACKWARD, FORWARD, AlignState
+from understudy.training.updating import PolicyUpdate, Scored, Update, same_width
 
 
-class PolicyUpdate(Protocol):
-    """Improves the policy with the samples of a round."""
-
-    def update(self, samples: list[Sample]) -> dict[str, float]:
-        """Run this round's updates; returns the numbers to report."""
-
-
-@dataclass(frozen=True)
-class Scored:
-    """What the networks say of a round's samples before the policy moves."""
-
-    logp_BT: Tensor
-    reference_BT: Tensor
-    mask_BT: Tensor
-    finished_B: Tensor
-    scores: DiscriminatorScores
-
-    def report(self) -> dict[str, float]:
-        """Numbers that every update reports."""
-        num = self.mask_BT.shape[0]
-        return {
-            "kl": float(kl_penalty_to_reference(self.logp_BT, self.reference_BT)[self.mask_BT].sum()) / num,
-            "entropy": -float(self.logp_BT[self.mask_BT].mean()),
-            "response_tokens": float(self.mask_BT.sum()) / num,
-            "finished": float(self.finished_B.float().mean()),
-        }
-
-
-class _Update:
-    """What all updates share: the policy's optimiser, scoring of samples, accumulation over micro-batches."""
-
-    def __init__(self, state: AlignState, discriminator: DiscriminatorTrainer) -> None:
-        self.state, self.discriminator = state, discriminator
-        config = state.config
-        self.module, self.optimizer = state.register(
-            "policy", state.policy.model, config.learning_rate, config.weight_decay
-        )
-
-    @property
-    def kl_coefficient(self) -> float:
-        """Beta of this round, annealed linearly."""
-        config = self.state.config
-        fraction = self.state.policy_round / max(1, config.num_rounds - 1)
-        return config.kl_coefficient_start + fraction * (config.kl_coefficient_end - config.kl_coefficient_start)
-
-    @torch.no_grad()
-    def score(self, samples: list[Sample]) -> Scored:
-        """Log-probabilities under policy and reference, and discriminator scores."""
-        state, models = self.state, self.state.models
-        models.policy.model.eval()
-        models.discriminator.eval()
-        pieces = []
-        for batch in state.micro_batches(samples):
-            with state.accelerator.autocast():
-                logp_bt = models.policy.response_logps(batch)
-                with models.reference.without_adapters():
-                    reference_bt = models.reference.response_logps(batch)
-                pieces.append((logp_bt, reference_bt, batch.mask_BT, models.discriminator(batch)))
-            state.count(3 * FORWARD, batch.num_tokens)
-        logp_BT, reference_BT, mask_BT, output_BTn = (
-            torch.cat(_same_width(column)) for column in zip(*pieces, strict=True)
-        )
-        finished_B = torch.tensor([sample.finished for sample in samples], device=mask_BT.device)
-        scores = self.discriminator.scores(output_BTn, logp_BT, mask_BT, [sample.row for sample in samples])
-        return Scored(logp_BT, reference_BT, mask_BT, finished_B, scores)
-
-    def accumulate(self, samples: list[Sample], loss_of: Callable[[Tensor, TokenBatch, slice], Tensor]) -> float:
-        """Backward the mean over samples of `loss_of(logp_bt, batch, rows)`; returns its value."""
-        state, total, start = self.state, 0.0, 0
-        for batch in state.micro_batches(samples):
-            rows = slice(start, start + batch.mask_BT.shape[0])
-            with state.accelerator.autocast():
-                logp_bt = state.policy.response_logps(batch, self.module)
-            loss = loss_of(logp_bt, batch, rows) * (batch.mask_BT.shape[0] / len(samples))
-            state.accelerator.backward(loss)
-            total, start = total + float(loss.detach()), rows.stop
-            state.count(BACKWARD, batch.num_tokens)
-        return total
-
-    def step(self, loss: float) -> dict[str, float]:
-        """Apply the accumulated gradient."""
-        state, config = self.state, self.state.config
-        rate = learning_rate(
-            state.policy_round, config.num_rounds, config.learning_rate, config.schedule, config.warmup_fraction
-        )
-        set_learning_rate(self.optimizer, rate)
-        where = f"align round {state.round}, policy update"
-        norm = finite_update(state.accelerator, state.policy.model, self.optimizer, config.max_grad_norm, loss, where)
-        return {"policy_loss": loss, "policy_gradient_norm": norm, "learning_rate": rate}
-
-
-class LeaveOneOut(_Update):
+class LeaveOneOut(Update):
     """Policy gradient on reward - beta * log(policy / reference), leave-one-out baseline (RLOO, no std)."""
 
     def update(self, samples: list[Sample]) -> dict[str, float]:
@@ -142,7 +50,7 @@ class LeaveOneOut(_Update):
         return scored.report() | numbers | {"kl_coefficient": beta} | self.step(loss)
 
 
-class ClippedPpo(_Update):
+class ClippedPpo(Update):
     """PPO-clip with a value head (source note 2.4), several epochs over the round's samples."""
 
     def __init__(self, state: AlignState, discriminator: DiscriminatorTrainer) -> None:
@@ -202,30 +110,32 @@ class ClippedPpo(_Update):
     def _values(self, samples: list[Sample]) -> Tensor:
         self.value.eval()
         pieces = []
-        for batch in self.state.micro_batches(samples):
-            pieces.append(self.value(batch, before=True)[..., 0])
+        for batch in (micro.batch for micro in self.state.micro_batches(samples)):
+            pieces.append(self.state.processes.over_rows(partial(self.value, before=True), batch)[..., 0])
             self.state.count(FORWARD, batch.num_tokens)
-        return torch.cat(_same_width(pieces))
+        return torch.cat(same_width(pieces))
 
     def _fit_value(self, samples: list[Sample], old_BT: Tensor, return_BT: Tensor) -> dict[str, float]:
-        state, total, start = self.state, 0.0, 0
-        for batch in state.micro_batches(samples):
-            count, width = batch.mask_BT.shape
-            rows = slice(start, start + count)
-            with state.accelerator.autocast():
-                value_bt = self.value_module(batch, before=True)[..., 0]
-            loss = value_loss(value_bt, old_BT[rows, :width], return_BT[rows, :width], batch.mask_BT)
-            loss = loss * (count / len(samples))
-            state.accelerator.backward(loss)
-            total, start = total + float(loss.detach()), rows.stop
-            state.count(BACKWARD, batch.num_tokens)
+        def loss_of(value_bt: Tensor, batch: TokenBatch, rows: slice) -> Tensor:
+            width = value_bt.shape[1]
+            return value_loss(value_bt, old_BT[rows, :width], return_BT[rows, :width], batch.mask_BT)
+
+        state, total = self.state, 0.0
+        for micro in state.micro_batches(samples):
+            with state.processes.accumulating(self.value_module, micro.last):
+                with state.accelerator.autocast():
+                    value_bt = state.processes.over_rows(partial(self.value_module, before=True), micro.batch)[..., 0]
+                loss = micro.mean(value_bt, loss_of)
+                state.processes.backward(loss)
+            total += float(loss.detach())
+            state.count(BACKWARD, micro.batch.num_tokens)
         where = f"align round {state.round}, value update"
         limit = state.config.max_grad_norm
         finite_update(state.accelerator, self.value, self.value_optimizer, limit, total, where)
         return {"value_loss": total}
 
 
-class BestOfN(_Update):
+class BestOfN(Update):
     """Iterative supervised learning (source note [5, 6]): fine-tune on the discriminator's best of k samples."""
 
     def update(self, samples: list[Sample]) -> dict[str, float]:
@@ -243,7 +153,7 @@ class BestOfN(_Update):
         return scored.report() | {"reward": float(score_B.mean())} | self.step(loss)
 
 
-class SelfPlay(_Update):
+class SelfPlay(Update):
     """The expert's response against the policy's own (SPIN, IPO, KTO, SLiC); the opponent is this round's start."""
 
     def update(self, samples: list[Sample]) -> dict[str, float]:
@@ -262,7 +172,7 @@ class SelfPlay(_Update):
                 opponent_sample_B[rows],
             )
             loss = PREFERENCE_LOSSES[settings.loss](pairs, beta=settings.beta)
-            state.accelerator.backward(loss)
+            state.processes.backward(loss)
             margin_B = (pairs.expert_ratio_B - pairs.sample_ratio_B).detach()
             numbers = self.step(float(loss.detach())) | {"reward": settings.beta * float(margin_B.mean())}
         return scored.report() | numbers
@@ -270,16 +180,15 @@ class SelfPlay(_Update):
     @torch.no_grad()
     def _sequence_logps(self, samples: list[Sample]) -> Tensor:
         pieces = []
-        for batch in self.state.micro_batches(samples):
-            pieces.append(self.state.policy.response_logps(batch).sum(dim=1))
+        for batch in (micro.batch for micro in self.state.micro_batches(samples)):
+            pieces.append(self.state.processes.over_rows(self.state.policy.response_logps, batch).sum(dim=1))
             self.state.count(FORWARD, batch.num_tokens)
         return torch.cat(pieces)
 
     def _with_gradient(self, samples: list[Sample]) -> Tensor:
         pieces = []
-        for batch in self.state.micro_batches(samples):
-            with self.state.accelerator.autocast():
-                pieces.append(self.state.policy.response_logps(batch, self.module).sum(dim=1))
+        for batch in (micro.batch for micro in self.state.micro_batches(samples)):
+            pieces.append(self.logps_with_gradient(batch).sum(dim=1))
             self.state.count(BACKWARD, batch.num_tokens)
         return torch.cat(pieces)
 
@@ -290,12 +199,3 @@ POLICY_UPDATES: dict[str, Callable[[AlignState, DiscriminatorTrainer], PolicyUpd
     "best_of_n": BestOfN,
     "selfplay": SelfPlay,
 }
-
-
-def _same_width(tensors: Sequence[Any]) -> list[Tensor]:
-    """Pad (b, T) or (b, T, n) tensors with zeros to the widest T."""
-    width = max(tensor.shape[1] for tensor in tensors)
-    return [
-        torch.cat([tensor, tensor.new_zeros(tensor.shape[0], width - tensor.shape[1], *tensor.shape[2:])], dim=1)
-        for tensor in tensors
-    ]

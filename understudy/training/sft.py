@@ -6,7 +6,6 @@ curve for any split of a step into micro-batches and processes.
 
 from __future__ import annotations
 
-import contextlib
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -36,6 +35,7 @@ from understudy.training.loop import (
     set_learning_rate,
     step_seed,
 )
+from understudy.training.processes import Processes
 
 _BACKWARD_PASSES = 3  # forward 1 + backward 2, the usual count
 
@@ -104,7 +104,7 @@ class _SftRun:
     ) -> None:
         self.policy, self.train, self.validation = policy, train, validation
         self.config, self.seed, self.loop = config, seed, loop
-        self.accelerator = loop.accelerator
+        self.accelerator, self.processes = loop.accelerator, loop.processes
         optimizer = create_optimizer(policy.model, config.learning_rate, config.weight_decay)
         self.module, self.optimizer = self.accelerator.prepare(policy.model, optimizer)
         self.lengths = [example.num_tokens for example in train]
@@ -126,7 +126,7 @@ class _SftRun:
 
     def resume(self) -> None:
         """Continue from the newest checkpoint, if there is one."""
-        checkpoint = self.loop.checkpoints.latest(self.accelerator.device)
+        checkpoint = self.loop.latest()
         if checkpoint is not None:
             restore_parameters("policy", self.policy.model, checkpoint.tensors)
             restore_optimizer("optimizer", self.optimizer, checkpoint.tensors)
@@ -141,8 +141,6 @@ class _SftRun:
 
     def save(self) -> None:
         """Write a checkpoint."""
-        if not self.accelerator.is_main_process:
-            return
         tensors = trainable_tensors("policy", self.policy.model) | optimizer_tensors("optimizer", self.optimizer)
         tensors |= {f"best.{name}": value for name, value in self.best.items()}
         state = {
@@ -152,26 +150,24 @@ class _SftRun:
             "seconds": self.seconds_before + self.watch.seconds,
             "history": self.loop.history,
         }
-        self.loop.checkpoints.save(self.step, tensors, state)
+        self.loop.save(self.step, tensors, state)
 
     def update(self) -> None:
         """One optimiser step over `micro_batches_per_step` micro-batches."""
-        config, accelerator = self.config, self.accelerator
+        config, accelerator, processes = self.config, self.accelerator, self.processes
         indices = list(islice(self.batches, config.micro_batches_per_step))
         chosen = [[self.train[index] for index in batch] for batch in indices]
-        mine = chosen[accelerator.process_index :: accelerator.num_processes]
+        mine = processes.deal(chosen)
         weight = sum(self._weight(examples) for examples in chosen)
-        torch.manual_seed(step_seed(self.seed, "sft", self.step, accelerator.process_index))
+        torch.manual_seed(step_seed(self.seed, "sft", self.step, processes.rank))
         self.policy.model.train()
         loss_sum = torch.zeros((), device=accelerator.device)
-        for index, examples in enumerate(mine):
-            last = index + 1 == len(mine)
-            with contextlib.nullcontext() if last else accelerator.no_sync(self.module), accelerator.autocast():
-                nll_sum = self._nll(self._batch(examples))[0]
-                # Distributed wrappers average gradients over processes; the sum is wanted.
-                accelerator.backward(nll_sum * accelerator.num_processes / weight)
+        for index, (examples, own) in enumerate(mine):
+            with processes.accumulating(self.module, last=index + 1 == len(mine)), accelerator.autocast():
+                nll_sum = self._nll(self._batch(examples))[0] * own
+                processes.backward(nll_sum / weight)
             loss_sum += nll_sum.detach()
-        loss = float(accelerator.reduce(loss_sum, reduction="sum")) / weight
+        loss = processes.total(float(loss_sum)) / weight
         rate = learning_rate(self.step, self.total_steps, config.learning_rate, config.schedule, config.warmup_fraction)
         set_learning_rate(self.optimizer, rate)
         where = f"sft step {self.step}, rows {[example.id for batch in chosen for example in batch][:8]}"
@@ -190,7 +186,9 @@ class _SftRun:
         if not self.validation:
             return
         self.policy.model.eval()
-        nll = validation_nll(self.policy, self.validation, self.config.batch_tokens, self.accelerator.autocast)
+        nll = validation_nll(
+            self.policy, self.validation, self.config.batch_tokens, self.accelerator.autocast, self.processes
+        )
         if nll < self.best_nll:
             self.best_nll, self.best_step = nll, self.step
             weights = trainable_tensors("", self.policy.model)
@@ -239,14 +237,20 @@ class _SftRun:
 
 @torch.no_grad()
 def validation_nll(
-    policy: LanguageModel, examples: Sequence[Example], batch_tokens: int, autocast: Callable[[], Any]
+    policy: LanguageModel,
+    examples: Sequence[Example],
+    batch_tokens: int,
+    autocast: Callable[[], Any],
+    processes: Processes | None = None,
 ) -> float:
-    """Token-mean NLL of expert responses in nats."""
-    total, count = 0.0, 0
-    for indices in length_bucketed_batches([example.num_tokens for example in examples], batch_tokens, seed=0, epoch=0):
+    """Token-mean NLL of expert responses in nats; several processes share the work and get the same number."""
+    lengths = [example.num_tokens for example in examples]
+    batches = length_bucketed_batches(lengths, batch_tokens, seed=0, epoch=0)
+    total = 0.0
+    for indices, own in processes.deal(batches) if processes else ((batch, True) for batch in batches):
         chosen = [examples[index] for index in indices]
         with autocast():
             batch = policy.batch([e.prompt for e in chosen], [e.response for e in chosen])
-            total -= float(policy.response_logps(batch).double().sum())
-        count += int(batch.mask_BT.sum())
-    return total / count
+            total -= own * float(policy.response_logps(batch).double().sum())
+    total = processes.total(total) if processes else total
+    return total / sum(len(example.response) for example in examples)

@@ -6,12 +6,12 @@ Shapes: B sequences (k responses a prompt, next to each other), T response colum
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from understudy.config import AlignConfig
 from understudy.errors import ConfigError
@@ -27,10 +27,40 @@ from understudy.training.checkpoint import (
 )
 from understudy.training.examples import Example
 from understudy.training.loop import Loop, Stopwatch, create_optimizer, step_seed
+from understudy.training.processes import Processes
 from understudy.training.replay import Replay, Sample
 
-_MICRO_BATCH_TOKENS = 8192
+_MICRO_BATCH_TOKENS = 8192  # in one process
 FORWARD, BACKWARD = 1, 3  # token passes: a forward pass or a sampled token; a forward and a backward pass
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """Consecutive samples that go through the networks at once.
+
+    Attributes:
+        batch: their tokens.
+        parts: these rows, counted within the batch, in the portions that one process takes at once: means over a
+            micro-batch are taken over these, so that they do not depend on the number of processes.
+        first: the first of these rows among all samples.
+        num_samples: samples in all.
+        last: whether none follows.
+    """
+
+    batch: TokenBatch
+    parts: list[slice]
+    first: int
+    num_samples: int
+    last: bool
+
+    def mean(self, output_BT: Tensor, loss_of: Callable[[Tensor, TokenBatch, slice], Tensor]) -> Tensor:
+        """The share of these rows in the mean over all samples of loss_of(output, batch, rows among all samples)."""
+        total = output_BT.new_zeros(())
+        for rows in self.parts:
+            count = rows.stop - rows.start
+            among_all = slice(self.first + rows.start, self.first + rows.stop)
+            total = total + loss_of(output_BT[rows], self.batch.part(rows), among_all) * (count / self.num_samples)
+        return total
 
 
 @dataclass(frozen=True)
@@ -80,6 +110,11 @@ class AlignState:
         return self.loop.accelerator
 
     @property
+    def processes(self) -> Processes:
+        """Who runs which rows."""
+        return self.loop.processes
+
+    @property
     def total_rounds(self) -> int:
         """Warm-up rounds of the discriminator and rounds of the policy."""
         return self.config.discriminator.warmup_rounds + self.config.num_rounds
@@ -103,7 +138,7 @@ class AlignState:
 
     def resume(self) -> None:
         """Continue from the newest checkpoint, if there is one."""
-        checkpoint = self.loop.checkpoints.latest(self.accelerator.device)
+        checkpoint = self.loop.latest()
         if checkpoint is None:
             return
         for name, module in self.modules.items():
@@ -117,8 +152,6 @@ class AlignState:
 
     def save(self) -> None:
         """Write a checkpoint."""
-        if not self.accelerator.is_main_process:
-            return
         tensors = self.replay.tensors()
         for name, module in self.modules.items():
             tensors |= trainable_tensors(name, module)
@@ -129,7 +162,7 @@ class AlignState:
             "held_out_auc": self.held_out_auc,
             "history": self.loop.history,
         }
-        self.loop.checkpoints.save(self.round, tensors, state)
+        self.loop.save(self.round, tensors, state)
 
     def seed_step(self, *purpose: str | int) -> None:
         """Make what follows a function of the run's seed, the purpose and the round."""
@@ -146,18 +179,21 @@ class AlignState:
         generator = torch.Generator(self.accelerator.device).manual_seed(step_seed(self.seed, purpose, self.round))
         prompts = [examples[row].prompt for row in rows]
         with self.accelerator.autocast():
-            rollouts = generate(self.policy, prompts, self.sampling, generator, repeats)
+            rollouts = generate(self.policy, prompts, self.sampling, generator, repeats, peers=self.processes)
         self.count(FORWARD, sum(map(len, prompts)) + rollouts.num_tokens)
         repeated = [row for row in rows for _ in range(repeats)]
         return [Sample(*item) for item in zip(repeated, rollouts.responses, rollouts.finished, strict=True)]
 
-    def micro_batches(self, samples: Sequence[Sample]) -> Iterator[TokenBatch]:
-        """Consecutive samples under a token budget, in order."""
+    def micro_batches(self, samples: Sequence[Sample]) -> Iterator[MicroBatch]:
+        """Consecutive samples under a token budget for each process, in order."""
         longest = max(len(self.train[s.row].prompt) + len(s.response) for s in samples)
         size = max(1, _MICRO_BATCH_TOKENS // longest)
-        for start in range(0, len(samples), size):
-            part = samples[start : start + size]
-            yield self.policy.batch([self.train[s.row].prompt for s in part], [s.response for s in part])
+        step = size * self.processes.count
+        for start in range(0, len(samples), step):
+            some = samples[start : start + step]
+            batch = self.policy.batch([self.train[s.row].prompt for s in some], [s.response for s in some])
+            parts = [slice(first, min(first + size, len(some))) for first in range(0, len(some), size)]
+            yield MicroBatch(batch, parts, start, len(samples), start + step >= len(samples))
 
     def as_expert(self, samples: Sequence[Sample]) -> list[Sample]:
         """The expert's responses to the prompts of some samples."""

@@ -1,0 +1,126 @@
+"""What all policy updates share: the policy's optimiser, scoring of samples, accumulation over micro-batches.
+
+Shapes: B sequences (k responses a prompt, next to each other), T response columns; b, t within a micro-batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from understudy.models.language_model import TokenBatch
+from understudy.objectives.discriminator import DiscriminatorScores
+from understudy.objectives.policy_gradient import kl_penalty_to_reference
+from understudy.training.discriminating import DiscriminatorTrainer
+from understudy.training.loop import finite_update, learning_rate, set_learning_rate
+from understudy.training.replay import Sample
+from understudy.training.state import BACKWARD, FORWARD, AlignState
+
+
+class PolicyUpdate(Protocol):
+    """Improves the policy with the samples of a round."""
+
+    def update(self, samples: list[Sample]) -> dict[str, float]:
+        """Run this round's updates; returns the numbers to report."""
+
+
+@dataclass(frozen=True)
+class Scored:
+    """What the networks say of a round's samples before the policy moves."""
+
+    logp_BT: Tensor
+    reference_BT: Tensor
+    mask_BT: Tensor
+    finished_B: Tensor
+    scores: DiscriminatorScores
+
+    def report(self) -> dict[str, float]:
+        """Numbers that every update reports."""
+        num = self.mask_BT.shape[0]
+        return {
+            "kl": float(kl_penalty_to_reference(self.logp_BT, self.reference_BT)[self.mask_BT].sum()) / num,
+            "entropy": -float(self.logp_BT[self.mask_BT].mean()),
+            "response_tokens": float(self.mask_BT.sum()) / num,
+            "finished": float(self.finished_B.float().mean()),
+        }
+
+
+class Update:
+    """What all updates share: the policy's optimiser, scoring of samples, accumulation over micro-batches."""
+
+    def __init__(self, state: AlignState, discriminator: DiscriminatorTrainer) -> None:
+        self.state, self.discriminator = state, discriminator
+        config = state.config
+        self.module, self.optimizer = state.register(
+            "policy", state.policy.model, config.learning_rate, config.weight_decay
+        )
+
+    @property
+    def kl_coefficient(self) -> float:
+        """Beta of this round, annealed linearly."""
+        config = self.state.config
+        fraction = self.state.policy_round / max(1, config.num_rounds - 1)
+        return config.kl_coefficient_start + fraction * (config.kl_coefficient_end - config.kl_coefficient_start)
+
+    @torch.no_grad()
+    def score(self, samples: list[Sample]) -> Scored:
+        """Log-probabilities under policy and reference, and discriminator scores."""
+        state, models = self.state, self.state.models
+        models.policy.model.eval()
+        models.discriminator.eval()
+        pieces, over_rows = [], state.processes.over_rows
+        for batch in (micro.batch for micro in state.micro_batches(samples)):
+            with state.accelerator.autocast():
+                logp_bt = over_rows(models.policy.response_logps, batch)
+                with models.reference.without_adapters():
+                    reference_bt = over_rows(models.reference.response_logps, batch)
+                pieces.append((logp_bt, reference_bt, batch.mask_BT, over_rows(models.discriminator, batch)))
+            state.count(3 * FORWARD, batch.num_tokens)
+        logp_BT, reference_BT, mask_BT, output_BTn = (
+            torch.cat(same_width(column)) for column in zip(*pieces, strict=True)
+        )
+        finished_B = torch.tensor([sample.finished for sample in samples], device=mask_BT.device)
+        scores = self.discriminator.scores(output_BTn, logp_BT, mask_BT, [sample.row for sample in samples])
+        return Scored(logp_BT, reference_BT, mask_BT, finished_B, scores)
+
+    def accumulate(self, samples: list[Sample], loss_of: Callable[[Tensor, TokenBatch, slice], Tensor]) -> float:
+        """Backward the mean over samples of `loss_of(logp_bt, batch, rows)`; returns its value."""
+        state, total = self.state, 0.0
+        for micro in state.micro_batches(samples):
+            with state.processes.accumulating(self.module, micro.last):
+                logp_bt = self.logps_with_gradient(micro.batch)
+                loss = micro.mean(logp_bt, loss_of)
+                state.processes.backward(loss)
+            total += float(loss.detach())
+            state.count(BACKWARD, micro.batch.num_tokens)
+        return total
+
+    def logps_with_gradient(self, batch: TokenBatch) -> Tensor:
+        """Log-probabilities of the whole batch, shape (b, t); the gradient is that of this process's rows."""
+        state = self.state
+        with state.accelerator.autocast():
+            return state.processes.over_rows(lambda own: state.policy.response_logps(own, self.module), batch)
+
+    def step(self, loss: float) -> dict[str, float]:
+        """Apply the accumulated gradient."""
+        state, config = self.state, self.state.config
+        rate = learning_rate(
+            state.policy_round, config.num_rounds, config.learning_rate, config.schedule, config.warmup_fraction
+        )
+        set_learning_rate(self.optimizer, rate)
+        where = f"align round {state.round}, policy update"
+        norm = finite_update(state.accelerator, state.policy.model, self.optimizer, config.max_grad_norm, loss, where)
+        return {"policy_loss": loss, "policy_gradient_norm": norm, "learning_rate": rate}
+
+
+def same_width(tensors: Sequence[Any]) -> list[Tensor]:
+    """Pad (b, T) or (b, T, n) tensors with zeros to the widest T."""
+    width = max(tensor.shape[1] for tensor in tensors)
+    return [
+        torch.cat([tensor, tensor.new_zeros(tensor.shape[0], width - tensor.shape[1], *tensor.shape[2:])], dim=1)
+        for tensor in tensors
+    ]
