@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -168,13 +168,18 @@ class LanguageModel:
             return cast("contextlib.AbstractContextManager[None]", self.model.disable_adapter())
         return contextlib.nullcontext()
 
-    def save(self, folder: Path) -> None:
-        """Write a plain Hugging Face folder (safetensors); adapters are merged into the weights."""
+    def save(self, folder: Path, weights: Mapping[str, Tensor] | None = None) -> None:
+        """Write a plain Hugging Face folder (safetensors); adapters are merged into the weights.
+
+        Args:
+            folder: to write to.
+            weights: the whole weights by name, where the model holds only shards of them.
+        """
         model = self.model
         if hasattr(model, "merge_and_unload"):
             # A copy, so that a run can go on training after it saved.
             model = copy.deepcopy(model).merge_and_unload()
-        model.save_pretrained(folder, safe_serialization=True)
+        model.save_pretrained(folder, safe_serialization=True, **({"state_dict": dict(weights)} if weights else {}))
         self.tokenizer.save_pretrained(folder)
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -26,6 +27,8 @@ class ScalarHead(nn.Module):
     def __init__(self, backbone: nn.Module, layout: LanguageModel, num_outputs: int, dropout: float) -> None:
         super().__init__()
         self.backbone = backbone
+        # What sharding asks a model for: the layers that are gathered one at a time.
+        self._no_split_modules = getattr(backbone, "_no_split_modules", None)
         self.dropout = nn.Dropout(dropout)
         hidden_size = backbone.config.get_text_config().hidden_size  # type: ignore[union-attr,operator]
         self.head = nn.Linear(hidden_size, num_outputs)
@@ -79,8 +82,14 @@ class ScalarHead(nn.Module):
         factor_BTH: Tensor = self.dropout(hidden_BTH.new_ones(num_rows, *hidden_BTH.shape[1:]))
         return hidden_BTH * factor_BTH[first : first + batch.num_rows]
 
-    def save(self, folder: Path, description: dict[str, Any]) -> None:
-        """Write config.json, model.safetensors (adapters merged) and description.json."""
+    def save(self, folder: Path, description: dict[str, Any], weights: Mapping[str, Tensor] | None = None) -> None:
+        """Write config.json, model.safetensors (adapters merged) and description.json.
+
+        Args:
+            folder: to write to, created.
+            description: what the outputs mean.
+            weights: the whole weights by name, where this module holds only shards of them.
+        """
         from safetensors.torch import save_file
 
         folder.mkdir(parents=True, exist_ok=True)
@@ -90,7 +99,8 @@ class ScalarHead(nn.Module):
         backbone.config.save_pretrained(folder)
         named = {f"backbone.{name}": value for name, value in backbone.named_parameters()}
         named |= {f"head.{name}": value for name, value in self.head.named_parameters()}
-        tensors = {name: value.detach().cpu().contiguous() for name, value in named.items()}
+        whole = {name: weights[name] for name in named} if weights else named
+        tensors = {name: value.detach().cpu().contiguous() for name, value in whole.items()}
         save_file(tensors, folder / "model.safetensors")
         text = json.dumps({"num_outputs": self.head.out_features, **description}, indent=1, sort_keys=True)
         (folder / "description.json").write_text(text, encoding="utf-8")

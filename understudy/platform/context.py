@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any
 
 from understudy.errors import ConfigError, Preempted, UnderstudyError
 from understudy.platform.budget import report
-from understudy.platform.events import FILE_NAME, CompositeTracker, EventLog, EventTracker
+from understudy.platform.events import FILE_NAME, CompositeTracker, EventLog, EventTracker, Kind
 from understudy.platform.workdir import current, new_run_id, run_folder, step_lock
 from understudy.records import Record
 from understudy.tracker import Tracker
@@ -39,8 +39,16 @@ if TYPE_CHECKING:
     from understudy.platform.tracking import MlflowTracker
 
 STOP_NAME = "stop"
+UNTRACKED = ("preflight", "champion")  # they ask and compute nothing; MLflow would cost them seconds
 FAILURE_NAME = "failure.json"
 RESUME = "Run the same command again to resume."
+
+
+class _SilentLog(EventLog):
+    """The event log of a process that does not report."""
+
+    def write(self, step: str, kind: Kind, **values: Any) -> None:
+        """Ignore."""
 
 
 @dataclass(frozen=True)
@@ -66,8 +74,8 @@ class RunFolder:
 
     @property
     def events(self) -> EventLog:
-        """The run's event log."""
-        return EventLog(self.path / FILE_NAME)
+        """The run's event log; of a step's several processes the first alone writes to it."""
+        return (EventLog if is_main_process() else _SilentLog)(self.path / FILE_NAME)
 
 
 class StepContext:
@@ -120,6 +128,8 @@ class StepContext:
 
     def note(self, message: str) -> None:
         """Tell the person who watches something worth a line, for example a resumed checkpoint."""
+        if not is_main_process():
+            return
         self.events.write(self.step, "note", message=message)
         with suppress(OSError):  # the reader of our output may be gone
             print(message, flush=True)
@@ -162,7 +172,7 @@ def step_context(step: str, config: Mapping[str, Any]) -> Iterator[StepContext]:
         with ExitStack() as stack:
             if (run_dir / STOP_NAME).exists():
                 raise Preempted(f"The run was interrupted before step {name} began. {RESUME}")
-            if "UNDERSTUDY_RUNNER_PID" in os.environ:
+            if "UNDERSTUDY_RUNNER_PID" in os.environ and is_main_process():
                 stack.enter_context(step_lock(workdir))
             events.write(name, "start", pid=os.getpid())
             mlflow_trackers = _mlflow_trackers(stack, name, config)
@@ -183,6 +193,11 @@ def step_context(step: str, config: Mapping[str, Any]) -> Iterator[StepContext]:
         if told is error:
             raise
         raise told from error
+
+
+def is_main_process() -> bool:
+    """Say whether this is the one process of a step that reports: accelerate numbers them in RANK."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def current_run() -> MlflowTracker | None:
@@ -208,7 +223,7 @@ def record_failure(run_dir: Path, step: str, error: BaseException) -> None:
         "expected": expected,
         "traceback": "".join(traceback.format_exception(error)),
     }
-    aside = path.with_suffix(".aside")
+    aside = path.with_suffix(f".{os.getpid()}.aside")
     try:
         aside.write_text(json.dumps(failure, indent=1), encoding="utf-8")
         aside.replace(path)
@@ -218,8 +233,8 @@ def record_failure(run_dir: Path, step: str, error: BaseException) -> None:
 
 
 def _mlflow_trackers(stack: ExitStack, step: str, config: Mapping[str, Any]) -> list[Tracker]:
-    """Open MLflow's nested run of this step, if a tracking URI is configured; checks come before any run."""
-    if not os.environ.get("MLFLOW_TRACKING_URI") or step == "preflight":
+    """Open MLflow's nested run of this step, if a tracking URI is configured and it computes anything."""
+    if not os.environ.get("MLFLOW_TRACKING_URI") or step in UNTRACKED:
         return []
     from understudy.platform.tracking import open_step_run
 

@@ -54,9 +54,10 @@ class ClippedPpo(Update):
     """PPO-clip with a value head (source note 2.4), several epochs over the round's samples."""
 
     def __init__(self, state: AlignState, discriminator: DiscriminatorTrainer) -> None:
-        super().__init__(state, discriminator)
         settings = state.config.ppo
+        # Before the policy's weights may be sharded, which cannot be copied.
         self.value = ScalarHead.copied_from(state.policy, num_outputs=1, dropout=0.0)
+        super().__init__(state, discriminator)
         self.value_module, self.value_optimizer = state.register(
             "value", self.value, settings.value_learning_rate, weight_decay=0.0
         )

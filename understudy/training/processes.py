@@ -39,6 +39,11 @@ class Processes:
         self.rank, self.count = int(accelerator.process_index), int(accelerator.num_processes)
 
     @property
+    def sharded(self) -> bool:
+        """Whether each process holds only a shard of the weights (FSDP)."""
+        return bool(self.accelerator.is_fsdp2)
+
+    @property
     def is_main(self) -> bool:
         """Whether this process tracks, saves and publishes."""
         return self.rank == 0

@@ -10,15 +10,20 @@ from understudy.platform.context import StepContext, step_context
 from understudy.platform.launch import launched
 from understudy.platform.steps.training import (
     create_loop,
+    fetch,
+    join_processes,
     lineage_of,
     load_demonstrations,
-    scratch_folder,
+    publish,
+    refuse_sharded_adapters,
     store_policy,
+    whole_weights,
 )
 from understudy.records import DatasetRef, DiscriminatorRef, PolicyRef
 
 if TYPE_CHECKING:
     from understudy.platform.storage import Stored
+    from understudy.training.processes import Processes
     from understudy.training.state import Models
 
 
@@ -31,16 +36,21 @@ def run(config: Mapping[str, Any], dataset: DatasetRef, sft: PolicyRef) -> tuple
         model = validate(ModelConfig, config["model"], "model")
         settings = validate(AlignConfig, config["align"], "align")
         lineage = lineage_of(config, dataset.md5, sft.sha256)
-        train, validation = load_demonstrations(context, dataset, "train", "validation")
+        processes = join_processes(context, model.precision)
+        shared = settings.discriminator.init == "shared_lora"
+        refuse_sharded_adapters(
+            processes, {"model.lora": model.lora is not None, "align.discriminator.init: shared_lora": shared}
+        )
+        train, validation = load_demonstrations(context, dataset, "train", "validation", processes=processes)
         from understudy.training.adversarial import align
         from understudy.training.examples import encode
 
-        loop = create_loop(context, model.precision, lineage)
-        models = _models(context, model, settings, sft)
+        loop = create_loop(context, processes, lineage)
+        models = _models(context, processes, model, settings, sft)
         encoded, held_out = encode(models.policy, train), encode(models.policy, validation)
         with context.working():
             result = align(models, encoded.examples, held_out.examples, settings, context.seed, loop)
-        stored = store_policy(context, models.policy, loop.history, encoded.skipped)
+        stored = store_policy(context, models.policy, loop, encoded.skipped)
         policy = PolicyRef(
             uri=stored.uri,
             sha256=stored.sha256,
@@ -53,14 +63,16 @@ def run(config: Mapping[str, Any], dataset: DatasetRef, sft: PolicyRef) -> tuple
             train_seconds=round(result.train_seconds, 2),
             compute_token_passes=result.compute_token_passes,
         )
-        stored = _store_discriminator(context, models, settings)
+        stored = _store_discriminator(context, processes, models, settings)
         discriminator = DiscriminatorRef(stored.uri, stored.sha256, dataset.md5, policy.sha256, result.held_out_auc)
         context.finish(policy)
-        loop.checkpoints.clear()
+        processes.on_main(loop.checkpoints.clear)
         return policy, discriminator
 
 
-def _models(context: StepContext, model: ModelConfig, settings: AlignConfig, sft: PolicyRef) -> Models:
+def _models(
+    context: StepContext, processes: Processes, model: ModelConfig, settings: AlignConfig, sft: PolicyRef
+) -> Models:
     """Policy, frozen reference and discriminator, all from the SFT weights; shared where adapters allow it."""
     import torch
 
@@ -69,7 +81,7 @@ def _models(context: StepContext, model: ModelConfig, settings: AlignConfig, sft
     from understudy.training.adversarial import num_discriminator_outputs
     from understudy.training.state import Models
 
-    folder = context.store.fetch(sft.uri, sft.sha256)
+    folder = fetch(context, processes, sft)
     policy = load_policy(folder)
     if model.lora is not None:
         policy = with_lora(policy, model.lora, context.seed)
@@ -88,7 +100,7 @@ def _models(context: StepContext, model: ModelConfig, settings: AlignConfig, sft
     return Models(policy, reference, discriminator)
 
 
-def _store_discriminator(context: StepContext, models: Models, settings: AlignConfig) -> Stored:
+def _store_discriminator(context: StepContext, processes: Processes, models: Models, settings: AlignConfig) -> Stored:
     description = {
         "method": settings.method,
         "divergence": settings.divergence,
@@ -96,6 +108,7 @@ def _store_discriminator(context: StepContext, models: Models, settings: AlignCo
         "loss": settings.discriminator.loss,
         "form": settings.discriminator.form,
     }
-    with scratch_folder(context) as folder:
-        models.discriminator.save(folder, description)
-        return context.store.put_folder(folder, "discriminator")
+    weights = whole_weights(processes, models.discriminator)
+    return publish(
+        context, processes, "discriminator", lambda folder: models.discriminator.save(folder, description, weights)
+    )

@@ -10,9 +10,12 @@ from understudy.platform.context import StepContext, step_context
 from understudy.platform.launch import launched
 from understudy.platform.steps.training import (
     create_loop,
+    fetch,
+    join_processes,
     lineage_of,
     load_demonstrations,
-    scratch_folder,
+    publish,
+    refuse_sharded_adapters,
     store_policy,
 )
 from understudy.records import DatasetRef, PolicyRef
@@ -20,6 +23,7 @@ from understudy.records import DatasetRef, PolicyRef
 if TYPE_CHECKING:
     from understudy.data.demonstrations import Demonstration
     from understudy.models.language_model import LanguageModel
+    from understudy.training.processes import Processes
 
 
 def run(
@@ -41,16 +45,18 @@ def run(
         parent = start.sha256 if start else ""
         token_passes = compute_of.compute_token_passes if compute_of else None
         lineage = lineage_of(config, dataset.md5, parent, str(token_passes))
-        train, validation = load_demonstrations(context, dataset, "train", "validation")
+        processes = join_processes(context, model.precision)
+        refuse_sharded_adapters(processes, {"model.lora": model.lora is not None})
+        train, validation = load_demonstrations(context, dataset, "train", "validation", processes=processes)
         from understudy.training.examples import encode
         from understudy.training.sft import train_sft
 
-        policy, base = _first_policy(context, model, train, start)
+        policy, base = _first_policy(context, processes, model, train, start)
         encoded, held_out = encode(policy, train), encode(policy, validation)
-        loop = create_loop(context, model.precision, lineage)
+        loop = create_loop(context, processes, lineage)
         with context.working():
             result = train_sft(policy, encoded.examples, held_out.examples, sft, context.seed, loop, token_passes)
-        stored = store_policy(context, policy, loop.history, encoded.skipped)
+        stored = store_policy(context, policy, loop, encoded.skipped)
         record = PolicyRef(
             uri=stored.uri,
             sha256=stored.sha256,
@@ -65,18 +71,22 @@ def run(
         )
         context.tracker.log(result.num_steps, {"best_validation_nll": result.best_validation_nll})
         context.finish(record)
-        loop.checkpoints.clear()
+        processes.on_main(loop.checkpoints.clear)
         return record
 
 
 def _first_policy(
-    context: StepContext, model: ModelConfig, train: Sequence[Demonstration], start: PolicyRef | None
+    context: StepContext,
+    processes: Processes,
+    model: ModelConfig,
+    train: Sequence[Demonstration],
+    start: PolicyRef | None,
 ) -> tuple[LanguageModel, str]:
     """The policy that training starts from, and where its untrained base can be loaded from."""
     from understudy.models.loading import create_policy, load_policy, with_lora
 
     if start is not None:
-        policy = load_policy(context.store.fetch(start.uri, start.sha256))
+        policy = load_policy(fetch(context, processes, start))
         if model.lora is not None:
             policy = with_lora(policy, model.lora, context.seed)
         return policy, start.base
@@ -84,9 +94,7 @@ def _first_policy(
     if model.init == "pretrained":
         assert model.path is not None
         return policy, model.path
-    with scratch_folder(context) as folder:
-        policy.save(folder)
-        return policy, context.store.put_folder(folder, "base").uri
+    return policy, publish(context, processes, "base", policy.save).uri
 
 
 def _texts(train: Sequence[Demonstration]) -> Iterator[str]:

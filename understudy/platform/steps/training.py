@@ -5,33 +5,60 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from understudy.config import section_sha256
+from understudy.errors import ConfigError
 
 if TYPE_CHECKING:
     from understudy.data.demonstrations import Demonstration
     from understudy.models.language_model import LanguageModel
     from understudy.platform.context import StepContext
     from understudy.platform.storage import Stored
-    from understudy.records import DatasetRef
+    from understudy.records import DatasetRef, PolicyRef
     from understudy.training.loop import Loop
+    from understudy.training.processes import Processes
 
 
-def create_loop(context: StepContext, precision: str, lineage: str) -> Loop:
-    """Return the surroundings of a loop: device, processes, tracker, checkpoints keyed by lineage."""
+def join_processes(context: StepContext, precision: str) -> Processes:
+    """Return this process among those that accelerate started for the step; usually it is alone."""
     import torch
 
-    from understudy.training.checkpoint import Checkpoints
-    from understudy.training.loop import Loop, create_accelerator
+    from understudy.training.loop import create_accelerator
+    from understudy.training.processes import Processes
 
     torch.set_num_threads(context.threads)
+    return Processes(create_accelerator(precision, context.device))
+
+
+def create_loop(context: StepContext, processes: Processes, lineage: str) -> Loop:
+    """Return the surroundings of a loop: device, processes, tracker, checkpoints keyed by lineage."""
+    from understudy.training.checkpoint import Checkpoints
+    from understudy.training.loop import Loop
+
     checkpoints = Checkpoints(context.checkpoint_dir(lineage))
-    accelerator = create_accelerator(precision, context.device)
-    return Loop(accelerator, context.tracker, checkpoints, context.should_stop)
+    return Loop(processes.accelerator, context.tracker, checkpoints, context.should_stop)
+
+
+def refuse_sharded_adapters(processes: Processes, adapted: Mapping[str, bool]) -> None:
+    """Raise ConfigError, naming every setting, if adapters are asked for where weights are sharded (FSDP)."""
+    named = [setting for setting, is_set in adapted.items() if is_set]
+    if processes.sharded and named:
+        raise ConfigError(
+            f"{' and '.join(named)}: adapters do not go with weights sharded over {processes.count} processes (FSDP), "
+            "because merging them needs whole weights. Use UNDERSTUDY_ACCELERATE=ddp, which trains adapters in whole "
+            "copies, or train all weights."
+        )
+
+
+def fetch(context: StepContext, processes: Processes, record: PolicyRef) -> Path:
+    """Return a local folder with a stored policy; one process of a machine downloads it."""
+    with processes.first_on_each_machine():
+        return context.store.fetch(record.uri, record.sha256)
 
 
 def lineage_of(config: Mapping[str, Any], *parents: str) -> str:
@@ -39,7 +66,9 @@ def lineage_of(config: Mapping[str, Any], *parents: str) -> str:
     return section_sha256(dict(config), *parents)[:32]
 
 
-def load_demonstrations(context: StepContext, dataset: DatasetRef, *splits: str) -> list[list[Demonstration]]:
+def load_demonstrations(
+    context: StepContext, dataset: DatasetRef, *splits: str, processes: Processes | None = None
+) -> list[list[Demonstration]]:
     """Materialise a dataset version and read some of its splits."""
     from understudy.data.demonstrations import load_split
     from understudy.platform.context import current_run
@@ -47,23 +76,42 @@ def load_demonstrations(context: StepContext, dataset: DatasetRef, *splits: str)
 
     if run := current_run():
         run.log_dataset(dataset)
-    folder = materialise(dataset, context.workdir)
+    with processes.first_on_each_machine() if processes else nullcontext():
+        folder = materialise(dataset, context.workdir)
     return [load_split(folder, split) for split in splits]
 
 
-def store_policy(
-    context: StepContext, policy: LanguageModel, history: Sequence[Mapping[str, float]], skipped: Sequence[Any]
-) -> Stored:
+def store_policy(context: StepContext, policy: LanguageModel, loop: Loop, skipped: Sequence[Any]) -> Stored:
     """Store a policy's folder with the history of its training and the rows that did not fit.
 
     Nothing in it depends on the clock, so the same run gives the same digest.
     """
-    with scratch_folder(context) as folder:
-        policy.save(folder)
-        write_jsonl(folder / "history.jsonl", history)
+    weights = whole_weights(loop.processes, policy.model)
+
+    def write(folder: Path) -> None:
+        policy.save(folder, weights)
+        write_jsonl(folder / "history.jsonl", loop.history)
         if skipped:
             write_jsonl(folder / "skipped.jsonl", skipped)
-        return context.store.put_folder(folder, "policy")
+
+    return publish(context, loop.processes, "policy", write)
+
+
+def whole_weights(processes: Processes, module: Any) -> dict[str, Any] | None:
+    """All weights of a module whose shards are spread over processes; None where each process has them whole."""
+    return processes.whole(module.state_dict()) if processes.sharded else None
+
+
+def publish(context: StepContext, processes: Processes, name: str, write: Callable[[Path], None]) -> Stored:
+    """Let one process write a folder and put it into the store; return in all where it lies."""
+    from understudy.platform.storage import Stored
+
+    def put() -> dict[str, str]:
+        with scratch_folder(context) as folder:
+            write(folder)
+            return asdict(context.store.put_folder(folder, name))
+
+    return Stored(**processes.on_main(put))
 
 
 def write_jsonl(path: Path, rows: Sequence[Any]) -> None:
