@@ -19,11 +19,11 @@ from understudy.objectives.discriminator import DISCRIMINATOR_LOSSES
 from understudy.objectives.divergences import Divergence
 
 MAX_PAIRED_RESPONSES = 400
-MAX_HORIZON = 8  # beyond it two tokens leave responses so rare that float64 cannot learn their score
+MAX_HORIZON = 5  # longer, two tokens leave responses so rare that no descent in float64 notices them
 
 
 def small_enough(vocab: int, horizon: int, limit: int = MAX_PAIRED_RESPONSES) -> TokenMDP:
-    """The MDP of this vocabulary with the longest horizon, up to the given one and 8, of at most `limit` responses."""
+    """The MDP of this vocabulary with the longest horizon, up to the given one and 5, of at most `limit` responses."""
     mdp = TokenMDP.enumerate(vocab, min(horizon, MAX_HORIZON))
     while mdp.num_responses > limit and mdp.horizon > 2:
         mdp = TokenMDP.enumerate(vocab, mdp.horizon - 1)
