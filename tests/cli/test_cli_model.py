@@ -64,3 +64,15 @@ def test_mistakes_are_said(workdir, tmp_path, capsys):
         port = taken.getsockname()[1]
         assert call(["ui", "--port", str(port), "--workdir", str(workdir)]) == 2
     assert f"Port {port} on 127.0.0.1 cannot be used (Address already in use)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("width", "columns"), [(9, 1), (47, 5), (120, 7)])
+def test_a_narrow_list_loses_columns_but_no_part_of_a_name(workdir, capsys, monkeypatch, width, columns):
+    monkeypatch.setenv("COLUMNS", str(width))
+    assert call(["model", "list", "--workdir", str(workdir)]) == 0
+    heading, row = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
+    names = ["model", "version", "aliases", "stage", "commit", "dataset", "pipeline run"]
+    assert heading.replace("pipeline run", "pipeline_run").split() == [
+        name.replace(" ", "_") for name in names[:columns]
+    ]
+    assert row.startswith("tiny") and "…" not in row and len(heading) <= width
