@@ -14,16 +14,17 @@ def evaluate(
     aligned: str,
     sft_longer: str,
     discriminator: str,
+    champion: str,
     report: Output[HTML],
     report_record: OutputPath(str),  # type: ignore[valid-type]
 ) -> None:
-    """Score base, SFT, aligned and longer SFT by every metric and judge, and write the report."""
+    """Score base, SFT, aligned, longer SFT and the champion by every metric and judge, and write the report."""
     from understudy.platform.steps import evaluate as step
     from understudy.platform.steps import from_kfp, pack, unpack
     from understudy.records import DatasetRef, DiscriminatorRef, PolicyRef
 
-    records = {"sft": sft, "aligned": aligned, "sft_longer": sft_longer}
-    policies = {name: unpack(text, PolicyRef) for name, text in records.items()}
+    records = {"sft": sft, "aligned": aligned, "sft_longer": sft_longer, "champion": champion}
+    policies = {name: unpack(text, PolicyRef) for name, text in records.items() if text}
     judge = unpack(discriminator, DiscriminatorRef)
     scored = step.run(from_kfp(config), unpack(dataset, DatasetRef), policies, judge)
     pack(report, report_record, scored, page="report.html")

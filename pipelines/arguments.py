@@ -44,6 +44,7 @@ def arguments(params: Params, digest_of: Callable[[str], str | None] | None = No
         "sft_config": _step("sft", params, "model", "sft") | base,
         "align_config": _step("align", params, "model", "align") | base,
         "sft_longer_config": _step("sft", params, "model", "sft") | base | {"step": "sft_longer"},
+        "champion_config": {"step": "champion", **name},
         "evaluate_config": _step("evaluate", params, "model", "evaluation") | base | judges | name,
         "register_config": _step("register", params, "registry") | {"params_sha256": params_sha256(params)},
         "notify_config": {"step": "notify", **dump["notify"]},

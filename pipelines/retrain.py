@@ -1,6 +1,6 @@
 """The DAG on one page; the same pipeline runs on a laptop (kfp.local) and compiles for the cluster.
 
-    preflight → ingest → sft → align → sft_longer → evaluate → register, then notify whatever happened
+    preflight → ingest → sft → align → sft_longer → champion → evaluate → register, then notify whatever happened
 
 Steps hand over records, small JSON texts that name content by digest; content goes from step to store to step
 (docs/decisions/0007). Each parameter is the whole config that one step reads, so that a changed param re-runs the
@@ -15,6 +15,7 @@ from typing import Any
 from kfp import dsl
 
 from components.align import align
+from components.champion import champion
 from components.evaluate import evaluate
 from components.ingest import ingest
 from components.notify import notify
@@ -33,6 +34,7 @@ def build(place: Callable[[Any, Any], None] = lambda step, task: None) -> Any:
         sft_config: dict,
         align_config: dict,
         sft_longer_config: dict,
+        champion_config: dict,
         evaluate_config: dict,
         register_config: dict,
         notify_config: dict,
@@ -54,6 +56,8 @@ def build(place: Callable[[Any, Any], None] = lambda step, task: None) -> Any:
             aligned = game.outputs["policy_record"]
             longer = sft(config=sft_longer_config, dataset=dataset, start=start, compute_of=aligned)
             place("sft_longer", longer.set_display_name("sft_longer"))
+            to_beat = champion(config=champion_config, aligned=aligned, sft_longer=longer.outputs["policy_record"])
+            place("champion", to_beat.set_caching_options(False))
             scored = evaluate(
                 config=evaluate_config,
                 dataset=dataset,
@@ -61,6 +65,7 @@ def build(place: Callable[[Any, Any], None] = lambda step, task: None) -> Any:
                 aligned=aligned,
                 sft_longer=longer.outputs["policy_record"],
                 discriminator=game.outputs["discriminator_record"],
+                champion=to_beat.output,
             )
             place("evaluate", scored)
             report = scored.outputs["report_record"]

@@ -14,7 +14,7 @@ from pydantic import ConfigDict, Field, model_validator
 from understudy.kubernetes_types import EnvName, Image, LabelKey, Labels, LabelValue, Name, PlainEnv, Quantity
 from understudy.sections import Section
 
-Step = Literal["preflight", "ingest", "sft", "align", "sft_longer", "evaluate", "register", "notify"]
+Step = Literal["preflight", "ingest", "sft", "align", "sft_longer", "champion", "evaluate", "register", "notify"]
 NO_RELEASE = "@sha256:" + "0" * 64
 
 
@@ -117,6 +117,14 @@ class IngestStep(CpuStep):
     workdir_size: Quantity = "50Gi"
 
 
+class ChampionStep(CpuStep):
+    """Asks the registry one question."""
+
+    memory: Quantity = "1Gi"
+    workdir_size: Quantity = "1Gi"
+    timeout_seconds: int = Field(default=900, gt=0)
+
+
 class RegisterStep(CpuStep):
     """Fetches the policy's files to describe them."""
 
@@ -193,6 +201,7 @@ class StepsConfig(Section):
     sft: TrainStep = TrainStep()
     align: AlignStep = AlignStep()
     sft_longer: TrainStep = TrainStep()
+    champion: ChampionStep = ChampionStep()
     evaluate: EvaluateStep = EvaluateStep()
     register_: RegisterStep = Field(default=RegisterStep(), alias="register")  # pydantic's models have a `register`
     notify: NotifyStep = NotifyStep()

@@ -21,6 +21,7 @@ from understudy.cli.summary import metrics_table, print_summary, short_verdict
 from understudy.config import load_params
 from understudy.platform.events import read_events
 from understudy.platform.local_run import RunResult
+from understudy.platform.registry import Registry
 
 STEPS = ["preflight", "ingest", "sft", "align", "sft_longer", "evaluate", "register"]
 CLOSED = "http://127.0.0.1:9"  # the discard port: nothing listens
@@ -91,18 +92,22 @@ def first_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str,
 def test_what_runs_again_follows_from_what_changed(first_run: tuple[Path, dict[str, Any]]) -> None:
     workdir, first = first_run
     assert set(first) == {"run_id", "run_dir", "seconds", "step_seconds", "working_seconds", "cached", "records"}
-    assert first["cached"] == [] and list(first["step_seconds"]) == [*STEPS, "notify"]
+    assert first["cached"] == [] and list(first["step_seconds"]) == [*STEPS[:5], "champion", *STEPS[5:], "notify"]
     for step in ("sft", "align", "sft_longer", "evaluate"):
         assert 0 < first["working_seconds"][step] < first["step_seconds"][step]
     assert sum(first["step_seconds"].values()) < first["seconds"]
     assert first["records"]["register"]["entry"]["alias"] == "challenger"
     same = json.loads(understudy(workdir, options=("--json",)).stdout)
-    assert same["cached"] == STEPS and same["seconds"] < 60 and list(same["step_seconds"]) == ["notify"]
+    assert same["cached"] == STEPS and same["seconds"] < 60 and list(same["step_seconds"]) == ["champion", "notify"]
     assert same["records"]["register"]["entry"]["version"] == first["records"]["register"]["entry"]["version"] == "1"
     report = "evaluation.samples_shown=3"
     evaluated = json.loads(understudy(workdir, report, options=("--json",)).stdout)
     assert set(STEPS) - set(evaluated["cached"]) - {"preflight"} == {"evaluate", "register"}
+    # Before another model is trained the first becomes champion, and the evaluation measures both.
+    Registry(f"sqlite:///{workdir}/mlflow.db", workdir).client.set_registered_model_alias("tiny", "champion", "1")
     aligned = json.loads(understudy(workdir, "align.num_rounds=3", options=("--json",)).stdout)
+    policies = aligned["records"]["evaluate"]["report"]["policies"]
+    assert policies["champion"] == first["records"]["align"]["policy"]["sha256"] != policies["aligned"]
     assert set(STEPS) - set(aligned["cached"]) - {"preflight"} == {"align", "sft_longer", "evaluate", "register"}
 
 

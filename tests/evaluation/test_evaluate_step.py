@@ -45,7 +45,8 @@ def policies(fakes):
     changed = create_policy(ModelConfig.model_validate(MODEL), texts, seed=1)
     with torch.no_grad():
         changed.model.get_input_embeddings().weight.mul_(10.0)
-    return {"sft": policy, "aligned": changed}
+    champion = create_policy(ModelConfig.model_validate(MODEL), texts, seed=2)
+    return {"sft": policy, "aligned": changed, "champion": champion}
 
 
 def test_sampled_logps_are_those_of_a_naive_pass_whatever_the_batch(fakes, policies, monkeypatch):
@@ -129,7 +130,10 @@ def test_step_stores_a_page_and_numbers_that_agree_with_its_record(arranged, tmp
     page = (folder / "report.html").read_text()
     assert EvaluationReport.from_json(json.loads(json.dumps(report.to_json()))).verdict == report.verdict
     assert numbers["metrics"] == report.metrics
-    assert set(report.metrics) == {"expert", "base", "sft", "aligned"}
+    assert set(report.metrics) == {"expert", "base", "sft", "aligned", "champion"}
+    assert report.policies["champion"] == numbers["protocol"]["policies"]["champion"]
+    pairs = [(item["a"]["policy"], item["b"]["policy"]) for item in report.comparisons]
+    assert ("aligned", "champion") in pairs
     assert report.metrics["aligned"]["T=1"]["kl_to_sft"]["value"] > 0
     assert report.metrics["base"]["expert_text"]["nll"] == report.metrics["sft"]["expert_text"]["nll"]
     assert numbers["verdict"]["text"] == report.verdict
@@ -147,3 +151,28 @@ def test_missing_judge_is_told_before_anything_is_sampled(arranged):
     missing = [{"name": "gone", "kind": "callable", "target": "gone.py:judge"}]
     with pytest.raises(ConfigError, match="Judge 'gone': target 'gone.py:judge' does not exist"):
         arranged("one", judges=missing, tuning_judge="gone")
+
+
+def test_the_gate_reads_what_the_step_wrote_about_both(arranged):
+    from pathlib import Path
+
+    from evaluation.gates import make_gate
+
+    from understudy.evaluation.gate import decide, scores_from
+
+    report = arranged("one")
+    numbers = json.loads((Path(report.uri) / "report.json").read_text())
+    aligned, champion = (scores_from(numbers, name) for name in ("aligned", "champion"))
+    assert aligned.seeds == champion.seeds and len(set(aligned.seeds.values())) == 1
+    assert (aligned.prompts, aligned.groups) == (champion.prompts, champion.groups)
+    assert len(aligned.prompts) == 20 and len(set(aligned.groups)) == 10
+    primary = [{"metric": "judge:odd", "decoding": "T=1", "minimum_improvement": 0.0, "detect": 0.9}]
+    guards = [{"metric": "nll", "margin": 0.5}, {"metric": "distinct_2", "decoding": "T=1", "margin": 0.1}]
+    guards += [{"metric": "eos_rate", "decoding": "greedy", "margin": 0.1}]
+    gate = make_gate(*guards, primary=primary, minimum_groups=5)
+    decision = decide(gate, numbers, "aligned", "champion")
+    for rule, metric in zip(decision.rules[1:], ("nll", "distinct_2", "eos_rate"), strict=True):
+        value = {name: report.metrics[name][rule.decoding][metric]["value"] for name in ("aligned", "champion")}
+        better = -1 if metric == "nll" else 1
+        assert rule.value == pytest.approx(better * (value["aligned"] - value["champion"]))
+    assert decision.digests == {name: report.policies[name] for name in ("aligned", "champion")}

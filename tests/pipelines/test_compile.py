@@ -25,7 +25,7 @@ from understudy.errors import ConfigError
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "pipelines" / "compiled" / "kubernetes"
-CPU_STEPS = ("preflight", "ingest", "register", "notify")
+CPU_STEPS = ("preflight", "ingest", "champion", "register", "notify")
 GPU_STEPS = ("sft", "align", "sft-2", "evaluate")
 
 

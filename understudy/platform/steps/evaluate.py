@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from understudy.models.language_model import LanguageModel
 
 RANDOM_BASE_PROMPTS = 20  # samples of random weights are worth a glance, not a measurement
-ORDER = ("base", "sft", "aligned", "sft_longer")
+ORDER = ("base", "sft", "aligned", "sft_longer", "champion")
 # What depends on the clock or on the machine's folders would make equal runs write unequal pages.
 UNSTABLE = {"uri", "base", "train_seconds", "source"}
 PACKAGES = ("numpy", "sacrebleu", "scikit-learn", "scipy", "tokenizers", "torch", "transformers", "understudy")
@@ -37,7 +37,7 @@ def run(
     Args:
         config: seed, code_sha256, model, evaluation, and digests of the judges' code.
         dataset: the dataset version whose test split is used.
-        policies: trained policies by name ("sft", "aligned", "sft_longer"); the base is found through "sft".
+        policies: by name: "sft", through which the base is found, "aligned", "sft_longer", and "champion" if any.
         discriminator: named in the provenance; the page's AUC comes from a fresh classifier instead.
     """
     with step_context("evaluate", config) as context:
@@ -55,7 +55,7 @@ def run(
             shown = {"tokens_per_second": models.tokens_per_second}
             context.tracker.progress(done, total, "responses", shown)
 
-        rows = _fitting(models, test), _fitting(models, validation)
+        rows = _fitting(models, test, names), _fitting(models, validation, names)
         brief = {"base": RANDOM_BASE_PROMPTS} if model.init == "scratch" else {}
         with context.working():
             result = evaluate(settings, context.seed, names, models, *rows, judges, brief, on_sampled)
@@ -102,11 +102,13 @@ def _base(context: StepContext, model: ModelConfig, sft: PolicyRef) -> LanguageM
     return load_policy(context.store.fetch(sft.base, sft.base.rstrip("/").rpartition("/")[2]))
 
 
-def _fitting(models: LoadedPolicies, rows: Sequence[Demonstration]) -> list[Demonstration]:
-    """Return the rows that fit the context, as training does."""
+def _fitting(models: LoadedPolicies, rows: Sequence[Demonstration], names: Sequence[str]) -> list[Demonstration]:
+    """Return the rows that fit the context, as training does; the champion's own context, too."""
     from understudy.training.examples import encode
 
     kept = {example.id for example in encode(models.policy("sft"), rows).examples}
+    if "champion" in names:
+        kept &= {example.id for example in encode(models.policy("champion"), rows, max_skipped_fraction=1.0).examples}
     return [row for row in rows if row.id in kept]
 
 
