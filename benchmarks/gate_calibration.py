@@ -1,0 +1,68 @@
+"""How often the gate errs and how often it sees, on simulated evaluations: the tables of docs/results.md.
+
+python benchmarks/gate_calibration.py [--simulations 20000]
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+
+import numpy as np
+
+from understudy.evaluation.gate.simulation import LOSSES, SHAPES, Shape, group_labels, planned, rate
+
+ALPHA, POWER = 0.05, 0.8
+SAMPLES = ((40, 1.0), (150, 1.0), (150, 2.1), (400, 5.0))  # prompts, prompts per group on average
+MARGIN = 0.05
+
+
+def main() -> None:
+    """Print both tables as Markdown."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--simulations", type=int, default=20_000)
+    num = parser.parse_args().simulations
+    error = math.sqrt(ALPHA * (1 - ALPHA) / num)
+    print(f"{num} simulations a cell; standard error {error:.4f} at 0.05.\n")
+    headings = [
+        f"{prompts} prompts, {len(set(group_labels(prompts, per_group)))} groups" for prompts, per_group in SAMPLES
+    ]
+    print("| scores | " + " | ".join(headings) + " |\n|---|" + "---|" * len(SAMPLES))
+    for shape in SHAPES:
+        print(_row(shape.name, [_error(shape, *sample, 0.0, num) for sample in SAMPLES]))
+    for shape in LOSSES:
+        print(_row(f"{shape.name}, margin {MARGIN}", [_error(shape, *sample, -MARGIN, num) for sample in SAMPLES]))
+    print(_row("*plain t test:* rare losses", [_plain(LOSSES[0], *sample, num) for sample in SAMPLES]))
+    print("\n| scores | true difference | prompts alone | power | prompts in groups of 2.1 | power | of 5 | power |")
+    print("|---|---|---|---|---|---|---|---|")
+    for shape in SHAPES:
+        effect = 0.1 if shape.bounded else 0.35
+        cells = [f"{effect}"]
+        for per_group in (1.0, 2.1, 5.0):
+            prompts = planned(shape, per_group, effect, ALPHA, POWER, seed=9)
+            layouts = [group_labels(prompts, per_group, seed=layout) for layout in range(10)]
+            seen = [rate(shape, layout, effect, 0.0, ALPHA, num // 40, seed=2)[0] for layout in layouts]
+            cells += [str(prompts), f"{sum(seen) / len(seen):.3f}"]
+        print(_row(shape.name, cells))
+
+
+def _error(shape: Shape, prompts: int, per_group: float, truth: float, num: int) -> str:
+    passed, failed = rate(shape, group_labels(prompts, per_group), truth, truth, ALPHA, num, seed=1)
+    return f"{passed:.3f} / {failed:.3f}"
+
+
+def _plain(shape: Shape, prompts: int, per_group: float, num: int) -> str:
+    from scipy.special import stdtrit
+
+    drawn = shape.draw(np.random.default_rng(1), num, group_labels(prompts, per_group), -MARGIN)
+    half = stdtrit(prompts - 1, 1 - ALPHA) * drawn.std(-1, ddof=1) / math.sqrt(prompts)
+    above, below = (drawn.mean(-1) - half > -MARGIN).mean(), (drawn.mean(-1) + half < -MARGIN).mean()
+    return f"{above:.3f} / {below:.3f}"
+
+
+def _row(name: str, cells: list[str]) -> str:
+    return f"| {name} | " + " | ".join(cells) + " |"
+
+
+if __name__ == "__main__":
+    main()
