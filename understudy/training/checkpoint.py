@@ -71,7 +71,9 @@ class Checkpoints:
 
         for folder in reversed(self._folders()):
             if _is_whole(folder):
-                tensors = load_file(folder / "tensors.safetensors", device=str(device))
+                # Accelerate numbers the processor of each process, "cpu:0", which safetensors does not know.
+                place = "cpu" if torch.device(device).type == "cpu" else str(device)
+                tensors = load_file(folder / "tensors.safetensors", device=place)
                 state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
                 return Checkpoint(int(folder.name.removeprefix("step-")), tensors, state)
         return None
