@@ -194,7 +194,10 @@ def test_exactly_the_allowed_fraction_is_accepted(tmp_path: Path) -> None:
     assert (summary.rows, summary.bad) == (95, 5)
 
 
-@pytest.mark.parametrize("content", [b"", b"\n\n  \n", b"\xef\xbb\xbf", gzip.compress(b"")])
+# Named, because gzip writes the time into its bytes, and workers must agree on the names of tests.
+@pytest.mark.parametrize(
+    "content", [b"", b"\n\n  \n", b"\xef\xbb\xbf", gzip.compress(b"")], ids=["empty", "blank", "mark", "gzip"]
+)
 def test_empty_source_is_refused(content: bytes, tmp_path: Path) -> None:
     source = tmp_path / "a.jsonl"
     source.write_bytes(content)
