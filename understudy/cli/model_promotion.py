@@ -229,7 +229,7 @@ def _show_walk(walked: Walked, as_json: bool, strict: bool) -> None:
     else:
         from rich.console import Console
 
-        Console(soft_wrap=True).print(_tree(walked.root))
+        Console(highlight=False).print(_tree(walked.root))
     if bad:
         links = "; ".join(f"{node.kind} {node.name}" for node in bad)
         raise IntegrityError(

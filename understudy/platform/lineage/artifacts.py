@@ -70,7 +70,7 @@ class StoredArtifacts:
     """The registry and the stores themselves; nothing is taken from a cache."""
 
     def __init__(self, registry: Registry, version: Version, storage_uri: str | None, scratch: Path) -> None:
-        metrics = {"metrics": json.dumps(version.metrics)} if version.metrics else {}
+        metrics = {"metrics": json.dumps(version.metrics)}
         self._registry, self._version, self.scratch = registry, version, scratch
         self._store = open_store(storage_uri or str(scratch / "none"), scratch)
         self.identity = Identity(version.name, version.version, version.tags | metrics)
