@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from understudy.errors import GateRefused
-from understudy.evaluation.gate.rules import Question, RuleVerdict, answer, ask, limit_of
+from understudy.evaluation.gate.contrasts import limit_of
+from understudy.evaluation.gate.rules import Question, RuleVerdict, answer, ask
 from understudy.evaluation.gate.schema import CHAMPION, Gate, PrimaryRule, Rule
 from understudy.evaluation.gate.scores import (
     Scores,
