@@ -89,3 +89,15 @@ def test_prompt_longer_than_context_is_refused_with_both_numbers() -> None:
     policy = random_policy("llama")
     with pytest.raises(ConfigError, match="70 tokens but the model's context holds 64"):
         generate(policy, [[5] * 70], SamplingSettings(4), torch.Generator())
+
+
+def test_sampling_by_several_draws_the_noise_that_one_draws() -> None:
+    logits = torch.randn(6, 50, generator=torch.Generator().manual_seed(0))
+    settings = SamplingSettings(1, temperature=0.7, top_p=0.9)
+    whole = choose_tokens(logits, settings, torch.Generator().manual_seed(5))
+    parts = [
+        choose_tokens(logits[first:end], settings, torch.Generator().manual_seed(5), (first, 6))
+        for first, end in ((0, 2), (2, 2), (2, 6))
+    ]
+    assert torch.cat(parts).tolist() == whole.tolist()
+    assert len(set(whole.tolist())) > 2
