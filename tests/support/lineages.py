@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from understudy.config import DataConfig, section_sha256
 from understudy.data.demonstrations import load_split
 from understudy.platform.registry import Registry, Version
 from understudy.platform.steps import ingest, register
-from understudy.platform.storage import Stored, open_store
+from understudy.platform.storage import Store, Stored, open_store
 from understudy.records import DatasetRef, EvaluationReport, PolicyRef
 
 COMMIT = "c" * 40
@@ -44,6 +45,10 @@ class World:
     @property
     def workdir(self) -> Path:
         return self.folder / "work"
+
+    @property
+    def store(self) -> Store:
+        return open_store(os.environ.get("UNDERSTUDY_STORAGE_URI"), self.workdir)
 
     @property
     def registry(self) -> Registry:
@@ -78,7 +83,7 @@ class World:
         (folder / "config.json").write_text(json.dumps({"architectures": ["LlamaForCausalLM"], "name": name}))
         (folder / "tokenizer_config.json").write_text("{}")
         (folder / "model.safetensors").write_bytes(hashlib.sha512(name.encode()).digest() * 8)
-        return open_store(None, self.workdir).put_folder(folder, kind)
+        return self.store.put_folder(folder, kind)
 
     def register(self, name: str, quality: float = 1.0, champion: Version | None = None, **changes) -> Version:
         """Register a version whose answers have this quality, compared with a champion of quality 0.5."""
@@ -102,7 +107,7 @@ class World:
         page.mkdir(parents=True, exist_ok=True)
         (page / "report.json").write_text(json.dumps(numbers | {"provenance": {"Records and digests": stable}}))
         (page / "report.html").write_text("<p>report</p>")
-        stored = open_store(None, self.workdir).put_folder(page, "report")
+        stored = self.store.put_folder(page, "report")
         report = EvaluationReport(stored.uri, stored.sha256, dataset.md5, policies, {}, [], "no difference")
         entry = register.run(register_config(), aligned, replace(report, **changes), dataset)
         return self.registry.find(f"tiny/{entry.version}")

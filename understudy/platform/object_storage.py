@@ -95,8 +95,11 @@ def download(location: Location, sha256: str, folder: Path) -> None:
 
 
 @contextmanager
-def reachable(location: Location) -> Iterator[Any]:
-    """Give a client whose every wait is bounded; turn its errors into ones that name the place, not the keys."""
+def reachable(location: Location, client: Any = None) -> Iterator[Any]:
+    """Give a client whose every wait is bounded; turn its errors into ones that name the place, not the keys.
+
+    `client` is one that this gave before: making another takes as long as some requests.
+    """
     import boto3
     from boto3.exceptions import S3UploadFailedError
     from botocore.config import Config
@@ -113,7 +116,8 @@ def reachable(location: Location) -> Iterator[Any]:
     )
     region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or "us-east-1"
     try:
-        client = boto3.session.Session().client("s3", endpoint_url=endpoint, region_name=region, config=config)
+        if client is None:
+            client = boto3.session.Session().client("s3", endpoint_url=endpoint, region_name=region, config=config)
     except ValueError as error:  # not a URL
         raise ConfigError(
             f"AWS_ENDPOINT_URL {without_secrets(endpoint or '')!r} is not a URL. Use http(s)://host:port."

@@ -130,6 +130,7 @@ class S3Place:
 
     def __init__(self, uri: str) -> None:
         self.location = Location.parse(uri)
+        self._client: Any = None
 
     @property
     def uri(self) -> str:
@@ -142,7 +143,7 @@ class S3Place:
 
         from botocore.exceptions import ClientError
 
-        with reachable(self.location) as client:
+        with self._reached() as client:
             try:
                 answer = client.get_object(Bucket=self.location.bucket, Key=self.location.key(name))
             except ClientError as error:
@@ -164,16 +165,22 @@ class S3Place:
     def names(self, prefix: str) -> list[str]:
         """Return the names that begin with `prefix`, sorted."""
         start = self.location.key("")
-        with reachable(self.location) as client:
+        with self._reached() as client:
             pages = client.get_paginator("list_objects_v2").paginate(
                 Bucket=self.location.bucket, Prefix=self.location.key(prefix)
             )
             return sorted(str(item["Key"]).removeprefix(start) for page in pages for item in page.get("Contents", ()))
 
+    @contextmanager
+    def _reached(self) -> Iterator[Any]:
+        with reachable(self.location, self._client) as client:
+            self._client = client
+            yield client
+
     def _put(self, name: str, data: bytes, **condition: Any) -> bool:
         from botocore.exceptions import ClientError
 
-        with reachable(self.location) as client:
+        with self._reached() as client:
             key = self.location.key(name)
             try:
                 client.put_object(Bucket=self.location.bucket, Key=key, Body=data, **condition)
