@@ -124,7 +124,7 @@ def test_one_parent_run_and_a_nested_run_for_each_step(project, finished, client
     (parent,) = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
     steps = {run.info.run_name: run for run in runs if run is not parent}
     assert (parent.info.status, parent.data.tags["understudy.run_id"]) == ("FINISHED", finished["run_id"])
-    assert parent.data.params["sft.batch_tokens"] == "512" and "storage.uri" not in parent.data.params
+    assert parent.data.params["sft.batch_tokens"] == "1024" and "storage.uri" not in parent.data.params
     assert sorted(steps) == sorted(STEPS) and len(runs) == 1 + len(STEPS)
     assert {run.info.status for run in steps.values()} == {"FINISHED"}
     assert {run.data.tags["mlflow.parentRunId"] for run in steps.values()} == {parent.info.run_id}
