@@ -128,7 +128,7 @@ def test_one_parent_run_and_a_nested_run_for_each_step(project, finished, client
     assert sorted(steps) == sorted(STEPS) and len(runs) == 1 + len(STEPS)
     assert {run.info.status for run in steps.values()} == {"FINISHED"}
     assert {run.data.tags["mlflow.parentRunId"] for run in steps.values()} == {parent.info.run_id}
-    assert steps["sft"].data.params["sft.batch_tokens"] == "512" and steps["align"].data.params["seed"] == "7"
+    assert steps["sft"].data.params["sft.batch_tokens"] == "1024" and steps["align"].data.params["seed"] == "7"
     for step, metric in {"sft": "loss", "align": "reward", "sft_longer": "loss"}.items():
         name = next(name for name in sorted(steps[step].data.metrics) if name.split("/")[-1].startswith(metric))
         history = client.get_metric_history(steps[step].info.run_id, name)
