@@ -30,12 +30,13 @@ def main(arguments: list[str] | None = None) -> int:
         raw.parent.mkdir(parents=True, exist_ok=True)
         raw.write_text(json.dumps(_run(options.smoke), indent=1) + "\n")
     results = json.loads(raw.read_text())
-    from experiments.bar1 import figures, report
+    from experiments.bar1.figures import draw_all
+    from experiments.bar1.report import tables
     from experiments.bar1.study import bar_holds
 
-    print(report.tables(results))
+    print(tables(results))
     images.mkdir(parents=True, exist_ok=True)
-    figures.draw_all(results, images)
+    draw_all(results, images)
     holds = bar_holds(results)
     print(f"Bar 1 {'holds' if holds else 'does not hold'}. Raw numbers: {raw}")
     return 0 if holds or options.smoke else 1
