@@ -88,6 +88,19 @@ def test_the_story_of_three_versions(world, capsys):
     assert promote(world, world.register("fourth", quality=0.9, champion=second)) == 0
 
 
+def test_a_person_may_decide_where_the_gate_cannot(world, capsys):
+    first = world.register("first")
+    gate = world.gate()
+    gate.write_text(gate.read_text().replace("judge:quality", "judge:other"))
+    command = ("promote", "tiny/1", "--gate", gate, "--workdir", world.workdir)
+    assert call(*command) == 4
+    assert "judge:other" in capsys.readouterr().err and "champion" not in aliases(world)
+    assert call(*command, "--approve", "There was no such judge yet.", "--json") == 0
+    evidence = json.loads(capsys.readouterr().out)["transition"]["evidence"]
+    assert evidence["verdict"] == "not_decided" and "judge:other" in evidence["decision"]["headline"]
+    assert aliases(world)["champion"] == first.version
+
+
 def test_a_champion_that_changed_since_the_evaluation(world, capsys):
     first = world.register("first")
     challengers = [world.register(name, quality=0.9, champion=first) for name in ("second", "third")]

@@ -92,7 +92,12 @@ class Examination:
         policies = walked.lineage.report["policies"]
         sha256 = walked.lineage.chain[0].sha256
         challenger = next(policy for policy, digest in policies.items() if digest == sha256 and policy != CHAMPION)
-        decision = decide(gate, walked.report, challenger, CHAMPION if has_champion else None)
+        try:
+            decision = decide(gate, walked.report, challenger, CHAMPION if has_champion else None)
+        except GateRefused as error:
+            if self.approved is None:
+                raise
+            return {"verdict": "not_decided", "headline": str(error)}
         if decision.verdict != "pass" and self.approved is None:
             raise GateRefused(
                 f"{name} is not promoted: the gate's verdict is {decision.verdict.replace('_', ' ')}.\n"
