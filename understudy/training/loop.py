@@ -124,7 +124,9 @@ def finite_update(
         TrainingDiverged: the loss or the norm is not finite; nothing was updated.
     """
     trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    clipped = accelerator.clip_grad_norm_(trained, max_grad_norm)
+    # Not accelerate's method: with sharded weights it compares the parameters of networks, which tensors refuse.
+    accelerator.unscale_gradients()
+    clipped = torch.nn.utils.clip_grad_norm_(trained, max_grad_norm)
     norm = float(whole_tensor(clipped))
     if not (math.isfinite(loss) and math.isfinite(norm)):
         raise TrainingDiverged(
