@@ -47,8 +47,7 @@ def tree(tmp_path: Path) -> Path:
     (tmp_path / "understudy" / "maths.py").write_text("def f():\n    import torch\n    return 1\n")
     (tmp_path / "understudy" / "types.py").touch()
     (steps / "sft.py").write_text(
-        "from typing import TYPE_CHECKING\nfrom ... import maths\n"
-        "if TYPE_CHECKING:\n    from understudy import types\n"
+        "from typing import TYPE_CHECKING\nfrom ... import maths\nif TYPE_CHECKING:\n    from understudy import types\n"
     )
     return tmp_path
 

@@ -135,7 +135,7 @@ class KubernetesApi:
             raise Refusal(404, "NotFound", "the server could not find the requested resource")
         group, resource, name, sub = (found[key] for key in ("group", "resource", "name", "sub"))
         verbs = {"POST": "create", "DELETE": "delete", "PATCH": "patch", "PUT": "update"}
-        verb = verbs.get(method) or ("get" if name else "watch" if query.get("watch") == "true" else "list")
+        verb = verbs.get(method) or ("get" if name else "watch" if query.get("watch", "").lower() == "true" else "list")
         call = Call(verb, group or "", f"{resource}/{sub}" if sub else resource, name)
         self.calls.append(call)
         self._authorise(call)
@@ -301,7 +301,7 @@ class KubernetesApi:
         if state.container.startswith("terminated"):
             lines = [(t, text) for t, text in lines if t <= state.container_since]
         lines = lines[-int(query.get("tailLines", "1000000")) :]
-        stamped = query.get("timestamps") == "true"
+        stamped = query.get("timestamps", "").lower() == "true"  # the client sends "True"
         return "".join(f"{self._stamp(job.created + t, fine=True)} {x}\n" if stamped else f"{x}\n" for t, x in lines)
 
     @staticmethod
