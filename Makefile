@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 RAW := .understudy/raw
 MIN_TESTS ?= 800
-DEBIAN_PACKAGES := postgresql git
+DEBIAN_PACKAGES := postgresql git chromium
 export HF_HUB_OFFLINE ?= 1
 export PIP_ROOT_USER_ACTION ?= ignore
 
