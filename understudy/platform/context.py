@@ -30,6 +30,7 @@ from typing import TYPE_CHECKING, Any
 from understudy.errors import ConfigError, Preempted, UnderstudyError
 from understudy.platform.budget import report
 from understudy.platform.events import FILE_NAME, CompositeTracker, EventLog, EventTracker, Kind
+from understudy.platform.quick_exit import leave_quickly_when_done
 from understudy.platform.workdir import current, new_run_id, run_folder, step_lock
 from understudy.records import Record
 from understudy.tracker import Tracker
@@ -174,6 +175,7 @@ def step_context(step: str, config: Mapping[str, Any]) -> Iterator[StepContext]:
                 raise Preempted(f"The run was interrupted before step {name} began. {RESUME}")
             if "UNDERSTUDY_RUNNER_PID" in os.environ and is_main_process():
                 stack.enter_context(step_lock(workdir))
+                leave_quickly_when_done()
             events.write(name, "start", pid=os.getpid())
             mlflow_trackers = _mlflow_trackers(stack, name, config)
             stack.callback(report, CompositeTracker(mlflow_trackers), started)
