@@ -28,6 +28,7 @@ from understudy.platform.context import step_context
 from understudy.platform.steps.objective_warnings import objective_warnings
 
 MIN_FREE_BYTES = 200 * 2**20
+_GENERIC_TOKENIZERS = ("TokenizersBackend", "PreTrainedTokenizerFast")
 _SECTIONS: dict[str, type[Section]] = {
     "data": DataConfig,
     "model": ModelConfig,
@@ -150,11 +151,27 @@ def _model_problems(model: ModelConfig) -> Iterator[str]:
         yield f"model.gguf_file {model.gguf_file!r} is not in {model.path!r}; it holds {_names(folder)}"
     elif folder.is_dir() and not model.gguf_file and not (folder / "config.json").is_file():
         yield f"model.path {model.path!r} has no config.json, so it is no model folder; it holds {_names(folder)}"
+    elif folder.is_dir() and not model.gguf_file and _lacks_eos(folder):
+        yield (
+            f"the tokenizer in {model.path!r} has no EOS token, so the end of a response could not be learned; set "
+            "eos_token in its tokenizer_config.json to the token that ends a turn"
+        )
     elif not folder.is_dir() and os.environ.get("HF_HUB_OFFLINE") == "1" and not _in_hub_cache(model.path):
         yield (
             f"model.path {model.path!r} is neither a folder nor in the hub's cache, and HF_HUB_OFFLINE=1 forbids "
             "fetching it; name a folder, or unset HF_HUB_OFFLINE"
         )
+
+
+def _lacks_eos(folder: Path) -> bool:
+    """Say whether a tokenizer without a class of its own, which would have a default, names no EOS token."""
+    named: dict[str, Any] = {}
+    for name in ("special_tokens_map.json", "tokenizer_config.json"):
+        try:
+            named |= json.loads((folder / name).read_text(encoding="utf-8"))
+        except (OSError, ValueError, TypeError):  # absent or odd: loading it will tell
+            continue
+    return named.get("tokenizer_class") in _GENERIC_TOKENIZERS and not named.get("eos_token")
 
 
 def _names(folder: Path) -> str:

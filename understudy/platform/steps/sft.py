@@ -47,12 +47,15 @@ def run(
         lineage = lineage_of(config, dataset.md5, parent, str(token_passes))
         processes = join_processes(context, model.precision)
         refuse_sharded_adapters(processes, {"model.lora": model.lora is not None})
-        train, validation = load_demonstrations(context, dataset, "train", "validation", processes=processes)
+        train, validation, test = load_demonstrations(
+            context, dataset, "train", "validation", "test", processes=processes
+        )
         from understudy.training.examples import encode
         from understudy.training.sft import train_sft
 
         policy, base = _first_policy(context, processes, model, train, start)
         encoded, held_out = encode(policy, train), encode(policy, validation)
+        encode(policy, test)  # only measured: a test split that evaluation would refuse must not cost a training
         loop = create_loop(context, processes, lineage)
         with context.working():
             result = train_sft(policy, encoded.examples, held_out.examples, sft, context.seed, loop, token_passes)
