@@ -14,19 +14,20 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from understudy.config import Params, section_sha256
+from understudy.config import Params, PromotionConfig, section_sha256
 from understudy.platform.code_hash import code_sha256, file_sha256, folder_sha256
 
 RESULT_SECTIONS = ("seed", "data", "model", "sft", "align", "evaluation", "registry")
 
 
-def arguments(params: Params, digest_of: Callable[[str], str | None] | None = None) -> dict[str, dict[str, Any]]:
-    """Return one dict per step, keyed by the pipeline's parameter names.
+def arguments(params: Params, digest_of: Callable[[str], str | None] | None = None) -> dict[str, Any]:
+    """Return the pipeline's arguments: one dict per step, and whether the last step may promote.
 
     `digest_of` gives the digest of the source, by default from its content now. A schedule's runs find it themselves,
     each at its time: for them it gives None.
 
     Raises:
+        ConfigError: the gate by which the last step would promote is wrong.
         ConfigError, DataRefused, ServiceUnreachable: the source of the demonstrations cannot be read.
     """
     from understudy.platform.steps import for_kfp
@@ -47,6 +48,7 @@ def arguments(params: Params, digest_of: Callable[[str], str | None] | None = No
         "champion_config": {"step": "champion", **name},
         "evaluate_config": _step("evaluate", params, "model", "evaluation") | base | judges | name,
         "register_config": _step("register", params, "registry") | {"params_sha256": params_sha256(params)},
+        "promote_config": _promotion(params.promotion),
         "notify_config": {"step": "notify", **dump["notify"]},
     }
     # The registry keeps what led to a model, not only its digest; as text, which no parameter type can bend.
@@ -55,7 +57,19 @@ def arguments(params: Params, digest_of: Callable[[str], str | None] | None = No
         "params_json": json.dumps([_result_params(params)], sort_keys=True),
         "configs_json": json.dumps(training, sort_keys=True),
     }
-    return {name: for_kfp(config) for name, config in configs.items()}
+    given: dict[str, Any] = {name: for_kfp(config) for name, config in configs.items()}
+    return given | {"promotion_enabled": params.promotion.enabled}
+
+
+def _promotion(promotion: PromotionConfig) -> dict[str, Any]:
+    """Return what step promote reads: the gate as it was reviewed, since a pod has no checkout."""
+    if not promotion.enabled:
+        return {"step": "promote"}
+    from understudy.evaluation.gate.schema import load_gate
+
+    path = Path(promotion.gate)
+    load_gate(path)
+    return {"step": "promote", "promotion": promotion.model_dump(mode="json"), "gate_yaml": path.read_text("utf-8")}
 
 
 def params_sha256(params: Params) -> str:

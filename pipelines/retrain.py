@@ -1,12 +1,12 @@
 """The DAG on one page; the same pipeline runs on a laptop (kfp.local) and compiles for the cluster.
 
-    preflight → ingest → sft → align → sft_longer → champion → evaluate → register, then notify whatever happened
+    preflight → ingest → sft → align → sft_longer → champion → evaluate → register → promote, then notify in any case
 
 Steps hand over records, small JSON texts that name content by digest; content goes from step to store to step
 (docs/decisions/0007). Each parameter is the whole config that one step reads, so that a changed param re-runs the
 first step that reads it and what follows; `pipelines.arguments` fills them from the params. `place` is called with
 each step's name and task: compiling for a cluster gives it the settings of `platform:` (`pipelines.settings`), and a
-laptop needs none.
+laptop needs none. Step promote runs where `promotion.enabled` says so, else a person promotes.
 """
 
 from collections.abc import Callable
@@ -20,6 +20,7 @@ from components.evaluate import evaluate
 from components.ingest import ingest
 from components.notify import notify
 from components.preflight import preflight
+from components.promote import promote
 from components.register import register
 from components.sft import sft
 
@@ -37,6 +38,8 @@ def build(place: Callable[[Any, Any], None] = lambda step, task: None) -> Any:
         champion_config: dict,
         evaluate_config: dict,
         register_config: dict,
+        promote_config: dict,
+        promotion_enabled: bool,
         notify_config: dict,
     ) -> None:
         """Demonstrations in, a registered model with its evidence out."""
@@ -69,7 +72,11 @@ def build(place: Callable[[Any, Any], None] = lambda step, task: None) -> Any:
             )
             place("evaluate", scored)
             report = scored.outputs["report_record"]
-            place("register", register(config=register_config, dataset=dataset, policy=aligned, report=report))
+            registered = register(config=register_config, dataset=dataset, policy=aligned, report=report)
+            place("register", registered)
+            with dsl.If(promotion_enabled == True, name="promotion"):  # noqa: E712 - kfp overloads the operator
+                decided = promote(config=promote_config, entry=registered.outputs["entry_record"])
+                place("promote", decided.set_caching_options(False))
 
     return retrain
 

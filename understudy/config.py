@@ -107,7 +107,7 @@ class SftConfig(Section):
     epochs: float = Field(gt=0)
     batch_tokens: int = Field(gt=0)
     micro_batches_per_step: int = Field(gt=0)  # over all processes, each of about batch_tokens
-    learning_rate: float = Field(gt=0)
+    learning_rate: float = Field(gt=0, le=10)
     weight_decay: float = Field(ge=0)
     label_smoothing: float = Field(ge=0, lt=1)
     schedule: Literal["cosine", "constant"]
@@ -133,7 +133,7 @@ class DiscriminatorConfig(Section):
     loss: Literal["logistic", "bradley_terry", "bradley_terry_variance", "variational"]
     form: Literal["plain", "airl"]
     init: Literal["sft", "shared_lora"]
-    learning_rate: float = Field(gt=0)
+    learning_rate: float = Field(gt=0, le=10)
     weight_decay: float = Field(ge=0)
     dropout: float = Field(ge=0, lt=1)
     label_smoothing: float = Field(ge=0, lt=0.5)
@@ -153,7 +153,7 @@ class PpoConfig(Section):
     clip_range: float = Field(gt=0, lt=1)
     epochs: int = Field(gt=0)
     gae_lambda: float = Field(ge=0, le=1)
-    value_learning_rate: float = Field(gt=0)
+    value_learning_rate: float = Field(gt=0, le=10)
 
 
 class SelfPlayConfig(Section):
@@ -180,7 +180,7 @@ class AlignConfig(Section):
     num_rounds: int = Field(gt=0)
     rollout: RolloutConfig
     discriminator: DiscriminatorConfig
-    learning_rate: float = Field(gt=0)
+    learning_rate: float = Field(gt=0, le=10)
     weight_decay: float = Field(ge=0)
     schedule: Literal["cosine", "constant"]
     warmup_fraction: float = Field(ge=0, lt=1)
@@ -234,6 +234,21 @@ class RegistryConfig(Section):
     alias: str = Field(min_length=1)
 
 
+class PromotionConfig(Section):
+    """Whether the last step may make the registered version champion, by which rules, and from where it is deployed.
+
+    Off: a person does it, with `understudy model promote`.
+    """
+
+    enabled: bool = False
+    gate: str = Field(default="gate.yaml", min_length=1)
+    gitops: str | None = None  # a repository's folder, or an address that `git clone` takes; null: deploy nothing
+    environments: tuple[str, ...] = Field(default=("staging",), min_length=1)
+    branch: str | None = None  # null: the one that is checked out
+    remote: str | None = None  # pushed to; an address is always pushed back to
+    wait_seconds: float = Field(default=300.0, ge=0)  # for another promotion at work
+
+
 class TrackingConfig(Section):
     """MLflow; `uri` null means a sqlite store in the working directory."""
 
@@ -274,6 +289,7 @@ class Params(Section):
     align: AlignConfig
     evaluation: EvaluationConfig
     registry: RegistryConfig
+    promotion: PromotionConfig = PromotionConfig()
     tracking: TrackingConfig = TrackingConfig()
     storage: StorageConfig = StorageConfig()
     notify: NotifyConfig = NotifyConfig()

@@ -14,7 +14,9 @@ from pydantic import ConfigDict, Field, model_validator
 from understudy.kubernetes_types import EnvName, Image, LabelKey, Labels, LabelValue, Name, PlainEnv, Quantity
 from understudy.sections import Section
 
-Step = Literal["preflight", "ingest", "sft", "align", "sft_longer", "champion", "evaluate", "register", "notify"]
+Step = Literal[
+    "preflight", "ingest", "sft", "align", "sft_longer", "champion", "evaluate", "register", "promote", "notify"
+]
 NO_RELEASE = "@sha256:" + "0" * 64
 
 
@@ -131,6 +133,12 @@ class RegisterStep(CpuStep):
     workdir_size: Quantity = "50Gi"
 
 
+class PromoteStep(CpuStep):
+    """Reads everything behind a version again; keys and Git's credentials come by `secrets`."""
+
+    workdir_size: Quantity = "100Gi"
+
+
 class GpuStep(CpuStep):
     """A step on GPUs: one pod with `nodes: 1`, a Kubeflow TrainJob of `nodes` pods otherwise."""
 
@@ -204,6 +212,7 @@ class StepsConfig(Section):
     champion: ChampionStep = ChampionStep()
     evaluate: EvaluateStep = EvaluateStep()
     register_: RegisterStep = Field(default=RegisterStep(), alias="register")  # pydantic's models have a `register`
+    promote: PromoteStep = PromoteStep()
     notify: NotifyStep = NotifyStep()
 
 

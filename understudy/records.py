@@ -115,3 +115,23 @@ class RegistryEntry(Record):
     alias: str
     uri: str
     tags: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Promotion(Record):
+    """What became of a registered version at the pipeline's last step.
+
+    A refusal by the gate's numbers is an outcome; what may never be promoted fails the step instead.
+    """
+
+    name: str
+    version: str
+    outcome: str  # "promoted" | "refused" (by the gate's verdict) | "unchanged" (it is champion already)
+    verdict: str  # of the gate: "pass" | "fail" | "not_enough_evidence" | "not_decided"; "champion" where unchanged
+    reason: str
+    more_prompts: int | None  # that would settle it, where there was not enough evidence
+    champion: str | None  # version that is champion now
+    previous: str | None
+    decision_sha256: str | None  # of the decision record
+    commit: str | None  # in the GitOps repository
+    uri: str  # where decision records lie

@@ -25,7 +25,7 @@ from understudy.errors import ConfigError
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "pipelines" / "compiled" / "kubernetes"
-CPU_STEPS = ("preflight", "ingest", "champion", "register", "notify")
+CPU_STEPS = ("preflight", "ingest", "champion", "register", "promote", "notify")
 GPU_STEPS = ("sft", "align", "sft-2", "evaluate")
 
 
@@ -96,7 +96,8 @@ def test_gpu_steps_ask_for_gpus_their_nodes_queue_and_shared_memory(default: Any
 
 def test_every_step_has_its_account_retries_deadline_secrets_and_cost_label(default: Any) -> None:
     retries = yaml.safe_load(compile_pipeline(params().platform).ir.split("\n---\n")[0])
-    tasks = {**retries["root"]["dag"]["tasks"], **retries["components"]["comp-exit-handler-1"]["dag"]["tasks"]}
+    dags = [retries["root"], retries["components"]["comp-exit-handler-1"], retries["components"]["comp-condition-2"]]
+    tasks = {name: task for dag in dags for name, task in dag["dag"]["tasks"].items()}
     for step, (container, settings) in default.items():
         assert settings["securityContext"] == {"runAsUser": "10001", "runAsGroup": "10001", "runAsNonRoot": True}
         assert [entry["secretName"] for entry in settings["imagePullSecret"]] == ["understudy-registry"]

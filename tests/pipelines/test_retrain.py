@@ -12,6 +12,7 @@ import yaml
 from pipelines.arguments import arguments
 from understudy.cli.pipeline import compiled_files
 from understudy.config import load_params
+from understudy.errors import ConfigError
 from understudy.platform.steps import for_kfp, from_kfp
 
 ROOT = Path(__file__).parents[2]
@@ -29,6 +30,10 @@ def test_every_step_waits_for_preflight_and_order_comes_from_data() -> None:
     assert waits["preflight"] == set() and waits["ingest"] == {"preflight"}
     assert waits["sft-2"] == {"align", "ingest", "sft"}
     assert waits["register"] == {"align", "evaluate", "ingest"}
+    promotion = compiled["components"]["comp-condition-2"]["dag"]["tasks"]
+    assert waits["condition-2"] == {"register"} and list(promotion) == ["promote"]
+    assert tasks["condition-2"]["triggerPolicy"]["condition"].endswith("promotion_enabled'] == true")
+    assert not promotion["promote"]["cachingOptions"]
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "components").glob("[a-z]*.py")), ids=lambda path: path.stem)
@@ -48,6 +53,8 @@ def test_a_component_body_is_short_and_imports_inside(path: Path) -> None:
         ("data.max_bad_fraction=0.5", {"preflight", "ingest", "register"}),
         ("runtime.threads=1", set()),
         ("tracking.experiment=other", set()),
+        ("promotion.enabled=true", {"promote", "promotion_enabled"}),
+        ("promotion.gate=none.yaml", set()),
     ],
 )
 def test_a_param_changes_only_the_steps_that_read_it(
@@ -57,6 +64,22 @@ def test_a_param_changes_only_the_steps_that_read_it(
     source = f"data.source={ROOT / 'examples' / 'tiny' / 'demonstrations.jsonl'}"
     before, after = (arguments(load_params(ROOT / "params.yaml", [source, *more])) for more in ([], [override]))
     assert {name.removesuffix("_config") for name in before if before[name] != after[name]} == changed
+
+
+def test_the_gate_travels_as_it_was_reviewed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    source = f"data.source={ROOT / 'examples' / 'tiny' / 'demonstrations.jsonl'}"
+
+    def given(*more: str) -> dict[str, Any]:
+        return arguments(load_params(ROOT / "params.yaml", [source, *more]))
+
+    assert given()["promotion_enabled"] is False and given()["promote_config"] == {"step": "promote"}
+    enabled = given("promotion.enabled=true", "promotion.gitops=cluster")
+    assert enabled["promotion_enabled"] is True
+    assert enabled["promote_config"]["gate_yaml"] == (ROOT / "gate.yaml").read_text()
+    assert enabled["promote_config"]["promotion"]["gitops"] == "cluster"
+    with pytest.raises(ConfigError, match="Gate file 'none.yaml' does not exist"):
+        given("promotion.enabled=true", "promotion.gate=none.yaml")
 
 
 def test_nulls_and_whole_numbers_survive_kfp() -> None:

@@ -90,15 +90,17 @@ def test_the_story_of_three_versions(world, capsys):
 
 def test_a_person_may_decide_where_the_gate_cannot(world, capsys):
     first = world.register("first")
+    assert promote(world, first) == 0
+    second = world.register("second", quality=0.9, champion=first)
     gate = world.gate()
     gate.write_text(gate.read_text().replace("judge:quality", "judge:other"))
-    command = ("promote", "tiny/1", "--gate", gate, "--workdir", world.workdir)
+    command = ("promote", "tiny/2", "--gate", gate, "--workdir", world.workdir)
     assert call(*command) == 4
-    assert "judge:other" in capsys.readouterr().err and "champion" not in aliases(world)
+    assert "judge:other" in capsys.readouterr().err and aliases(world)["champion"] == "1"
     assert call(*command, "--approve", "There was no such judge yet.", "--json") == 0
     evidence = json.loads(capsys.readouterr().out)["transition"]["evidence"]
     assert evidence["verdict"] == "not_decided" and "judge:other" in evidence["decision"]["headline"]
-    assert aliases(world)["champion"] == first.version
+    assert aliases(world)["champion"] == second.version
 
 
 def test_a_champion_that_changed_since_the_evaluation(world, capsys):

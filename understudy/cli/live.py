@@ -63,7 +63,7 @@ class LiveView:
 
     def __init__(self, params: Params, to_stderr: bool = False, console: Console | None = None) -> None:
         self.console = console or Console(stderr=to_stderr, highlight=False)
-        self.steps = {step: StepState() for step in STEPS}
+        self.steps = {step: StepState() for step in (*STEPS, *(["promote"] if params.promotion.enabled else []))}
         self.params = params
         self._notes: list[str] = []
         self._started = time.time()

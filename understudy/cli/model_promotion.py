@@ -7,7 +7,6 @@ import os
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
-from urllib.parse import quote
 
 import typer
 
@@ -19,7 +18,6 @@ if TYPE_CHECKING:
     from understudy.platform.lineage.walk import Node, Walked
     from understudy.platform.promotion.change import Outcome
     from understudy.platform.promotion.gitops import GitOps
-    from understudy.platform.promotion.places import Place
 
 Model = Annotated[str, typer.Argument(help="NAME, NAME@alias or NAME/version")]
 Workdir = Annotated[Path, typer.Option("--workdir", help="Working directory of the runs.", envvar="UNDERSTUDY_WORKDIR")]
@@ -60,6 +58,7 @@ def promote(
     from understudy.platform.promotion.change import actor
     from understudy.platform.promotion.change import promote as change
     from understudy.platform.promotion.examine import Examination
+    from understudy.platform.promotion.places import place_of
     from understudy.platform.promotion.transition import Ledger
 
     if approve is not None and not approve.strip():
@@ -69,7 +68,7 @@ def promote(
     version = registry.find(model)
     examination = Examination(registry, gate, approve, _storage_uri())
     candidate = examination.candidate(version, deployed=repository is not None)
-    ledger = Ledger(MlflowAliases(registry), _place(workdir, version.name), repository)
+    ledger = Ledger(MlflowAliases(registry), place_of(workdir, version.name), repository)
     reason = approve.strip() if approve else "The gate passed."
     outcome = change(
         ledger, candidate, lambda before: examination.examine(version, before), actor(), reason, wait_seconds=wait
@@ -95,6 +94,7 @@ def rollback(
     from understudy.platform.promotion.change import Candidate, actor
     from understudy.platform.promotion.change import rollback as change
     from understudy.platform.promotion.examine import Examination
+    from understudy.platform.promotion.places import place_of
     from understudy.platform.promotion.transition import Ledger
 
     repository = _gitops(gitops, environment, branch, push)
@@ -107,7 +107,7 @@ def rollback(
     def candidate_of(version: str) -> Candidate:
         return examination.candidate(registry.find(f"{name}/{version}"), deployed=repository is not None)
 
-    ledger = Ledger(MlflowAliases(registry), _place(workdir, name), repository)
+    ledger = Ledger(MlflowAliases(registry), place_of(workdir, name), repository)
     _say(name, change(ledger, name, to, candidate_of, actor(), reason, wait_seconds=wait), as_json)
 
 
@@ -180,15 +180,6 @@ def provenance(
 
 def _storage_uri() -> str | None:
     return os.environ.get("UNDERSTUDY_STORAGE_URI") or None
-
-
-def _place(workdir: Path, model: str) -> Place:
-    """Return where this model's lease, journal and decisions lie: beside the store, so that all who use it meet."""
-    from understudy.platform.promotion.places import open_place
-
-    store = _storage_uri()
-    root = store.rstrip("/") if store and store.startswith("s3://") else str(workdir.absolute())
-    return open_place(f"{root}/promotion/{quote(model, safe='')}")
 
 
 def _gitops(repository: Path | None, environments: list[str], branch: str | None, remote: str | None) -> GitOps | None:

@@ -56,6 +56,8 @@ def print_summary(console: Console, result: RunResult, num_steps: int, report_pa
         _pair(console, "report", report_path or report["uri"])
     if entry:
         _pair(console, "model", f"{entry['name']} version {entry['version']}, alias {entry['alias']}")
+    if promotion := result.records.get("promote", {}).get("promotion"):
+        _wrapped(console, "promotion", f"{promotion['outcome']}: {promotion['reason']}")
     cached = f", {len(result.cached)} of {num_steps} steps from the cache" if result.cached else ""
     working = sum(result.working_seconds.values())
     own = f", {duration(result.seconds - working)} of it outside training, sampling and scoring" if working else ""

@@ -28,7 +28,9 @@ _LOG_ADDRESS = "/apis/v1alpha1/runs/{run_id}/nodes/{pod}/log"
 _EXECUTOR = re.compile(r"executor(\(\d+\))?")
 _STEP_OF_TASK = {"sft-2": "sft_longer"}
 # Nodes of Argo's graph that are no step of ours.
-_NOT_A_STEP = re.compile(r".*-driver(\(\d+\))?|root|executor.*|exit-handler-\d+|understudy-retrain.*|.*-hook.*")
+_NOT_A_STEP = re.compile(
+    r".*-driver(\(\d+\))?|root|executor.*|(exit-handler|condition)-\d+|understudy-retrain.*|.*-hook.*"
+)
 Say = Callable[[str], None]
 
 

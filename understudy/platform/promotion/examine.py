@@ -24,6 +24,20 @@ if TYPE_CHECKING:
     from understudy.platform.registry import Registry, Version
 
 
+SAME_WEIGHTS, NOT_DECIDED = "same_weights", "not_decided"
+
+
+class VerdictRefused(GateRefused):
+    """Nothing forbids the version, and its numbers do not promote it; `--approve` may.
+
+    `verdict` is the gate's, "not_decided" where it leaves the first champion to a person, or "same_weights".
+    """
+
+    def __init__(self, message: str, verdict: str, more_prompts: int | None = None) -> None:
+        super().__init__(message)
+        self.verdict, self.more_prompts = verdict, more_prompts
+
+
 @dataclass(frozen=True)
 class Examination:
     """How a version is examined.
@@ -58,7 +72,8 @@ class Examination:
         """Return the evidence for a version against the state under the lease.
 
         Raises:
-            GateRefused: with every refusal, or with the gate's verdict and numbers.
+            VerdictRefused: with the gate's verdict and numbers.
+            GateRefused: with every refusal, or because the gate asks for what was not measured.
             ConfigError: the gate file is wrong.
         """
         from understudy.evaluation.gate import load_gate
@@ -69,8 +84,15 @@ class Examination:
             champion = self._champion(version, before)
             surroundings = Surroundings(lambda ref: materialise(ref, scratch), self._lineage_of(version.name))
             is_champion = before.champion == version.version
+            same = champion is not None and champion.weights_sha256 == version.tags.get("weights_sha256")
             found = refusals(walked, champion, gate.provenance, surroundings)
-            refuse(name, [item for item in found if not (is_champion and item.kind == "champion")])
+            refuse(name, [item for item in found if not (same and item.kind == "champion")])
+            if same and champion is not None and not is_champion:
+                raise VerdictRefused(
+                    f"{name} has the weights of the champion, version {champion.version}: there is nothing to decide. "
+                    "Nothing was changed.",
+                    SAME_WEIGHTS,
+                )
             decision = (
                 {"verdict": "champion"} if is_champion else self._verdict(gate, walked, champion is not None, name)
             )
@@ -95,13 +117,17 @@ class Examination:
         try:
             decision = decide(gate, walked.report, challenger, CHAMPION if has_champion else None)
         except GateRefused as error:
+            if self.approved is None and not has_champion and gate.no_champion == "refuse":
+                raise VerdictRefused(f"{name} is not promoted: {error}", NOT_DECIDED) from error
             if self.approved is None:
                 raise
-            return {"verdict": "not_decided", "headline": str(error)}
+            return {"verdict": NOT_DECIDED, "headline": str(error)}
         if decision.verdict != "pass" and self.approved is None:
-            raise GateRefused(
+            raise VerdictRefused(
                 f"{name} is not promoted: the gate's verdict is {decision.verdict.replace('_', ' ')}.\n"
-                f"{_rules(decision)}\nNothing was changed. A person may decide otherwise with --approve REASON."
+                f"{_rules(decision)}\nNothing was changed. A person may decide otherwise with --approve REASON.",
+                decision.verdict,
+                decision.more_prompts,
             )
         return decision.to_json()
 

@@ -20,6 +20,7 @@ from understudy.platform.promotion.manifests import read_champion, read_pin, wri
 TRAILER = "Decision-Id"
 _ATTEMPTS = 5
 _TIMEOUT_SECONDS = 120
+_SSH = re.compile(r"[\w.-]+@[\w.-]+:.")
 _PASSWORD = re.compile(r"://[^@/\s]+@")
 _CHAMPION = "k8s/apps/{environment}/champion.yaml"
 _SCHEDULES = "pipelines/schedules"
@@ -180,7 +181,7 @@ class GitOps:
         if done.returncode == 0:
             return done.stdout.strip()
         said = _PASSWORD.sub("://", done.stderr.strip())
-        kind = ServiceUnreachable if arguments[0] in ("fetch", "push", "ls-remote") else ConfigError
+        kind = ServiceUnreachable if arguments[0] in ("clone", "fetch", "push", "ls-remote") else ConfigError
         raise kind(f"`git {arguments[0]}` failed in {str(self.repository)!r}: {said}. Check the repository and remote.")
 
     def _try(self, *arguments: str) -> str | None:
@@ -223,6 +224,25 @@ def open_gitops(repository: Path, environments: tuple[str, ...], branch: str | N
     if remote and found._try("remote", "get-url", remote) is None:
         raise ConfigError(f"{repository} has no remote {remote!r}. Name one of its remotes with --push.")
     return GitOps(repository, environments, branch, remote)
+
+
+def clone_gitops(address: str, folder: Path, environments: tuple[str, ...], branch: str | None) -> GitOps:
+    """Clone the repository that a pod deploys from; what is committed there is pushed back.
+
+    Git's own configuration gives the credentials: GIT_CONFIG_COUNT, GIT_CONFIG_KEY_0… of a Secret, or SSH.
+
+    Raises:
+        ConfigError: it is no address that Git knows, or empty.
+        ServiceUnreachable: the remote does not answer, or refuses.
+    """
+    if "://" not in address and not _SSH.match(address):
+        raise ConfigError(
+            f"{_PASSWORD.sub('://', address)!r} is no folder here and no address that `git clone` takes. "
+            "Name a repository with promotion.gitops (--gitops)."
+        )
+    folder.mkdir(parents=True)
+    GitOps(folder, environments, "")._run("clone", "--quiet", "--", address, ".")
+    return open_gitops(folder, environments, branch, "origin")
 
 
 def _path_of(environment: str) -> str:

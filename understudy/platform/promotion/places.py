@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
+from urllib.parse import quote
 
 from understudy.platform.object_storage import Location, reachable
 
@@ -54,6 +55,13 @@ class Place(Protocol):
 def open_place(uri: str) -> Place:
     """Return the place at a folder or `s3://bucket/prefix`."""
     return S3Place(uri) if uri.startswith("s3://") else LocalPlace(Path(uri))
+
+
+def place_of(workdir: Path, model: str) -> Place:
+    """Return where a model's lease, journal and decisions lie: beside the store, so that all who use it meet."""
+    store = os.environ.get("UNDERSTUDY_STORAGE_URI", "")
+    root = store.rstrip("/") if store.startswith("s3://") else str(workdir.absolute())
+    return open_place(f"{root}/promotion/{quote(model, safe='')}")
 
 
 class LocalPlace:

@@ -52,6 +52,7 @@ def _outcome(run_dir: Path, run_id: str, state: str, message: str | None) -> dic
         "exit_code": failure["exit_code"] if failure else (0 if succeeded else 1),
         "report_uri": report.get("uri"),
         "verdict": report.get("verdict"),
+        "promotion": records.get("promote", {}).get("promotion"),
         "registry_entry": records.get("register", {}).get("entry"),
         "ended": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }

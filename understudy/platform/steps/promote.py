@@ -1,0 +1,109 @@
+"""Step promote: from challenger to champion, where the params let the pipeline decide; never cached.
+
+A challenger that does not pass the gate is what most scheduled retrainings bring, so it is a result. What may never be
+promoted (damage, test rows in training data, another champion than the one it was compared with) fails the step.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from understudy.config import PromotionConfig, validate
+from understudy.platform.context import step_context
+from understudy.platform.promotion.aliases import MlflowAliases
+from understudy.platform.promotion.change import actor, promote
+from understudy.platform.promotion.decisions import State
+from understudy.platform.promotion.examine import SAME_WEIGHTS, Examination, VerdictRefused
+from understudy.platform.promotion.gitops import GitOps, clone_gitops, open_gitops
+from understudy.platform.promotion.places import Place, place_of
+from understudy.platform.promotion.transition import Ledger, current_state
+from understudy.platform.registry import Registry
+from understudy.records import Promotion, RegistryEntry
+
+NAME = "promote"
+REASON = "The gate passed."
+
+
+def run(config: Mapping[str, Any], entry: RegistryEntry) -> Promotion:
+    """Promote a registered version if the gate passes; say why not otherwise.
+
+    Args:
+        config: section `promotion`, and `gate_yaml`, the text of the reviewed gate.
+        entry: what register returned.
+
+    Raises:
+        GateRefused: it may not be promoted whatever its numbers say.
+        ConfigError: the gate, the repository or its files are not as they should be.
+        WorkdirBusy: another promotion is at work for longer than `wait_seconds`.
+        ServiceUnreachable: MLflow, the store or the remote does not answer.
+    """
+    with step_context(NAME, config) as context:
+        settings = validate(PromotionConfig, config["promotion"], where="promotion")
+        uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{context.workdir / 'mlflow.db'}"
+        registry = Registry(uri, context.workdir)
+        place = place_of(context.workdir, entry.name)
+        with tempfile.TemporaryDirectory(prefix="understudy-promote-") as scratch:
+            gate = Path(scratch) / "gate.yaml"
+            gate.write_text(str(config["gate_yaml"]), encoding="utf-8")
+            ledger = Ledger(MlflowAliases(registry), place, _gitops(settings, Path(scratch)))
+            promotion = _decide(registry, entry, gate, ledger, settings.wait_seconds)
+        context.finish(promotion)
+    return promotion
+
+
+def _decide(registry: Registry, entry: RegistryEntry, gate: Path, ledger: Ledger, wait_seconds: float) -> Promotion:
+    version = registry.find(f"{entry.name}/{entry.version}")
+    storage_uri = os.environ.get("UNDERSTUDY_STORAGE_URI") or None
+    examination = Examination(registry, gate, None, storage_uri)
+    candidate = examination.candidate(version, deployed=ledger.gitops is not None)
+    try:
+        outcome = promote(
+            ledger, candidate, lambda before: examination.examine(version, before), actor(), REASON, wait_seconds
+        )
+    except VerdictRefused as refused:
+        nothing = _unchanged(entry, current_state(ledger, entry.name), ledger.place)
+        kind = "unchanged" if refused.verdict == SAME_WEIGHTS else "refused"
+        return replace(
+            nothing, outcome=kind, verdict=refused.verdict, reason=str(refused), more_prompts=refused.more_prompts
+        )
+    transition, applied = outcome.transition, outcome.applied
+    nothing = _unchanged(entry, outcome.state, ledger.place)
+    if transition is None or applied is None:
+        return nothing
+    return replace(
+        nothing,
+        outcome="promoted",
+        verdict=str(transition.evidence["verdict"]),
+        reason=str(transition.evidence["decision"].get("headline", transition.reason)),
+        decision_sha256=applied.decision.sha256,
+        commit=applied.commit,
+    )
+
+
+def _unchanged(entry: RegistryEntry, state: State, place: Place) -> Promotion:
+    return Promotion(
+        name=entry.name,
+        version=entry.version,
+        outcome="unchanged",
+        verdict="champion",
+        reason="It is the champion already.",
+        more_prompts=None,
+        champion=state.champion,
+        previous=state.previous,
+        decision_sha256=None,
+        commit=None,
+        uri=place.uri,
+    )
+
+
+def _gitops(settings: PromotionConfig, scratch: Path) -> GitOps | None:
+    if settings.gitops is None:
+        return None
+    if Path(settings.gitops).is_dir():
+        return open_gitops(Path(settings.gitops), settings.environments, settings.branch, settings.remote)
+    return clone_gitops(settings.gitops, scratch / "gitops", settings.environments, settings.branch)
