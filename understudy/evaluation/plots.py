@@ -1,36 +1,18 @@
-"""Figures of the report as inline SVG: text stays text, colours are the page's, and each has a table of its data.
-
-Matplotlib draws with one stand-in colour per role; the stand-ins become CSS variables, so that one picture serves
-light and dark. No date, no random id: equal data gives equal bytes.
-"""
+"""Figures of the report about quality, length and training."""
 
 from __future__ import annotations
 
-import io
-import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from understudy.evaluation.canvas import ROLES, Plot, canvas, legend, policy_label, svg
 from understudy.evaluation.result import EXPERT_TEXT, EvaluationResult
-from understudy.evaluation.verdict import LABELS
 
 History = Sequence[Mapping[str, Any]]
 Series = tuple[str, str, list[float], list[float]]  # label, role, x, y
 
-ROLES = {
-    "ink": "#010101",
-    "muted": "#020202",
-    "line": "#030303",
-    "expert": "#040404",
-    "base": "#050505",
-    "sft": "#060606",
-    "aligned": "#070707",
-    "sft_longer": "#080808",
-    "champion": "#090909",
-}
 MARKERS = {"greedy": "s", "T=1": "o", "tuned": "^", EXPERT_TEXT: "*"}
 # Names under which training steps log the same thing.
 TRAIN_LOSS = ("loss", "train_loss", "train_nll", "nll")
@@ -40,18 +22,6 @@ ACCURACY = ("discriminator_accuracy", "accuracy", "discriminator/accuracy")
 REWARD = ("reward", "reward_mean", "mean_reward")
 KL = ("kl", "kl_to_sft", "kl_to_reference", "kl_mean")
 STEP = ("step", "round", "update")
-
-
-@dataclass(frozen=True)
-class Plot:
-    """One figure: `svg` is trusted markup, everything else is text for the template to escape."""
-
-    key: str
-    title: str
-    caption: str
-    svg: str
-    header: tuple[str, ...]
-    rows: Sequence[tuple[str, ...]]
 
 
 def draw_plots(result: EvaluationResult, histories: Mapping[str, History]) -> list[Plot]:
@@ -77,7 +47,7 @@ def _quality_diversity(result: EvaluationResult) -> Plot | None:
     ]
     if not points:
         return None
-    figure, axes = _canvas("distinct-2 (diversity) →", f"{result.deciding_judge or 'chrF to expert'} (quality) →")
+    figure, axes = canvas("distinct-2 (diversity) →", f"{result.deciding_judge or 'chrF to expert'} (quality) →")
     for policy, decoding, diversity, score in points:
         axes.errorbar(
             diversity.value,
@@ -89,15 +59,15 @@ def _quality_diversity(result: EvaluationResult) -> Plot | None:
             markersize=9 if policy == "expert" else 6,
             linewidth=0.9,
         )
-    _legend(figure, [(_label(policy), policy, "o") for policy in dict.fromkeys(row[0] for row in points)])
+    legend(figure, [(policy_label(policy), policy, "o") for policy in dict.fromkeys(row[0] for row in points)])
     return Plot(
         "quality-diversity",
         "Quality and diversity",
         "Up is better, right is more varied; bars are intervals. Square: greedy, circle: T=1, triangle: tuned, "
         "star: the expert's own text.",
-        _svg(figure, "quality-diversity"),
+        svg(figure, "quality-diversity"),
         ("policy", "decoding", "distinct-2", quality.removeprefix("judge_")),
-        [(_label(row[0]), row[1], f"{row[2].value:.3f}", f"{row[3].value:.3f}") for row in points],
+        [(policy_label(row[0]), row[1], f"{row[2].value:.3f}", f"{row[3].value:.3f}") for row in points],
     )
 
 
@@ -109,19 +79,22 @@ def _lengths(result: EvaluationResult) -> Plot | None:
             lengths.append((policy, [float(sample.num_tokens) for sample in samples]))
     if not result.test or len(lengths) < 2:
         return None
-    figure, axes = _canvas("tokens of a response", "share at most as long")
+    figure, axes = canvas("tokens of a response", "share at most as long")
     for policy, values in lengths:
         axes.ecdf(values, color=ROLES.get(policy, ROLES["muted"]), linewidth=2.2 if policy == "expert" else 1.4)
     axes.set_ylim(0, 1.02)
-    _legend(figure, [(_label(policy), policy, "") for policy, _ in lengths])
+    legend(figure, [(policy_label(policy), policy, "") for policy, _ in lengths])
     quantiles = (0.1, 0.25, 0.5, 0.75, 0.9)
     return Plot(
         "lengths",
         "Length of responses",
         f"Sampled at T=1, cut at {result.config.max_response_tokens} tokens. Right of the expert's line: too long.",
-        _svg(figure, "lengths"),
+        svg(figure, "lengths"),
         ("text", *(f"{quantile:.0%} quantile" for quantile in quantiles)),
-        [(_label(policy), *(f"{value:.0f}" for value in np.quantile(values, quantiles))) for policy, values in lengths],
+        [
+            (policy_label(policy), *(f"{value:.0f}" for value in np.quantile(values, quantiles)))
+            for policy, values in lengths
+        ],
     )
 
 
@@ -131,7 +104,7 @@ def _training_curves(histories: Mapping[str, History]) -> Plot | None:
         for keys, name in ((TRAIN_LOSS, "training"), (VALIDATION_NLL, "validation")):
             x, y = _columns(histories.get(policy, ()), STEP, keys)
             if y:
-                series.append((f"{_label(policy)}, {name}", policy, x, y))
+                series.append((f"{policy_label(policy)}, {name}", policy, x, y))
     return _line_plot(
         "training-curves",
         "Supervised training",
@@ -184,7 +157,7 @@ def _line_plot(
 ) -> Plot | None:
     if not series:
         return None
-    figure, axes = _canvas(*names)
+    figure, axes = canvas(*names)
     for label, role, x, y in series:
         dots = "o" if trajectory or len(y) <= 25 or "validation" in label else ""
         style = ":" if trajectory or "validation" in label else "-"
@@ -194,13 +167,13 @@ def _line_plot(
     if reference is not None:
         axes.axhline(reference, color=ROLES["muted"], linewidth=0.9, linestyle="--")
         axes.set_ylim(min(0.4, *(min(y) for _, _, _, y in series)), 1.02)
-    _legend(figure, [(label, role, "o" if "validation" in label else "") for label, role, _, _ in series])
+    legend(figure, [(label, role, "o" if "validation" in label else "") for label, role, _, _ in series])
     rows = [
         (label, f"{x[index]:.4g}", f"{y[index]:.4g}")
         for label, _, x, y in series
         for index in _thinned(len(y), limit=12)
     ]
-    return Plot(key, title, caption, _svg(figure, key), ("series", *names), rows)
+    return Plot(key, title, caption, svg(figure, key), ("series", *names), rows)
 
 
 def _columns(history: History, x_keys: Iterable[str], y_keys: Iterable[str]) -> tuple[list[float], list[float]]:
@@ -220,52 +193,3 @@ def _columns(history: History, x_keys: Iterable[str], y_keys: Iterable[str]) -> 
 def _thinned(count: int, limit: int) -> list[int]:
     """Return at most `limit` indices spread evenly, first and last among them."""
     return sorted({round(position) for position in np.linspace(0, count - 1, min(count, limit))}) if count else []
-
-
-def _label(policy: str) -> str:
-    return "expert" if policy == "expert" else LABELS.get(policy, policy)
-
-
-def _canvas(x_name: str, y_name: str) -> tuple[Any, Any]:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(4.7, 3.3), layout="constrained")
-    axes = figure.add_subplot()
-    axes.set_xlabel(x_name, color=ROLES["muted"])
-    axes.set_ylabel(y_name, color=ROLES["muted"])
-    axes.tick_params(colors=ROLES["muted"], length=0)
-    axes.grid(color=ROLES["line"], linewidth=0.6)
-    axes.set_axisbelow(True)
-    for side in axes.spines.values():
-        side.set_visible(False)
-    return figure, axes
-
-
-def _legend(figure: Any, entries: Sequence[tuple[str, str, str]]) -> None:
-    from matplotlib.lines import Line2D
-
-    handles = [
-        Line2D([], [], color=ROLES.get(role, ROLES["muted"]), marker=marker, label=label, linewidth=2)
-        for label, role, marker in entries
-    ]
-    figure.legend(
-        handles=handles, loc="outside upper left", ncols=2, frameon=False, labelcolor=ROLES["ink"], handlelength=1.4
-    )
-
-
-def _svg(figure: Any, key: str) -> str:
-    import matplotlib
-
-    buffer = io.StringIO()
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": key, "font.size": 10}):
-        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    svg = buffer.getvalue()
-    svg = svg[svg.index("<svg") :]
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    svg = re.sub(r' (?:width|height)="[\d.]+pt"', "", svg, count=2)
-    svg = re.sub(r"font: ([\d.]+)px [^;\"]*", r"font-size: \1px", svg)
-    for role, stand_in in ROLES.items():
-        svg = svg.replace(stand_in, f"var(--{role.replace('_', '-')})")
-    # Ids of groups repeat from figure to figure and nothing refers to them.
-    svg = re.sub(r'<g id="[^"]*"', "<g", svg)
-    return svg.replace("<svg ", '<svg aria-hidden="true" focusable="false" ', 1).strip()

@@ -1,4 +1,7 @@
-"""The report page: one HTML file that needs no network, no script and no trust in what models write."""
+"""The report page: one HTML file that needs no network and no trust in what models write.
+
+The browser runs one script, named by its digest in the page's policy; without scripts only search and filter are lost.
+"""
 
 from __future__ import annotations
 
@@ -12,9 +15,15 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup, escape
 
+from understudy.evaluation.browser import browser_data, script, shown_responses
+from understudy.evaluation.gate_view import GateAnswer
 from understudy.evaluation.intervals import Interval
 from understudy.evaluation.plots import History, draw_plots
-from understudy.evaluation.result import EXPERT_TEXT, EvaluationResult, Generated
+from understudy.evaluation.plots_pair import draw_gains, draw_ladder
+from understudy.evaluation.provenance_tree import provenance_tree
+from understudy.evaluation.result import EXPERT_TEXT, EvaluationResult
+from understudy.evaluation.sides import Pair, pair_of, side_by_side
+from understudy.evaluation.slices import Slice, regressions_of, slices_of
 from understudy.evaluation.verdict import LABELS, Comparison
 
 MAX_SHOWN_CHARACTERS = 4000
@@ -47,7 +56,12 @@ LIKELIHOODS = (
 
 
 def render_report(
-    result: EvaluationResult, histories: Mapping[str, History], provenance: Mapping[str, Any], title: str
+    result: EvaluationResult,
+    histories: Mapping[str, History],
+    provenance: Mapping[str, Any],
+    title: str,
+    gate: GateAnswer | None = None,
+    numbers: Mapping[str, Any] | None = None,
 ) -> str:
     """Return the page as HTML; equal arguments give equal bytes.
 
@@ -56,7 +70,41 @@ def render_report(
         histories: policy name → rows that its training logged.
         provenance: section title → mapping or JSON-like value (records, params, versions, digests).
         title: name of the model, for the heading and the window.
+        gate: what the gate says, where there is a champion and a gate file.
+        numbers: the content of report.json, for what other evaluations added to it: `judge_agreement`, `ladder`.
     """
+    pair = pair_of(result)
+    numbers = numbers or {}
+    data, num_browsed = browser_data(result, pair, LABELS | {"expert": "expert"})
+    code, code_source = script()
+    return _template().render(
+        title=title,
+        style=Markup((Path(__file__).parent / "templates" / "report.css").read_text(encoding="utf-8")),
+        script=code,
+        script_source=code_source,
+        result=result,
+        gate=gate,
+        labels=LABELS | {"expert": "expert"},
+        pair=pair,
+        sides=side_by_side(result, pair) if pair else [],
+        metric_columns=_judge_columns(result) + list(COLUMNS),
+        metric_rows=_metric_rows(result),
+        likelihood_columns=LIKELIHOODS,
+        comparisons=_in_order(result.comparisons),
+        agreement=_agreement(numbers.get("judge_agreement")),
+        plots=draw_gains(pair) + draw_plots(result, histories) + draw_ladder(numbers.get("ladder") or ()),
+        regressions=_regressions(result, pair),
+        samples=[sample_card(result, index, ("sft", "champion", "aligned")) for index in result.shown],
+        browser_data=data,
+        num_browsed=num_browsed,
+        all_metrics=_all_metrics(result),
+        trees=provenance_tree(provenance),
+        provenance=[(name, _flattened(value)) for name, value in provenance.items()],
+        **_slices(result, pair),
+    )
+
+
+def _template() -> Any:
     import jinja2
 
     environment = jinja2.Environment(
@@ -67,21 +115,7 @@ def render_report(
         lstrip_blocks=True,
     )
     environment.filters |= {"visible": visible, "number": number}
-    template = environment.get_template("report.html.j2")
-    return template.render(
-        title=title,
-        style=Markup((Path(__file__).parent / "templates" / "report.css").read_text(encoding="utf-8")),
-        result=result,
-        labels=LABELS | {"expert": "expert"},
-        metric_columns=_judge_columns(result) + list(COLUMNS),
-        metric_rows=_metric_rows(result),
-        likelihood_columns=LIKELIHOODS,
-        comparisons=_in_order(result.comparisons),
-        plots=draw_plots(result, histories),
-        samples=[_sample_card(result, index) for index in result.shown],
-        all_metrics=_all_metrics(result),
-        provenance=[(name, _flattened(value)) for name, value in provenance.items()],
-    )
+    return environment.get_template("report.html.j2")
 
 
 def visible(text: str) -> Markup:
@@ -147,17 +181,61 @@ def _all_metrics(result: EvaluationResult) -> list[tuple[str, str, str, Interval
     ]
 
 
-def _sample_card(result: EvaluationResult, index: int) -> dict[str, Any]:
+def _slices(result: EvaluationResult, pair: Pair | None) -> dict[str, Any]:
+    """Return the slices, how far their bars reach, and how many would stand out by chance."""
+    slices: list[Slice] = slices_of(result, pair) if pair else []
+    measured = [each.difference for each in slices if each.difference]
+    extent = max((max(abs(found.low), abs(found.high)) for found in measured), default=0.0) or 1.0
+    return {
+        "slices": slices,
+        "slice_extent": extent,
+        "slices_standing_out": sum(each.stands_out for each in slices),
+        "slices_by_chance": len(measured) * (1 - result.config.confidence),
+    }
+
+
+def _regressions(result: EvaluationResult, pair: Pair | None) -> list[dict[str, Any]]:
+    if pair is None:
+        return []
+    gains = pair.gain_P
+    return [
+        sample_card(result, index, (pair.reference, pair.challenger)) | {"gain": number(float(gains[index]))}
+        for index in regressions_of(pair)
+    ]
+
+
+def _agreement(found: Any) -> tuple[list[str], list[list[str]]] | None:
+    """Return header and cells of how far judges agree, whatever is stated of each pair of them."""
+    if not found:
+        return None
+    lines = found if isinstance(found, list) else [{"judges": key} | _as_mapping(item) for key, item in found.items()]
+    rows = [dict(_flattened(line)) for line in lines if isinstance(line, Mapping)]
+    header = list(dict.fromkeys(key for row in rows for key in row))
+    return (header, [[_rounded(row.get(key, "")) for key in header] for row in rows]) if rows else None
+
+
+def _as_mapping(item: Any) -> dict[str, Any]:
+    return dict(item) if isinstance(item, Mapping) else {"value": item}
+
+
+def _rounded(text: str) -> str:
+    try:
+        return number(float(text)) if "." in text or "e" in text else text
+    except ValueError:
+        return text
+
+
+def sample_card(result: EvaluationResult, index: int, policies: Sequence[str]) -> dict[str, Any]:
+    """Return what a card shows of one test prompt: the expert's text, then each policy's."""
     row = result.test[index]
     texts = [{"policy": "expert", "text": row.response, "marks": _marks(result.expert_scores, index), "cut": False}]
-    for policy in ("sft", "aligned"):
-        by_decoding = result.generated.get(policy, {})
-        generated: Generated | None = by_decoding.get("tuned") or by_decoding.get("T=1")
+    for policy in policies:
+        generated = shown_responses(result, policy)
         if generated is not None and index < len(generated.samples):
             sample = generated.samples[index]
             marks = _marks(generated.scores, index)
             texts.append({"policy": policy, "text": sample.text, "marks": marks, "cut": not sample.finished})
-    return {"prompt": row.prompt, "id": row.id, "texts": texts}
+    return {"prompt": row.prompt, "id": row.id, "group": row.group, "texts": texts}
 
 
 def _marks(scores: Mapping[str, Any], index: int) -> list[tuple[str, str]]:

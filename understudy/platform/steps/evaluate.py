@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -115,6 +116,7 @@ def _fitting(models: LoadedPolicies, rows: Sequence[Demonstration], names: Seque
 def _store(
     context: StepContext, result: EvaluationResult, records: Mapping[str, Record], policies: Mapping[str, PolicyRef]
 ) -> EvaluationReport:
+    from understudy.evaluation.gate_view import ask_gate
     from understudy.evaluation.report import render_report
 
     stable = {
@@ -127,8 +129,9 @@ def _store(
         for name, policy in policies.items()
     }
     title = str(context.config.get("name", "policy on " + records["dataset"].to_json()["md5"][:8]))
-    page = render_report(result, histories, provenance, title)
     whole = result.to_json() | {"provenance": provenance, "protocol": _protocol(context, records, policies)}
+    answer = ask_gate(Path(os.environ.get("UNDERSTUDY_GATE", "gate.yaml")), whole)
+    page = render_report(result, histories, provenance, title, answer, whole)
     numbers = json.dumps(whole, sort_keys=True, indent=1, allow_nan=False)
     with scratch_folder(context) as folder:
         (folder / "report.html").write_text(page, encoding="utf-8")
@@ -166,7 +169,9 @@ def _versions() -> dict[str, str]:
     import platform
     from importlib.metadata import version
 
-    return {"python": platform.python_version(), **{package: version(package) for package in PACKAGES}}
+    image = os.environ.get("UNDERSTUDY_IMAGE_DIGEST")
+    versions = {"python": platform.python_version(), **{package: version(package) for package in PACKAGES}}
+    return versions | ({"image": image} if image else {})
 
 
 def _logged(result: EvaluationResult) -> dict[str, float]:
