@@ -19,7 +19,8 @@ The last four hold for suboptions as well. A value with a Jinja template fits ev
 play knows what it becomes. Where a doc fragment is not in the wheel, `unknown_option` cannot be decided and is
 left out for that module (`decidable` says so).
 
-The schema is written by extract.py beside the demonstrations: `$UNDERSTUDY_WORKDIR/raw/ansible_schema.json`.
+The schema is written by extract.py beside the demonstrations, `.understudy/raw/ansible_schema.json`; one in
+`$UNDERSTUDY_WORKDIR/raw` comes first.
 """
 
 from __future__ import annotations
@@ -106,7 +107,10 @@ def decidable(response: str, schema: Schema | None = None) -> bool:
 
 
 def _schema_path() -> Path:
-    return Path(os.environ.get("UNDERSTUDY_WORKDIR") or ".understudy") / "raw" / SCHEMA_NAME
+    places = [
+        Path(folder) / "raw" / SCHEMA_NAME for folder in (os.environ.get("UNDERSTUDY_WORKDIR"), ".understudy") if folder
+    ]
+    return next((path for path in places if path.is_file()), places[0])
 
 
 @functools.cache

@@ -131,11 +131,28 @@ def _from_pretrained(path: str, **arguments: Any) -> LanguageModel:
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, **arguments)
-        use_safetensors = {} if "gguf_file" in arguments else {"use_safetensors": True}
-        model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, **use_safetensors, **arguments)
+        kind = _unpacked() if "gguf_file" in arguments else {"use_safetensors": True}
+        model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, **kind, **arguments)
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise ConfigError(
             f"model {path!r} cannot be loaded as a causal language model: {error}. "
             "Name a folder with config.json, safetensors weights and a tokenizer, or a model in the local cache."
         ) from error
+    if "gguf_file" in arguments:
+        _forget_quantization(model)
     return LanguageModel(model, tokenizer)
+
+
+def _unpacked() -> dict[str, Any]:
+    """Options that turn the blocks of a GGUF file into plain weights, which can be trained."""
+    from transformers import GgufConfig
+
+    return {"quantization_config": GgufConfig(dequantize=True)}
+
+
+def _forget_quantization(model: Any) -> None:
+    """Let transformers train and save plain weights that came from a GGUF file as what they are."""
+    model.hf_quantizer = None
+    model.is_quantized = False
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
