@@ -32,7 +32,8 @@
     return node;
   };
 
-  const number = (value) => (value === null ? "undecided" : (value > 0 ? "+" : "") + String(Number(value.toPrecision(3))).replace("-", "\u2212"));
+  const digits = (value) => (value === 0 ? "0" : Math.abs(value) >= 1000 ? value.toFixed(0) : value.toPrecision(3));
+  const number = (value) => (value === null ? "undecided" : digits(value).replace("-", "\u2212"));
 
   const card = (row) => {
     const article = make("article", "sample");
@@ -54,7 +55,7 @@
       who.append(make("span", "policy " + key.replace(/_/g, "-"), label));
       for (const [judge, score] of scores) {
         const mark = make("span", "mark", judge + " ");
-        mark.append(make("b", "", score === null ? "undecided" : number(score).replace("+", "")));
+        mark.append(make("b", "", number(score)));
         who.append(mark);
       }
       if (!ended) who.append(make("span", "mark cut", "cut off"));
