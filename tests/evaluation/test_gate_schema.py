@@ -78,3 +78,32 @@ def test_a_missing_or_odd_file_is_said_with_the_remedy(tmp_path):
     (tmp_path / "bad.yaml").write_text("a: [1\n")
     with pytest.raises(ConfigError, match="not valid YAML"):
         load_gate(tmp_path / "bad.yaml")
+
+
+def test_a_key_that_is_given_twice_is_refused_because_yaml_would_forget_the_first(tmp_path):
+    path = write(tmp_path)
+    for more in ("guards: []\n", "confidence: 0.51\n"):
+        path.write_text(yaml.safe_dump(VALID) + more)
+        name = more.partition(":")[0]
+        with pytest.raises(ConfigError, match=rf"gate.yaml gives {name} twice .*the second in line \d+.*Keep one"):
+            load_gate(path)
+    path.write_text(yaml.safe_dump(VALID).replace("decoding: tuned", "decoding: tuned\n  decoding: greedy", 1))
+    with pytest.raises(ConfigError, match="gives decoding twice"):
+        load_gate(path)
+
+
+@pytest.mark.parametrize("key", ["detect", "minimum_improvement", "standard_deviation"])
+def test_yes_is_no_number(tmp_path, key):
+    rule = {"metric": "judge:q", "decoding": "tuned", "minimum_improvement": 0.1, "detect": 2.0, key: True}
+    with pytest.raises(ConfigError, match=f"{key} is true, which is no number"):
+        load_gate(write(tmp_path, primary=[rule]))
+    with pytest.raises(ConfigError, match="margin is true, which is no number"):
+        load_gate(write(tmp_path, guards=[{"metric": "eos_rate", "decoding": "tuned", "margin": True}]))
+
+
+def test_a_file_that_cannot_be_read_at_all(tmp_path):
+    (tmp_path / "deep.yaml").write_text("[" * 5000)
+    with pytest.raises(ConfigError, match="deep.yaml is nested too deeply"):
+        load_gate(tmp_path / "deep.yaml")
+    with pytest.raises(ConfigError, match="cannot be read"):
+        load_gate(Path("/proc/self/mem"))

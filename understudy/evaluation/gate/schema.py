@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 import yaml
 from pydantic import Field, model_validator
@@ -33,6 +33,15 @@ class Rule(Section):
     score_range: tuple[float, float] | None = None  # what the judge could say at all; null: what was seen
     standard_deviation: float | None = Field(default=None, gt=0)  # of paired differences; null: as measured
     design_effect: float = Field(default=1.0, ge=1)  # with standard_deviation: prompts that count as one
+
+    @model_validator(mode="before")
+    @classmethod
+    def _numbers_are_numbers(cls, data: Any) -> Any:
+        # Pydantic takes true for 1.0, and `margin: yes` would let everything pass.
+        for name, value in data.items() if isinstance(data, dict) else ():
+            if isinstance(value, bool):
+                raise ValueError(f"{name} is {str(value).lower()}, which is no number")
+        return data
 
     @property
     def where(self) -> str:
@@ -157,13 +166,40 @@ def load_gate(path: Path) -> Gate:
     """
     if not path.is_file():
         raise ConfigError(f"Gate file {str(path)!r} does not exist. Name one with --gate FILE; docs/gate.md has one.")
-    try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not valid YAML: {error}. Correct the line it names.") from error
+    data = _parsed(path)
     if not isinstance(data, dict):
         raise ConfigError(f"{path} holds {type(data).__name__}, not a mapping with `primary:` and `guards:`.")
     return validate(Gate, data, where=str(path))
+
+
+def _parsed(path: Path) -> Any:
+    try:
+        return yaml.load(path.read_text(encoding="utf-8"), Loader=_OnceLoader)
+    except _TwiceError as error:
+        raise ConfigError(f"{path} gives {error}: YAML would forget the first. Keep one.") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not valid YAML: {error}. Correct the line it names.") from error
+    except RecursionError as error:
+        raise ConfigError(f"{path} is nested too deeply for a gate; docs/gate.md has one.") from error
+    except OSError as error:
+        raise ConfigError(f"Gate file {str(path)!r} cannot be read: {error.strerror}.") from error
+
+
+class _TwiceError(Exception):
+    pass
+
+
+class _OnceLoader(yaml.SafeLoader):
+    """YAML's safe loader, which takes the last of several equal keys; here they are refused."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            name = str(key.value)
+            if name in seen:
+                raise _TwiceError(f"{name} twice (the second in line {key.start_mark.line + 1})")
+            seen.add(name)
+        return super().construct_mapping(node, deep)
 
 
 def _closest(name: str, valid: tuple[str, ...]) -> str:
