@@ -17,6 +17,7 @@ from understudy.errors import GateRefused
 from understudy.evaluation.gate.schema import EXPERT_TEXT, Rule
 
 Floats = NDArray[np.float64]
+_MOST = 1e100
 
 
 @dataclass(frozen=True)
@@ -74,8 +75,17 @@ def scores_from(report: Mapping[str, Any], policy: str) -> Scores:
     """Read one policy's scores out of a parsed `report.json`.
 
     Raises:
-        GateRefused: the report does not have the policy, or does not say how it was made.
+        GateRefused: the report does not have the policy, does not say how it was made, or is damaged.
     """
+    try:
+        return _scores_from(report, policy)
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError) as error:
+        raise GateRefused(
+            f"The report is damaged where it tells of {policy!r} ({type(error).__name__}: {error}). Evaluate again."
+        ) from error
+
+
+def _scores_from(report: Mapping[str, Any], policy: str) -> Scores:
     missing = [key for key in ("protocol", "prompts", "responses", "likelihood") if key not in report]
     if missing:
         raise GateRefused(
@@ -192,4 +202,8 @@ def _sampled(responses: Mapping[str, Any], num_prompts: int) -> dict[tuple[str, 
 
 
 def _number(value: float | bool | None) -> float:
-    return float("nan") if value is None else float(value)
+    """Return a score, NaN where a judge was silent; beyond 1e100 no variance can be taken of it."""
+    number = float("nan") if value is None else float(value)
+    if abs(number) > _MOST:
+        raise ValueError(f"a score of {number} is no score")
+    return number
