@@ -343,6 +343,8 @@ def _matches(labels: dict[str, str], selector: str) -> bool:
 class _Handler(BaseHTTPRequestHandler):
     api: KubernetesApi
     protocol_version = "HTTP/1.1"
+    wbufsize = 1 << 16  # one packet per answer: two would wait for a delayed acknowledgement
+    disable_nagle_algorithm = True
 
     def _answer(self) -> None:
         url = urlsplit(self.path)
@@ -366,6 +368,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(data)))
         self.end_headers()
         self.wfile.write(data)
+        self.wfile.flush()
 
     do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = _answer  # noqa: N815
 
