@@ -63,19 +63,6 @@ def test_every_schedule_reaches_the_cluster(rendered: dict[str, list[Object]]) -
     }
 
 
-def test_the_role_allows_what_the_commands_do_and_no_more(rendered: dict[str, list[Object]]) -> None:
-    (role,) = [
-        item
-        for item in rendered["production"]
-        if item["kind"] == "Role" and item["metadata"]["name"] == "understudy-schedules"
-    ]
-    verbs = {resource: set(rule["verbs"]) for rule in role["rules"] for resource in rule["resources"]}
-    assert verbs["jobs"] == {"get", "list", "create", "delete", "enable", "disable"}
-    assert verbs["runs"] == {"get", "list", "create", "terminate"}
-    assert verbs["experiments"] == {"get", "list", "create"}
-    assert verbs["pipelines"] == {"get", "list"}
-
-
 def test_apply_runs_after_each_sync(rendered: dict[str, list[Object]]) -> None:
     (job,) = [item for item in rendered["production"] if item["kind"] == "Job"]
     assert job["metadata"]["annotations"] == {

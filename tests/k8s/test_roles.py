@@ -1,0 +1,130 @@
+"""The Roles grant what the real clients ask for, call for call, and nothing else."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.kfp_api import KfpApi
+from support.kubernetes_api import Call, KubernetesApi
+from support.schedules import OTHER_PIN, PARAMS, PIN, arguments_of, manifests, schedule, wanted
+from support.train_jobs import Attempt, VirtualClock, cluster
+
+from k8s.checks.render import Object
+from understudy.errors import Preempted, UnderstudyError
+from understudy.platform import budget
+from understudy.platform.schedules import apply, make_plan
+from understudy.platform.schedules_kfp import Kfp
+from understudy.platform.trigger import trigger
+
+Right = tuple[str, str, str, str]  # verb, group, resource, name or "" for any
+# What Argo's executor and KFP 2.17's driver and launcher ask for in each step's pod (backend/src/v2, read at 7b70c7b9).
+OF_KFP: set[Right] = {
+    ("create", "argoproj.io", "workflowtaskresults", ""),
+    ("patch", "argoproj.io", "workflowtaskresults", ""),
+    ("get", "", "configmaps", "kfp-launcher"),
+    ("get", "", "secrets", "understudy-object-storage"),
+    ("get", "", "pods", ""),
+}
+# KFP's API server asks Kubernetes for these in the caller's name (apiserver/server/*_server.go).
+KFP_RESOURCES = {"recurringruns": "jobs", "runs": "runs", "experiments": "experiments", "pipelines": "pipelines"}
+
+
+def granted(items: list[Object], *names: str) -> set[Right]:
+    roles = [item for item in items if item["kind"].endswith("Role") and item["metadata"]["name"] in names]
+    assert {role["metadata"]["name"] for role in roles} == set(names)
+    return {
+        (verb, group, resource, name)
+        for role in roles
+        for rule in role["rules"]
+        for verb in rule["verbs"]
+        for group in rule["apiGroups"]
+        for resource in rule["resources"]
+        for name in rule.get("resourceNames", [""])
+    }
+
+
+@pytest.fixture
+def clock() -> VirtualClock:
+    return VirtualClock()
+
+
+@pytest.fixture
+def api(clock: VirtualClock) -> Iterator[KubernetesApi]:
+    with cluster(clock) as api:
+        yield api
+
+
+def _every_way(api: KubernetesApi, clock: VirtualClock, folder: Path) -> list[Call]:
+    """What the launcher asks for, in all that can happen to its jobs."""
+    api.will_play("queued_for_quota_then_runs", "second")
+    Attempt(api, clock, folder / "sft").run()
+    adhoc = {"step": "align", "runtime": "understudy-align", "queue": "adhoc", "priority": "understudy-adhoc"}
+    api.will_play("container_exits_3_with_restartPolicy_Never_backoffLimit_0", "failfast")
+    failing = Attempt(api, clock, folder / "align", **adhoc)
+    with pytest.raises(UnderstudyError, match="FailedJobs"):
+        failing.run()
+    api.will_play("deleted_while_running", "gone")
+    clock.stop_at = clock.now() + 3
+    with pytest.raises(Preempted, match="deleted"):
+        failing.run()
+    api.extra_pods["step-pod"] = {"metadata": {"name": "step-pod", "labels": {}}}
+    assert failing.launcher().cluster.owner_of_pod("step-pod") is None
+    return api.calls
+
+
+def test_the_runner_may_do_what_the_launcher_does_and_no_more(
+    rendered: dict[str, list[Object]], api: KubernetesApi, clock: VirtualClock, tmp_path: Path
+) -> None:
+    rights = granted(rendered["production"], "understudy-runner", "understudy-preflight")
+    named = {(group, resource) for _, group, resource, name in rights if name}
+    used = {
+        (call.verb, call.group, call.resource, call.name or "" if (call.group, call.resource) in named else "")
+        for call in _every_way(api, clock, tmp_path)
+    }
+    assert rights == used | OF_KFP
+
+
+def _right(method: str, path: str) -> Right | None:
+    """What KFP's API server asks for, from a request."""
+    found = re.fullmatch(r"/apis/v2beta1/(\w+)(?:/[^/:]+)?(?:/(\w+))?(?::(\w+))?", path)
+    assert found, path
+    resource, versions, action = found.groups()
+    if resource == "healthz":
+        return None
+    one = re.fullmatch(r"/apis/v2beta1/\w+/[^/]+", path) is not None
+    verb = action or {"POST": "create", "DELETE": "delete"}.get(method) or ("get" if one and not versions else "list")
+    return (verb, "pipelines.kubeflow.org", KFP_RESOURCES[resource], "")
+
+
+def test_the_schedules_may_do_what_their_commands_do_and_no_more(rendered: dict[str, list[Object]]) -> None:
+    with KfpApi() as api:
+        api.apply(manifests(PIN, OTHER_PIN))
+        kfp = Kfp(api.url, "understudy")
+        for items in (
+            wanted(schedule("nightly")),
+            wanted(schedule("nightly", enabled=False)),
+            wanted(schedule("nightly", pipeline_version=OTHER_PIN)),
+        ):
+            apply(make_plan(items, kfp, Path("/nonexistent")), items, kfp)
+        item = schedule("nightly", pipeline_version=OTHER_PIN, params={"data.source": "s3://bucket/rows/"})
+        trigger(item, PARAMS, kfp, lambda source: "a" * 64, arguments_of)
+        limits = {run.id: 0.0 for run in kfp.recurring_runs("understudy-")}
+        for run, _, _ in budget.overdue(kfp.runs(), limits, now=4e9):
+            kfp.terminate(run.run_id)
+        used = {right for method, path in api.calls if (right := _right(method, path))}
+    assert granted(rendered["production"], "understudy-schedules") == used
+
+
+def test_no_other_account_has_a_role(rendered: dict[str, list[Object]]) -> None:
+    """A promotion's lease lies in the bucket or on disk: nothing but the two accounts above asks Kubernetes."""
+    bound: dict[str, Any] = {
+        subject["name"]: item["roleRef"]["name"]
+        for item in rendered["production"]
+        if item["kind"] in ("RoleBinding", "ClusterRoleBinding")
+        for subject in item["subjects"]
+    }
+    assert set(bound) == {"understudy-runner", "understudy-schedules"}
