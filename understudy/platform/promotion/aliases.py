@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Protocol
 
-from understudy.errors import ServiceUnreachable
+from understudy.errors import ConfigError, ServiceUnreachable
 from understudy.platform.storage import without_secrets
 
 if TYPE_CHECKING:
@@ -38,12 +38,36 @@ class MlflowAliases:
         return None if found is None else str(found)
 
     def set(self, model: str, alias: str, version: str | None) -> None:
-        """Give the alias to a version, or to none; again changes nothing."""
+        """Give the alias to a version, or to none; again changes nothing.
+
+        A version that was deleted since cannot be the previous champion, so then there is none.
+
+        Raises:
+            ConfigError: a version that was deleted is to be champion.
+        """
         with self._answering():
+            if version is not None and self._gone(model, version):
+                if alias != PREVIOUS:
+                    raise ConfigError(
+                        f"Version {version} of {model} was deleted from the registry; it cannot be @{alias}. Name "
+                        "another version."
+                    )
+                version = None
             if version is None:
                 self.registry.client.delete_registered_model_alias(model, alias)
             else:
                 self.registry.client.set_registered_model_alias(model, alias, version)
+
+    def _gone(self, model: str, version: str) -> bool:
+        from mlflow import MlflowException
+
+        try:
+            self.registry.client.get_model_version(model, version)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            return True
+        return False
 
     @contextmanager
     def _answering(self) -> Iterator[None]:

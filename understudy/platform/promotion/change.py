@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from understudy.errors import ConfigError
-from understudy.platform.promotion.decisions import State, Transition, read_decisions
+from understudy.platform.promotion.decisions import State, Transition, one_line, read_decisions
 from understudy.platform.promotion.lease import WAIT_SECONDS, hold
 from understudy.platform.promotion.manifests import ZERO_SHA256, serving_of
 from understudy.platform.promotion.transition import Applied, Ledger, apply, current_state, recover
@@ -64,10 +64,12 @@ def promote(
 
     Raises:
         GateRefused: by `examine`; nothing was changed.
+        ConfigError: an environment serves another model.
         WorkdirBusy: another promotion is at work for longer than `wait_seconds`.
     """
 
     def decide(before: State) -> Transition | None:
+        _refuse_other_model(candidate.model, before)
         served = serving_of(candidate.model, candidate.version, candidate.uri)
         serving = dict.fromkeys(before.serving, served)
         is_champion = before.champion == candidate.version
@@ -148,7 +150,8 @@ def _transition(
 ) -> Transition:
     now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     identity = f"{now.translate(str.maketrans('', '', '-:'))}-{secrets.token_hex(4)}"
-    return Transition(identity, kind, model, before.to_json(), after.to_json(), decided_by, now, reason, evidence)
+    who, why = one_line(decided_by, "Who decides"), one_line(reason, "The reason")
+    return Transition(identity, kind, model, before.to_json(), after.to_json(), who, now, why, evidence)
 
 
 def _target(ledger: Ledger, model: str, before: State, to: str | None) -> str | None:
@@ -180,6 +183,16 @@ def _refuse_half(ledger: Ledger, model: str, before: State) -> None:
             f"Version {before.champion} of {model} is deployed to {', '.join(missing)} too. Roll all of it back in one "
             f"change: --gitops REPOSITORY {options}."
         )
+
+
+def _refuse_other_model(model: str, before: State) -> None:
+    """Raise ConfigError when an environment serves another model: one InferenceService has one."""
+    for environment, served in sorted(before.serving.items()):
+        if served["model"] != model and served["version"] != "0":
+            raise ConfigError(
+                f"{environment} serves version {served['version']} of {served['model']}, not of {model}. Roll that "
+                "back to none first, or name another --environment."
+            )
 
 
 def _state_with(

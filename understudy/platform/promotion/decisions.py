@@ -8,14 +8,16 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import unicodedata
 from dataclasses import dataclass
 from typing import Any
 
-from understudy.errors import IntegrityError
+from understudy.errors import ConfigError, IntegrityError
 from understudy.platform.promotion.places import Place
 from understudy.records import Record
 
 FOLDER = "decisions"
+_UNSEEN = ("Cf", "Cn", "Co", "Cs")
 _NAME = re.compile(r"decisions/(\d{6})\.json")
 
 
@@ -65,6 +67,25 @@ class Decision:
     number: int
     sha256: str
     transition: Transition
+
+
+def one_line(text: str, what: str) -> str:
+    """Return a person's words for a record and a commit: no line breaks, no control or direction characters.
+
+    Raises:
+        ConfigError: they are in no encoding, or none that can be seen.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ConfigError(
+            f"{what} cannot be written as UTF-8: {text!r}. Give it in the terminal's encoding."
+        ) from error
+    words = "".join(" " if unicodedata.category(letter) in ("Cc", "Zl", "Zp") else letter for letter in text)
+    line = " ".join("".join(letter for letter in words if unicodedata.category(letter) not in _UNSEEN).split())
+    if not line:
+        raise ConfigError(f"{what} says nothing: {text!r}. Give it in words.")
+    return line
 
 
 def canonical(value: Any) -> bytes:

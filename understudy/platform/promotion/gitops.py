@@ -22,6 +22,13 @@ _ATTEMPTS = 5
 _TIMEOUT_SECONDS = 120
 _SSH = re.compile(r"[\w.-]+@[\w.-]+:.")
 _PASSWORD = re.compile(r"://[^@/\s]+@")
+# Inside a Git hook these name its repository, not ours.
+_OF_A_HOOK = (
+    *("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_OBJECT_DIRECTORY", "GIT_ALTERNATE_OBJECT_DIRECTORIES"),
+    *("GIT_COMMON_DIR", "GIT_NAMESPACE", "GIT_PREFIX", "GIT_QUARANTINE_PATH"),
+)
+_PATIENT = ("-c", "core.filesRefLockTimeout=2000")
+_AGAIN = "Run the same command again: it finishes what was begun."
 _CHAMPION = "k8s/apps/{environment}/champion.yaml"
 _SCHEDULES = "pipelines/schedules"
 
@@ -84,16 +91,23 @@ class GitOps:
                 return commit
         raise ServiceUnreachable(
             f"Branch {self.branch} of {self.remote or self.repository} moved {_ATTEMPTS} times while the champion was "
-            "written to it. Run the same command again: it finishes what was begun."
+            f"written to it. {_AGAIN}"
         )
 
     def _publish(self, commit: str) -> bool:
         """Make the commit the branch's tip, here and at the remote; False when the branch moved meanwhile."""
         if not self.remote:
             return self._follow(commit)
-        if self._try("push", "--quiet", self.remote, f"{commit}:{self._ref}") is None:
-            self._run("ls-remote", "--quiet", self.remote)  # raises when it is the remote that does not answer
-            return False
+        pushed = self._call("push", "--quiet", self.remote, f"{commit}:{self._ref}")
+        if pushed.returncode:
+            there = self._run("ls-remote", "--quiet", self.remote, self._ref).partition("\t")[0]
+            if there and there not in (commit, self._run("rev-parse", f"{commit}^")):
+                return False
+            if there != commit:  # else it arrived and only the answer was lost
+                raise ServiceUnreachable(
+                    f"{self.remote} does not take {self.branch}: {_words(pushed)}. Allow it and run the same command "
+                    "again, or name a branch that may be pushed with --branch and open a change from it."
+                )
         self._follow(commit)  # else somebody's own commits are on the local branch; theirs to merge
         return True
 
@@ -103,12 +117,19 @@ class GitOps:
         if here and self._try("merge-base", "--is-ancestor", commit, here) is None:
             if self._try("merge-base", "--is-ancestor", here, commit) is None:
                 return False
-            if self._try("update-ref", "-m", "champion", self._ref, commit, here) is None:
+            if not self._move(commit, here):
                 return False
-        elif not here and self._try("update-ref", "-m", "champion", self._ref, commit, "0" * 40) is None:
+        elif not here and not self._move(commit, None):
             return False
         self._check_out(commit)
         return True
+
+    def _move(self, commit: str, here: str | None) -> bool:
+        """Set the local branch if it still is what it was; raise what Git says where something else hinders it."""
+        moved = self._call(*_PATIENT, "update-ref", "-m", "champion", self._ref, commit, here or "0" * 40)
+        if moved.returncode and self._try("rev-parse", "--verify", "--quiet", self._ref) == here:
+            raise ServiceUnreachable(f"`git update-ref` failed in {str(self.repository)!r}: {_words(moved)}. {_AGAIN}")
+        return moved.returncode == 0
 
     def _build(
         self, tip: str, serving: Mapping[str, dict[str, str]], pins: Mapping[str, str], message: str, decision: str
@@ -180,9 +201,10 @@ class GitOps:
         done = self._call(*arguments, text=text, more=more)
         if done.returncode == 0:
             return done.stdout.strip()
-        said = _PASSWORD.sub("://", done.stderr.strip())
         kind = ServiceUnreachable if arguments[0] in ("clone", "fetch", "push", "ls-remote") else ConfigError
-        raise kind(f"`git {arguments[0]}` failed in {str(self.repository)!r}: {said}. Check the repository and remote.")
+        raise kind(
+            f"`git {arguments[0]}` failed in {str(self.repository)!r}: {_words(done)}. Check the repository and remote."
+        )
 
     def _try(self, *arguments: str) -> str | None:
         done = self._call(*arguments)
@@ -191,8 +213,7 @@ class GitOps:
     def _call(
         self, *arguments: str, text: str | None = None, more: Mapping[str, str] | None = None
     ) -> subprocess.CompletedProcess[str]:
-        # Inside a Git hook these would name another repository.
-        inherited = {name: value for name, value in os.environ.items() if name not in ("GIT_DIR", "GIT_INDEX_FILE")}
+        inherited = {name: value for name, value in os.environ.items() if name not in _OF_A_HOOK}
         environment = {**inherited, "GIT_TERMINAL_PROMPT": "0", **(more or {})}
         command = ["git", "-C", str(self.repository), *arguments]
         try:
@@ -243,6 +264,10 @@ def clone_gitops(address: str, folder: Path, environments: tuple[str, ...], bran
     folder.mkdir(parents=True)
     GitOps(folder, environments, "")._run("clone", "--quiet", "--", address, ".")
     return open_gitops(folder, environments, branch, "origin")
+
+
+def _words(done: subprocess.CompletedProcess[str]) -> str:
+    return _PASSWORD.sub("://", " ".join(done.stderr.split())).rstrip(".")
 
 
 def _path_of(environment: str) -> str:

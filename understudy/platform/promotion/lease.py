@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from understudy.errors import WorkdirBusy
-from understudy.platform.promotion.places import LocalPlace, Place
+from understudy.platform.promotion.places import LocalPlace, Place, writable
 
 NAME = "lease.json"
 LIFETIME_SECONDS = 120.0
@@ -46,9 +46,11 @@ def hold(place: Place, owner: str, wait_seconds: float = WAIT_SECONDS) -> Iterat
 @contextmanager
 def local_lease(folder: Path, owner: str, wait_seconds: float = WAIT_SECONDS) -> Iterator[Confirm]:
     """Hold the kernel's lock on `lease.json`, which names the owner and when they expect to be done."""
-    folder.mkdir(parents=True, exist_ok=True)
     deadline = time.monotonic() + wait_seconds
-    with (folder / NAME).open("a+", encoding="utf-8") as file:
+    with writable(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        opened = (folder / NAME).open("a+", encoding="utf-8")
+    with opened as file:
         while not _try_lock(file):
             if time.monotonic() >= deadline:
                 file.seek(0)

@@ -28,14 +28,16 @@ def read_champion(text: str, where: str) -> dict[str, str]:
     Raises:
         ConfigError: a field is missing or repeated.
     """
-    return {field: _match(field, text, where).group(2).strip("\"'") for field in _LINES}
+    import yaml
+
+    return {field: str(yaml.load(_match(field, text, where).group(2), yaml.BaseLoader)) for field in _LINES}
 
 
 def write_champion(text: str, serving: dict[str, str], where: str) -> str:
     """Return the manifest with other values in the same lines."""
     for field in _LINES:
         plain = _PLAIN.fullmatch(serving[field]) and serving[field].lower() not in _WORDS_OF_YAML
-        value = serving[field] if plain else json.dumps(serving[field])
+        value = serving[field] if plain else json.dumps(serving[field], ensure_ascii=False)
         found = _match(field, text, where)
         text = text[: found.start(2)] + value + text[found.end(2) :]
     return text

@@ -11,15 +11,17 @@ import os
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import quote
 
+from understudy.errors import ConfigError
 from understudy.platform.object_storage import Location, reachable
 
 _CONFLICT = {"PreconditionFailed", "412", "ConditionalRequestConflict", "409"}
+_LONGEST = 200  # file systems take names of 255 bytes
 _ABSENT = {"NoSuchKey", "404", "NotFound"}
 
 
@@ -61,7 +63,22 @@ def place_of(workdir: Path, model: str) -> Place:
     """Return where a model's lease, journal and decisions lie: beside the store, so that all who use it meet."""
     store = os.environ.get("UNDERSTUDY_STORAGE_URI", "")
     root = store.rstrip("/") if store.startswith("s3://") else str(workdir.absolute())
-    return open_place(f"{root}/promotion/{quote(model, safe='')}")
+    name = quote(model, safe="").replace(".", "%2E") if model.strip(".") == "" else quote(model, safe="")
+    if len(name) > _LONGEST:
+        name = f"{name[: _LONGEST - 65]}-{hashlib.sha256(model.encode()).hexdigest()}"
+    return open_place(f"{root}/promotion/{name}")
+
+
+@contextmanager
+def writable(folder: Path) -> Iterator[None]:
+    """Say in words that a folder cannot be written, for whatever reason the system gives."""
+    try:
+        yield
+    except OSError as error:
+        raise ConfigError(
+            f"{str(folder)!r} cannot be written: {error.strerror}. Name another working directory with --workdir, or a "
+            "bucket with UNDERSTUDY_STORAGE_URI."
+        ) from error
 
 
 class LocalPlace:
@@ -114,16 +131,18 @@ class LocalPlace:
 
     @contextmanager
     def _written(self, name: str, data: bytes) -> Iterator[Path]:
-        (self.folder / name).parent.mkdir(parents=True, exist_ok=True)
         aside = self.folder / f".aside-{uuid.uuid4().hex}"
         try:
-            with aside.open("wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
+            with writable(self.folder):
+                (self.folder / name).parent.mkdir(parents=True, exist_ok=True)
+                with aside.open("wb") as file:
+                    file.write(data)
+                    file.flush()
+                    os.fsync(file.fileno())
             yield aside
         finally:
-            aside.unlink(missing_ok=True)
+            with suppress(OSError):
+                aside.unlink(missing_ok=True)
 
     def _fsync(self) -> None:
         descriptor = os.open(self.folder, os.O_RDONLY)
