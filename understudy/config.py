@@ -230,8 +230,14 @@ class EvaluationConfig(Section):
 class RegistryConfig(Section):
     """The name under which models are registered."""
 
-    name: str = Field(min_length=1, pattern=r"^[^/:]+$")
-    alias: str = Field(min_length=1)
+    name: str = Field(min_length=1, max_length=100, pattern=r"^[^/:@'\"`\\\x00-\x1f\x7f]+$")
+    alias: str = Field(min_length=1, pattern=r"^[A-Za-z][\w-]*$")
+
+    @model_validator(mode="after")
+    def _only_promotion_makes_champions(self) -> Self:
+        if self.alias in ("champion", "previous"):
+            raise ValueError(f"alias {self.alias!r} is given by promotion alone, past whose gate it would lead")
+        return self
 
 
 class PromotionConfig(Section):

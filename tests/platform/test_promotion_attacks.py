@@ -23,6 +23,7 @@ from support.champions import (
     write_repository,
 )
 
+from understudy.config import RegistryConfig, load_params, validate
 from understudy.errors import ConfigError, ServiceUnreachable
 from understudy.platform.promotion.change import Candidate, promote
 from understudy.platform.promotion.decisions import read_decisions
@@ -30,6 +31,7 @@ from understudy.platform.promotion.gitops import clone_gitops, open_gitops
 from understudy.platform.promotion.manifests import read_champion, serving_of, write_champion
 from understudy.platform.promotion.places import place_of
 
+ROOT = Path(__file__).parents[2]
 CHAMPION = "k8s/apps/staging/champion.yaml"
 
 
@@ -148,7 +150,7 @@ def test_no_identity_and_the_variables_of_a_hook(folder, monkeypatch):
 
 @pytest.mark.parametrize("model", ["mödel 🎉", "it's", 'say "x"', "null", "a: b", "x #y", "\\u0041"])
 def test_a_models_name_survives_the_manifest(model):
-    text = (Path(__file__).parents[2] / CHAMPION).read_text()
+    text = (ROOT / CHAMPION).read_text()
     served = serving_of(model, "3", "s3://b/k")
     written = write_champion(text, served, CHAMPION)
     assert read_champion(written, CHAMPION) == served
@@ -216,3 +218,16 @@ def test_a_rollback_names_a_branch_that_exists_only_at_the_remote(folder):
         subprocess.run(["git", "-C", str(folder / "repository"), "fsck", "--strict"], capture_output=True).returncode
         == 0
     )
+
+
+@pytest.mark.parametrize("alias", ["champion", "previous"])
+def test_registration_does_not_lead_past_the_gate(alias):
+    with pytest.raises(ConfigError, match=f"alias '{alias}' is given by promotion alone"):
+        load_params(ROOT / "params.yaml", [f"registry.alias={alias}"])
+
+
+@pytest.mark.parametrize("name", ["it's", "a/b", "a:b", "a@b", 'a"b', "a\\b", "a`b", "a\nb", "x" * 101])
+def test_a_models_name_that_a_registry_or_a_command_line_would_misread_is_refused(name):
+    with pytest.raises(ConfigError, match=r"name: String should"):
+        validate(RegistryConfig, {"name": name, "alias": "challenger"}, where="registry")
+    assert validate(RegistryConfig, {"name": "mödel 2.1", "alias": "challenger"}, where="registry").name == "mödel 2.1"
