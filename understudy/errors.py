@@ -5,6 +5,7 @@
     ├── DataRefused                  3   demonstrations that cannot be trusted: too many bad rows, none left
     ├── GateRefused                  4   a promotion without enough evidence
     ├── ServiceUnreachable           5   MLflow, object storage or another service does not answer
+    ├── DriftFound                   6   what comes in is not what the model was trained for: retraining is proposed
     ├── IntegrityError               1   a digest, a manifest or a record does not match its content
     ├── TrainingDiverged             1   a loss or gradient is not finite; nothing was updated with it
     ├── WorkdirBusy                  2   another run holds the working directory
@@ -44,6 +45,12 @@ class ServiceUnreachable(UnderstudyError):
     """A service named by the params does not answer; the message names its URI."""
 
     exit_code = 5
+
+
+class DriftFound(UnderstudyError):
+    """Live rows differ from the training distribution by more than the stated thresholds."""
+
+    exit_code = 6
 
 
 class IntegrityError(UnderstudyError):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from understudy.cli import gate as model_gate
-from understudy.cli import model_promotion
+from understudy.cli import model_promotion, model_watch
 from understudy.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -116,6 +116,7 @@ app.command()(model_promotion.promote)
 app.command()(model_promotion.rollback)
 app.command()(model_promotion.verify)
 app.command()(model_promotion.provenance)
+app.command()(model_watch.watch)
 
 
 def open_registry(workdir: Path) -> Registry:

@@ -57,7 +57,7 @@ def draw_ladder(ladder: Sequence[Mapping[str, Any]]) -> list[Plot]:
     figure.set_size_inches(4.7, max(1.6, 0.7 + 0.32 * len(rated)))
     for place, row in enumerate(rated):
         value = float(row["rating"])
-        low, high = (float(row.get(side) if row.get(side) is not None else value) for side in ("low", "high"))
+        low, high = (value if row.get(side) is None else float(row[side]) for side in ("low", "high"))
         axes.errorbar(
             value, place, xerr=[[max(0.0, value - low)], [max(0.0, high - value)]], color=ROLES["aligned"], marker="o"
         )

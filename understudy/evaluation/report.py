@@ -77,7 +77,7 @@ def render_report(
     numbers = numbers or {}
     data, num_browsed = browser_data(result, pair, LABELS | {"expert": "expert"})
     code, code_source = script()
-    return _template().render(
+    page: str = _template().render(
         title=title,
         style=Markup((Path(__file__).parent / "templates" / "report.css").read_text(encoding="utf-8")),
         script=code,
@@ -102,6 +102,7 @@ def render_report(
         provenance=[(name, _flattened(value)) for name, value in provenance.items()],
         **_slices(result, pair),
     )
+    return page
 
 
 def _template() -> Any:
