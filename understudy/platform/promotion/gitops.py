@@ -94,6 +94,10 @@ class GitOps:
             f"written to it. {_AGAIN}"
         )
 
+    def commit_of(self, decision: str) -> str | None:
+        """Return the commit that carries a decision."""
+        return self._find(self.tip(), decision)
+
     def _publish(self, commit: str) -> bool:
         """Make the commit the branch's tip, here and at the remote; False when the branch moved meanwhile."""
         if not self.remote:

@@ -17,7 +17,7 @@ from understudy.config import PromotionConfig, validate
 from understudy.platform.context import step_context
 from understudy.platform.promotion.aliases import MlflowAliases
 from understudy.platform.promotion.change import actor, promote
-from understudy.platform.promotion.decisions import State
+from understudy.platform.promotion.decisions import Decision, State, read_decisions
 from understudy.platform.promotion.examine import SAME_WEIGHTS, Examination, VerdictRefused
 from understudy.platform.promotion.gitops import GitOps, clone_gitops, open_gitops
 from understudy.platform.promotion.places import Place, place_of
@@ -71,18 +71,27 @@ def _decide(registry: Registry, entry: RegistryEntry, gate: Path, ledger: Ledger
         return replace(
             nothing, outcome=kind, verdict=refused.verdict, reason=str(refused), more_prompts=refused.more_prompts
         )
-    transition, applied = outcome.transition, outcome.applied
     nothing = _unchanged(entry, outcome.state, ledger.place)
-    if transition is None or applied is None:
+    decision = outcome.applied.decision if outcome.applied else _of_this_run(ledger.place, entry)
+    if decision is None:
         return nothing
+    evidence = decision.transition.evidence
     return replace(
         nothing,
         outcome="promoted",
-        verdict=str(transition.evidence["verdict"]),
-        reason=str(transition.evidence["decision"].get("headline", transition.reason)),
-        decision_sha256=applied.decision.sha256,
-        commit=applied.commit,
+        verdict=str(evidence["verdict"]),
+        reason=str(evidence["decision"].get("headline", decision.transition.reason)),
+        decision_sha256=decision.sha256,
+        commit=ledger.gitops.commit_of(decision.transition.id) if ledger.gitops else None,
     )
+
+
+def _of_this_run(place: Place, entry: RegistryEntry) -> Decision | None:
+    """Return the last decision if this run made it, in an attempt that was cut off before it could say so."""
+    last = next(reversed(read_decisions(place)), None)
+    if last is None or last.transition.kind != "promote" or last.transition.decided_by != actor():
+        return None
+    return last if last.transition.state_after.champion == entry.version else None
 
 
 def _unchanged(entry: RegistryEntry, state: State, place: Place) -> Promotion:
