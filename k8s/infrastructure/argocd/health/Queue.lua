@@ -1,4 +1,4 @@
--- Active says whether the queue can admit anything; it is False when a flavor or an admission check is missing.
+-- Of ClusterQueue and LocalQueue: Active is False when a flavor, a check or the ClusterQueue behind it is missing.
 if obj.spec ~= nil and obj.spec.stopPolicy ~= nil and obj.spec.stopPolicy ~= "None" then
   return { status = "Suspended", message = "Stopped by stopPolicy " .. obj.spec.stopPolicy }
 end
