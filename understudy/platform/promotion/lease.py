@@ -1,4 +1,4 @@
-"""One promotion at a time: the kernel's lock on this machine, a file with an expiry in a bucket.
+"""One promotion at a time: the kernel's lock on this machine, a file with an expiry in a bucket, a Kubernetes Lease.
 
 A local lease ends with its process, however that ended. One in a bucket ends by its expiry, told by the bucket's own
 clock; its holder renews it before each step that changes anything, and stops when another has taken it over.
@@ -13,11 +13,12 @@ import secrets
 import socket
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import IO, Any
 
 from understudy.errors import WorkdirBusy
+from understudy.platform.promotion.kubernetes_lease import NAMESPACE, KubernetesLease, lease_name
 from understudy.platform.promotion.places import LocalPlace, Place, writable
 
 NAME = "lease.json"
@@ -35,12 +36,24 @@ def hold(place: Place, owner: str, wait_seconds: float = WAIT_SECONDS) -> Iterat
     Raises:
         WorkdirBusy: another still holds it after `wait_seconds`; names the owner.
     """
-    if isinstance(place, LocalPlace):
-        with local_lease(place.folder, owner, wait_seconds) as confirm:
+    if namespace := os.environ.get(NAMESPACE):
+        lease = KubernetesLease(namespace, lease_name(place.uri), owner, LIFETIME_SECONDS)
+        with lease.hold(wait_seconds), _hold(place, owner, wait_seconds) as confirm_place:
+
+            def confirm() -> None:
+                lease.renew()
+                confirm_place()
+
             yield confirm
     else:
-        with conditional_lease(place, owner, wait_seconds) as confirm:
+        with _hold(place, owner, wait_seconds) as confirm:
             yield confirm
+
+
+def _hold(place: Place, owner: str, wait_seconds: float) -> AbstractContextManager[Confirm]:
+    if isinstance(place, LocalPlace):
+        return local_lease(place.folder, owner, wait_seconds)
+    return conditional_lease(place, owner, wait_seconds)
 
 
 @contextmanager
