@@ -137,6 +137,7 @@ def load_watched(registry: Registry, version: Version, storage_uri: str | None, 
     from understudy.platform.lineage.record import read_lineage
     from understudy.platform.storage import open_store
 
+    _silence_loading()
     missing = [tag for tag in ("weights_uri", "weights_sha256", "lineage_uri", "report_uri") if tag not in version.tags]
     if missing:
         raise IntegrityError(
@@ -174,6 +175,13 @@ def parse_row(line: bytes) -> Demonstration:
     row = validate_row(content | {"response": "-"} if empty else content, _LIMITS)
     response = "" if empty else row.response
     return Demonstration(row.id or "", row.group or "", tuple(row.messages), row.prompt, response)
+
+
+def _silence_loading() -> None:
+    """A bar for weights that load in a second says nothing."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
 
 
 def row_digest(row: Demonstration) -> bytes:
