@@ -22,7 +22,7 @@ COPY . .
 RUN --mount=type=cache,target=/root/.cache/pip \
     python3 -m pip --python /opt/understudy/bin/python3 install --no-deps --constraint constraints.txt . \
  && python3 -m pip --python /opt/understudy/bin/python3 check \
- && install -d /app/pipelines && cp -r examples params.yaml LICENSE /app/ \
+ && install -d /app/pipelines && cp -r examples params.yaml gate.yaml LICENSE /app/ \
  && if [ -d pipelines/schedules ]; then cp -r pipelines/schedules /app/pipelines/; fi
 
 FROM builder AS sbom

@@ -132,7 +132,8 @@ def test_context_is_an_allow_list_that_holds_what_is_copied() -> None:
     rules = [line for line in lines if line and not line.startswith("#")]
     assert rules[0] == "*"
     allowed = {rule[1:] for rule in rules if rule.startswith("!")}
-    assert {"pyproject.toml", "constraints.txt", "understudy", "components", "pipelines", "examples"} <= allowed
+    assert {"pyproject.toml", "constraints.txt", "gate.yaml"} <= allowed
+    assert {"understudy", "components", "pipelines", "examples"} <= allowed
     assert not {name for name in allowed if name.startswith((".git", ".understudy", ".venv"))}
 
 

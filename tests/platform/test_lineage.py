@@ -243,3 +243,18 @@ def test_keys_of_another_kind_are_refused(tmp_path, monkeypatch):
     with pytest.raises(ConfigError, match="holds no usable private key") as caught:
         signing.signing_key()
     assert "secret words" not in str(caught.value)
+
+
+def test_keys_come_as_text_too_as_a_pods_secrets_do(tmp_path, monkeypatch):
+    (private, public), (_, stranger) = write_keys(tmp_path), write_keys(tmp_path, "stranger")
+    monkeypatch.setenv("UNDERSTUDY_SIGNING_KEY", private.read_text())
+    monkeypatch.setenv("UNDERSTUDY_TRUSTED_KEYS", stranger.read_text() + public.read_text())
+    envelope = json.dumps(signing.sign(b"{}", signing.signing_key())).encode()
+    assert len(signing.trusted_keys()) == 2
+    assert signing.verify(envelope, signing.trusted_keys()) == (b"{}", signing.key_id(signing.trusted_keys()[1]))
+    cut = private.read_text()[:60]
+    for name, read in (("SIGNING_KEY", signing.signing_key), ("TRUSTED_KEYS", signing.trusted_keys)):
+        monkeypatch.setenv(f"UNDERSTUDY_{name}", cut)
+        with pytest.raises(ConfigError, match="the variable holds no") as caught:
+            read()
+        assert cut[30:55] not in str(caught.value)

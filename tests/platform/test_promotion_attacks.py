@@ -9,6 +9,8 @@ import signal
 import subprocess
 from pathlib import Path
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 from support.champions import (
     MODEL,
@@ -25,11 +27,16 @@ from support.champions import (
 
 from understudy.config import RegistryConfig, load_params, validate
 from understudy.errors import ConfigError, ServiceUnreachable
+from understudy.evaluation.gate.schema import ProvenanceRules
+from understudy.platform.lineage.record import Lineage
+from understudy.platform.lineage.walk import Node, Walked
 from understudy.platform.promotion.change import Candidate, promote
 from understudy.platform.promotion.decisions import read_decisions
 from understudy.platform.promotion.gitops import clone_gitops, open_gitops
 from understudy.platform.promotion.manifests import read_champion, serving_of, write_champion
 from understudy.platform.promotion.places import place_of
+from understudy.platform.promotion.refusals import Surroundings, refusals, training_sets
+from understudy.records import DatasetRef, PolicyRef
 
 ROOT = Path(__file__).parents[2]
 CHAMPION = "k8s/apps/staging/champion.yaml"
@@ -231,3 +238,35 @@ def test_a_models_name_that_a_registry_or_a_command_line_would_misread_is_refuse
     with pytest.raises(ConfigError, match=r"name: String should"):
         validate(RegistryConfig, {"name": name, "alias": "challenger"}, where="registry")
     assert validate(RegistryConfig, {"name": "mödel 2.1", "alias": "challenger"}, where="registry").name == "mödel 2.1"
+
+
+def test_a_parents_data_without_a_record_is_told_and_its_rows_count(tmp_path):
+    """The SFT parent may have trained on another dataset version than the one that judges."""
+    now, before = (
+        DatasetRef(f"/{name}", f"{name * 32}.dir", 3, {"train": 2, "validation": 0, "test": 1}, 1, 1, "s", "x", None)
+        for name in "ab"
+    )
+    aligned = PolicyRef("/p/1", "1" * 64, "aligned", now.md5, "2" * 64, "c", "c", "scratch", 1.0, 1)
+    sft = PolicyRef("/p/2", "2" * 64, "sft", before.md5, None, "c", "c", "scratch", 1.0, 1)
+
+    def lineage(*datasets: DatasetRef) -> Lineage:
+        report = {"dataset_md5": now.md5, "policies": {"aligned": aligned.sha256}}
+        policies, kept = [item.to_json() for item in (aligned, sft)], [item.to_json() for item in datasets]
+        return Lineage("tiny", {}, policies, {"uri": "scratch", "sha256": None}, kept, report, {}, "")
+
+    assert training_sets(lineage(now), lambda sha256: None) == ({now.md5: now}, [before.md5])
+    assert training_sets(lineage(now, before), lambda sha256: None) == ({now.md5: now, before.md5: before}, [])
+    for name, rows in {"a": {"test": ["same", "new"], "train": ["x"]}, "b": {"train": ["same", "y"]}}.items():
+        (tmp_path / name).mkdir()
+        for split, texts in rows.items():
+            columns = {"messages_json": texts, "response": ["r"] * len(texts)}
+            pyarrow.parquet.write_table(pyarrow.table(columns), tmp_path / name / f"{split}.parquet")
+    for kept, expected in (
+        ([now], f"it trained on dataset {before.md5[:12]}, of which no record was kept"),
+        ([now, before], f"1 of the 2 test rows are in its training data (dataset {before.md5[:12]})"),
+    ):
+        walked = Walked(Node("model", "tiny/1", "", "ok"), lineage(*kept), None, {}, tmp_path / "a")
+        around = Surroundings(lambda ref: tmp_path / ref.uri.strip("/"), lambda sha256: None)
+        rules = ProvenanceRules(allow_dirty_code=True, require_signature=False)
+        (found,) = refusals(walked, None, rules, around)
+        assert found.kind == "test_rows" and expected in found.reason

@@ -1,7 +1,8 @@
 """DSSE envelopes signed with ed25519: https://github.com/secure-systems-lab/dsse (v1.0), by the library `cryptography`.
 
 A private key is a PEM file (PKCS 8) named by UNDERSTUDY_SIGNING_KEY; the public keys that are trusted are PEM files
-named by UNDERSTUDY_TRUSTED_KEYS, separated by colons. `openssl genpkey -algorithm ed25519` makes one.
+named by UNDERSTUDY_TRUSTED_KEYS, separated by colons. In a pod, whose secrets come as variables, they hold the PEM text
+itself. `openssl genpkey -algorithm ed25519` makes a key.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 PAYLOAD_TYPE = "application/vnd.in-toto+json"
+_BEGIN = "-----BEGIN"
 SIGNING_KEY, TRUSTED_KEYS = "UNDERSTUDY_SIGNING_KEY", "UNDERSTUDY_TRUSTED_KEYS"
 
 
@@ -30,19 +32,20 @@ def signing_key() -> Ed25519PrivateKey | None:
     Raises:
         ConfigError: the file is not an unencrypted ed25519 private key.
     """
-    path = os.environ.get(SIGNING_KEY)
-    if not path:
+    given = os.environ.get(SIGNING_KEY)
+    if not given:
         return None
     from cryptography.exceptions import UnsupportedAlgorithm
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
     from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
     try:
-        key = load_pem_private_key(Path(path).read_bytes(), password=None)
+        key = load_pem_private_key(_pem(given), password=None)
     except (OSError, ValueError, TypeError, UnsupportedAlgorithm) as error:
-        raise ConfigError(f"{SIGNING_KEY}: {path} holds no usable private key ({type(error).__name__}).") from error
+        kind = type(error).__name__
+        raise ConfigError(f"{SIGNING_KEY}: {_shown(given)} holds no usable private key ({kind}).") from error
     if not isinstance(key, Ed25519PrivateKey):
-        raise ConfigError(f"{SIGNING_KEY}: {path} holds another kind of key; expected ed25519.")
+        raise ConfigError(f"{SIGNING_KEY}: {_shown(given)} holds another kind of key; expected ed25519.")
     return key
 
 
@@ -57,13 +60,14 @@ def trusted_keys() -> list[Ed25519PublicKey]:
     from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
     keys = []
-    for path in filter(None, os.environ.get(TRUSTED_KEYS, "").split(os.pathsep)):
+    for given in _several(os.environ.get(TRUSTED_KEYS, "")):
         try:
-            key = load_pem_public_key(Path(path).read_bytes())
+            key = load_pem_public_key(_pem(given))
         except (OSError, ValueError, UnsupportedAlgorithm) as error:
-            raise ConfigError(f"{TRUSTED_KEYS}: {path} holds no public key ({type(error).__name__}).") from error
+            kind = type(error).__name__
+            raise ConfigError(f"{TRUSTED_KEYS}: {_shown(given)} holds no public key ({kind}).") from error
         if not isinstance(key, Ed25519PublicKey):
-            raise ConfigError(f"{TRUSTED_KEYS}: {path} holds another kind of key; expected ed25519.")
+            raise ConfigError(f"{TRUSTED_KEYS}: {_shown(given)} holds another kind of key; expected ed25519.")
         keys.append(key)
     return keys
 
@@ -109,6 +113,21 @@ def verify(envelope: bytes, keys: Sequence[Ed25519PublicKey]) -> tuple[bytes, st
         f"None of the {len(keys)} trusted keys ({', '.join(key_id(key)[:12] for key in keys) or 'none'}) signed the "
         f"provenance. Name the signer's public key in {TRUSTED_KEYS}, or do not use this version."
     )
+
+
+def _several(value: str) -> list[str]:
+    if _BEGIN in value:
+        return [f"{_BEGIN}{part}" for part in value.split(_BEGIN)[1:]]
+    return [path for path in value.split(os.pathsep) if path]
+
+
+def _pem(given: str) -> bytes:
+    return given.strip().encode() if _BEGIN in given else Path(given).read_bytes()
+
+
+def _shown(given: str) -> str:
+    """Never the text of a key."""
+    return "the variable" if _BEGIN in given or "\n" in given else given
 
 
 def _authenticated(payload: bytes) -> bytes:
