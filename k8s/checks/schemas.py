@@ -1,7 +1,9 @@
 """Strict schemas: core kinds by kubernetes-validate, custom kinds by the schema in their CustomResourceDefinition.
 
-Unknown fields are errors, as with `kubectl apply --validate=strict`. CEL rules of a CRD (x-kubernetes-validations) are
-not evaluated: only an API server does that.
+Unknown fields are errors, as with `kubectl apply --validate=strict`. The definitions belong to other projects and are
+not kept here: a folder holds them, from `kubectl get crd -o json` or their releases. Without it Trainer's kinds are
+still held to the typed models of its SDK, and the rest to the policies. CEL rules of a CRD (x-kubernetes-validations)
+are not evaluated: only an API server does that.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ KUBERNETES_VERSION = "1.32"
 _CORE_GROUPS = ("", "apps", "batch", "policy", "scheduling.k8s.io", "networking.k8s.io", "rbac.authorization.k8s.io")
 _METADATA = {"name", "generateName", "namespace", "labels", "annotations", "finalizers", "ownerReferences"}
 _RULES = {"type", "enum", "pattern", "minimum", "maximum", "minLength", "maxLength", "minItems", "maxItems", "required"}
+_MODELS = {"ClusterTrainingRuntime": "TrainerV1alpha1ClusterTrainingRuntime", "TrainJob": "TrainerV1alpha1TrainJob"}
 _RULES |= {"minProperties", "maxProperties", "uniqueItems", "multipleOf"}
 
 
@@ -30,11 +33,46 @@ def crds_folder() -> Path | None:
 
 
 def problems(items: Iterable[Object], crds: Path | None) -> Iterator[str]:
-    """Yield what is wrong with each object; custom kinds are left out when there is no folder of CRDs."""
+    """Yield what is wrong with each object; without a folder of CRDs see `unvalidated`."""
     for item in items:
         group = str(item.get("apiVersion", "")).rpartition("/")[0]
-        found = _core(item) if group in _CORE_GROUPS else (_custom(item, crds) if crds else ())
+        if group in _CORE_GROUPS:
+            found = _core(item)
+        else:
+            found = _custom(item, crds) if crds else _typed(item)
         yield from (f"{title(item)}: {problem}" for problem in found)
+
+
+def unvalidated(items: Iterable[Object], crds: Path | None) -> list[str]:
+    """Return the kinds whose fields nobody looks at: custom ones, when there is no folder of CRDs."""
+    if crds:
+        return []
+    groups = {(str(item["apiVersion"]).rpartition("/")[0], str(item["kind"])) for item in items}
+    return sorted({kind for group, kind in groups if group not in _CORE_GROUPS and kind not in _MODELS})
+
+
+def _typed(item: Object) -> Iterator[str]:
+    model = _MODELS.get(str(item["kind"]))
+    if model is None:
+        return
+    from kubeflow_trainer_api import models
+    from pydantic import ValidationError
+
+    try:
+        known = getattr(models, model).from_dict(item).to_dict()
+    except ValidationError as error:
+        for problem in error.errors():
+            yield f"{'.'.join(str(part) for part in problem['loc'])}: {problem['msg']}"
+        return
+    yield from (f"{path}: unknown field" for path in sorted(_leaves(item) - _leaves(known)))
+
+
+def _leaves(value: Any, path: str = "") -> set[str]:
+    if isinstance(value, dict):
+        return {leaf for key, inner in value.items() for leaf in _leaves(inner, f"{path}.{key}" if path else key)}
+    if isinstance(value, list):
+        return {leaf for index, inner in enumerate(value) for leaf in _leaves(inner, f"{path}[{index}]")}
+    return {path}
 
 
 def _core(item: Object) -> Iterator[str]:
@@ -66,13 +104,18 @@ def _custom(item: Object, crds: Path) -> Iterator[str]:
 @cache
 def _schemas(crds: Path) -> dict[tuple[str, str, str], dict[str, Any]]:
     found = {}
-    for path in sorted(crds.glob("*.json")):
-        spec = json.loads(path.read_text(encoding="utf-8"))["spec"]
+    for spec in _definitions(crds):
         for version in spec["versions"]:
             if version["served"]:
                 key = (spec["group"], version["name"], spec["names"]["kind"])
                 found[key] = strict(version["schema"]["openAPIV3Schema"], root=True)
     return found
+
+
+def _definitions(crds: Path) -> Iterator[dict[str, Any]]:
+    for path in sorted(crds.glob("*.json")):
+        content = json.loads(path.read_text(encoding="utf-8"))
+        yield from (item["spec"] for item in content.get("items", [content]))  # kubectl writes several as a List
 
 
 def strict(schema: dict[str, Any], root: bool = False) -> dict[str, Any]:

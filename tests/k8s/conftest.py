@@ -1,4 +1,4 @@
-"""The rendered environments, once for all tests; without a renderer these tests are skipped and say why."""
+"""The rendered environments, once for all tests."""
 
 from __future__ import annotations
 
@@ -12,20 +12,14 @@ ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
 from k8s.checks import schemas  # noqa: E402
-from k8s.checks.render import CheckError, Object, environment  # noqa: E402
+from k8s.checks.render import Object, environment  # noqa: E402
 
 
 @pytest.fixture(scope="session")
 def rendered() -> dict[str, list[Object]]:
-    try:
-        return {
-            name: [item for folder in environment(name).values() for item in folder]
-            for name in ("staging", "production")
-        }
-    except CheckError as error:
-        if "installed" in str(error):
-            pytest.skip(str(error))
-        raise
+    return {
+        name: [item for folder in environment(name).values() for item in folder] for name in ("staging", "production")
+    }
 
 
 @pytest.fixture
@@ -38,5 +32,5 @@ def items(rendered: dict[str, list[Object]]) -> list[Object]:
 def crds() -> Path:
     folder = schemas.crds_folder()
     if folder is None:
-        pytest.skip("no folder of CustomResourceDefinitions: set UNDERSTUDY_CRDS, or put them at ../shared/crds")
+        pytest.skip("no folder of CustomResourceDefinitions: set UNDERSTUDY_CRDS (docs/operations.md, Map)")
     return folder

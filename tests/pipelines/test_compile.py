@@ -176,14 +176,18 @@ def test_no_content_travels_through_kfp() -> None:
     assert components["comp-sft"]["outputDefinitions"]["parameters"] == {"policy_record": {"parameterType": "STRING"}}
 
 
-def test_manifests_fit_the_crds_and_kfps_own_protobuf(manifests: Any) -> None:
+def test_manifests_fit_the_crds(manifests: Any) -> None:
     crds = schemas.crds_folder()
-    assert crds is not None
+    if crds is None:
+        pytest.skip("no folder of CustomResourceDefinitions: set UNDERSTUDY_CRDS (docs/operations.md, Map)")
     assert list(schemas.problems(manifests, crds)) == []
-    assert list(checks.protobuf(manifests[1])) == []
     broken = copy.deepcopy(manifests[1])
     broken["spec"]["codeSourceUrl"] = "typo"
     assert any("codeSourceUrl" in problem for problem in schemas.problems([broken], crds))
+
+
+def test_the_pipeline_spec_fits_kfps_own_protobuf(manifests: Any) -> None:
+    assert list(checks.protobuf(manifests[1])) == []
     with pytest.raises(ParseError, match="retries"):
         ParseDict({"root": {"dag": {"tasks": {"a": {"retries": 2}}}}}, PipelineSpec())
 
