@@ -87,9 +87,9 @@ def runtime(step: str) -> dict[str, Any]:
 
 
 @contextmanager
-def cluster(clock: VirtualClock) -> Iterator[KubernetesApi]:
+def cluster(clock: VirtualClock, now: Callable[[], float] | None = None) -> Iterator[KubernetesApi]:
     """A cluster with the objects of k8s/ that the launcher looks at, and its rights."""
-    with KubernetesApi(clock.now, rules_of("understudy-runner", "understudy-preflight")) as api:
+    with KubernetesApi(now or clock.now, rules_of("understudy-runner", "understudy-preflight")) as api:
         for step in ("sft", "align"):
             api.cluster_objects["clustertrainingruntimes", f"understudy-{step}"] = runtime(step)
         for name in ("understudy-scheduled", "understudy-adhoc"):
