@@ -39,8 +39,9 @@ def arguments(params: Params, digest_of: Callable[[str], str | None] | None = No
     name = {"name": params.registry.name}
     dump = params.model_dump(mode="json")
     everything = {section: dump[section] for section in RESULT_SECTIONS}
+    promotion = _promotion(params.promotion)
     configs: dict[str, dict[str, Any]] = {
-        "preflight_config": {**_step("preflight", params), **everything, **source, **base, **judges},
+        "preflight_config": {**_step("preflight", params), **everything, **source, **base, **judges, **promotion},
         "ingest_config": _step("ingest", params, "data") | source,
         "sft_config": _step("sft", params, "model", "sft") | base,
         "align_config": _step("align", params, "model", "align") | base,
@@ -48,7 +49,7 @@ def arguments(params: Params, digest_of: Callable[[str], str | None] | None = No
         "champion_config": {"step": "champion", **name},
         "evaluate_config": _step("evaluate", params, "model", "evaluation") | base | judges | name,
         "register_config": _step("register", params, "registry") | {"params_sha256": params_sha256(params)},
-        "promote_config": _promotion(params.promotion),
+        "promote_config": {"step": "promote", **promotion},
         "notify_config": {"step": "notify", **dump["notify"]},
     }
     # The registry keeps what led to a model, not only its digest; as text, which no parameter type can bend.
@@ -62,14 +63,14 @@ def arguments(params: Params, digest_of: Callable[[str], str | None] | None = No
 
 
 def _promotion(promotion: PromotionConfig) -> dict[str, Any]:
-    """Return what step promote reads: the gate as it was reviewed, since a pod has no checkout."""
+    """Return what preflight and promote read of it: the gate as it was reviewed, since a pod has no checkout."""
     if not promotion.enabled:
-        return {"step": "promote"}
+        return {}
     from understudy.evaluation.gate.schema import load_gate
 
     path = Path(promotion.gate)
     load_gate(path)
-    return {"step": "promote", "promotion": promotion.model_dump(mode="json"), "gate_yaml": path.read_text("utf-8")}
+    return {"promotion": promotion.model_dump(mode="json"), "gate_yaml": path.read_text("utf-8")}
 
 
 def params_sha256(params: Params) -> str:

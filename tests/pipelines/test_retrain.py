@@ -53,7 +53,7 @@ def test_a_component_body_is_short_and_imports_inside(path: Path) -> None:
         ("data.max_bad_fraction=0.5", {"preflight", "ingest", "register"}),
         ("runtime.threads=1", set()),
         ("tracking.experiment=other", set()),
-        ("promotion.enabled=true", {"promote", "promotion_enabled"}),
+        ("promotion.enabled=true", {"preflight", "promote", "promotion_enabled"}),
         ("promotion.gate=none.yaml", set()),
     ],
 )

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from understudy.config import PromotionConfig
 from understudy.errors import ConfigError, ServiceUnreachable
 from understudy.platform.promotion.manifests import read_champion, read_pin, write_champion, write_pin
 
@@ -249,6 +250,18 @@ def open_gitops(repository: Path, environments: tuple[str, ...], branch: str | N
     if remote and found._try("remote", "get-url", remote) is None:
         raise ConfigError(f"{repository} has no remote {remote!r}. Name one of its remotes with --push.")
     return GitOps(repository, environments, branch, remote)
+
+
+def open_or_clone(promotion: PromotionConfig, folder: Path) -> GitOps:
+    """Return the repository that the params name: a folder as it is, an address cloned to `folder`.
+
+    Raises:
+        ConfigError, ServiceUnreachable: as `open_gitops` and `clone_gitops`.
+    """
+    where = str(promotion.gitops)
+    if Path(where).is_dir():
+        return open_gitops(Path(where), promotion.environments, promotion.branch, promotion.remote)
+    return clone_gitops(where, folder, promotion.environments, promotion.branch)
 
 
 def clone_gitops(address: str, folder: Path, environments: tuple[str, ...], branch: str | None) -> GitOps:

@@ -18,6 +18,7 @@ from understudy.config import (
     DataConfig,
     EvaluationConfig,
     ModelConfig,
+    PromotionConfig,
     RegistryConfig,
     Section,
     SftConfig,
@@ -51,6 +52,8 @@ def run(config: Mapping[str, Any]) -> str:
     with step_context("preflight", config) as context:
         problems, sections = _valid_sections(config)
         problems += config_problems(sections, context.workdir)
+        if "gate_yaml" in config:
+            problems += _promotion_problems(config)
         unreachable = service_problems(
             os.environ.get("MLFLOW_TRACKING_URI"), os.environ.get("UNDERSTUDY_STORAGE_URI"), context.workdir
         )
@@ -79,6 +82,17 @@ def _valid_sections(config: Mapping[str, Any]) -> tuple[list[str], dict[str, Any
         except ConfigError as error:
             problems.append(str(error))
     return problems, sections
+
+
+def _promotion_problems(config: Mapping[str, Any]) -> list[str]:
+    from understudy.platform.steps.promotion_problems import promotion_problems
+
+    try:
+        return list(
+            promotion_problems(validate(PromotionConfig, config["promotion"], "promotion"), config["gate_yaml"])
+        )
+    except ConfigError as error:
+        return [str(error)]
 
 
 def config_problems(sections: Mapping[str, Any], workdir: Path) -> list[str]:

@@ -19,7 +19,7 @@ from understudy.platform.promotion.aliases import MlflowAliases
 from understudy.platform.promotion.change import actor, promote
 from understudy.platform.promotion.decisions import Decision, State, read_decisions
 from understudy.platform.promotion.examine import SAME_WEIGHTS, Examination, VerdictRefused
-from understudy.platform.promotion.gitops import GitOps, clone_gitops, open_gitops
+from understudy.platform.promotion.gitops import open_or_clone
 from understudy.platform.promotion.places import Place, place_of
 from understudy.platform.promotion.transition import Ledger, current_state
 from understudy.platform.registry import Registry
@@ -50,7 +50,8 @@ def run(config: Mapping[str, Any], entry: RegistryEntry) -> Promotion:
         with tempfile.TemporaryDirectory(prefix="understudy-promote-") as scratch:
             gate = Path(scratch) / "gate.yaml"
             gate.write_text(str(config["gate_yaml"]), encoding="utf-8")
-            ledger = Ledger(MlflowAliases(registry), place, _gitops(settings, Path(scratch)))
+            gitops = open_or_clone(settings, Path(scratch) / "gitops") if settings.gitops is not None else None
+            ledger = Ledger(MlflowAliases(registry), place, gitops)
             promotion = _decide(registry, entry, gate, ledger, settings.wait_seconds)
         context.finish(promotion)
     return promotion
@@ -108,11 +109,3 @@ def _unchanged(entry: RegistryEntry, state: State, place: Place) -> Promotion:
         commit=None,
         uri=place.uri,
     )
-
-
-def _gitops(settings: PromotionConfig, scratch: Path) -> GitOps | None:
-    if settings.gitops is None:
-        return None
-    if Path(settings.gitops).is_dir():
-        return open_gitops(Path(settings.gitops), settings.environments, settings.branch, settings.remote)
-    return clone_gitops(settings.gitops, scratch / "gitops", settings.environments, settings.branch)
