@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import fcntl
+import io
 import json
 import os
+import re
 import signal
 import subprocess
 import time
@@ -15,7 +17,7 @@ import pytest
 from rich.console import Console
 from support.tiny import ROOT, run_command, run_pipeline
 
-from understudy.cli.live import LiveView
+from understudy.cli.live import LiveView, shown_text
 from understudy.cli.numbers import duration, number
 from understudy.cli.summary import metrics_table, print_summary, short_verdict
 from understudy.config import load_params
@@ -167,6 +169,24 @@ def test_the_table_fits_and_leaves_out_what_decides_nothing(width: int, columns:
     assert "exact match" not in text and "distinct 1" not in text
 
 
+@pytest.mark.parametrize(
+    ("width", "headings"),
+    [
+        (60, ["", "SFT\ntuned", "aligned\ntuned", "champion\ntuned"]),
+        (80, ["", "SFT\ntuned", "SFT longer\ntuned", "aligned\nT=1", "aligned\ntuned", "champion\ntuned"]),
+    ],
+)
+def test_a_champion_that_was_evaluated_has_its_column(width: int, headings: list[str]) -> None:
+    with_champion = metrics() | {"champion": {"tuned": {"judge_validity": value(0.7)}, "expert_text": {}}}
+    console = Console(width=width, record=True, file=open(os.devnull, "w"))  # noqa: SIM115
+    table = metrics_table(with_champion, width)
+    assert [column.header for column in table.columns] == headings
+    console.print(table)
+    text = console.export_text()
+    assert "0.700" in text and "0.600–0.800" in text and "…" not in text
+    assert max(len(line.rstrip()) for line in text.splitlines()) <= width
+
+
 def test_the_end_says_verdict_report_model_and_next_command(tmp_path: Path) -> None:
     console = Console(width=60, record=True, file=open(os.devnull, "w"))  # noqa: SIM115
     report = {"metrics": metrics(), "verdict": "No difference. A vs B: 51.3% (x). C. D is left out.", "uri": "u"}
@@ -209,3 +229,22 @@ def test_the_view_counts_a_steps_start_and_says_what_is_left() -> None:
     assert view.steps["sft"].state == "running"  # its result is not stored yet
     view.update([{"t": now, "step": "sft", "kind": "finish", "seconds": 21.0, "records": {"policy": {}}}])
     assert (view.steps["sft"].state, view.steps["sft"].seconds) == ("done", 21.0)
+
+
+def test_the_view_rests_on_an_empty_line_and_breaks_between_numbers() -> None:
+    written = io.StringIO()
+    console = Console(width=60, force_terminal=True, file=written)
+    view = LiveView(load_params(ROOT / "params.yaml"), console=console)
+    shown = {"loss": 2.0, "tokens_per_second": 22000.0, "validation_nll": 1.5, "kl_to_reference": 0.3}
+    now = time.time()
+    with view:
+        view.update([{"t": now, "step": "sft", "kind": "start"}])
+        view.update(
+            [{"t": now, "step": "sft", "kind": "progress", "done": 1, "total": 9, "unit": "steps", "shown": shown}]
+        )
+        # A ^C is echoed where the cursor is; at the end of a full line it would move the view down by one.
+        assert re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", written.getvalue()).rsplit("\n", 1)[1] == ""
+    lines = shown_text(shown, 39).split("\n")
+    assert lines == ["loss 2.00  tokens/s 22,000", "val NLL 1.50  kl to reference 0.300"]
+    assert all(line in written.getvalue() for line in lines)
+    assert shown_text(shown) == "  ".join(lines)

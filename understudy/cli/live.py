@@ -30,6 +30,7 @@ _MARKS = {
     "failed": ("✗", "bold red"),
 }
 _LINE_EVERY_SECONDS = 10.0
+_BEFORE_DETAIL = 21  # columns for mark, name and time
 _BESIDE_THE_BAR = 52  # columns for mark, name and time before it, and for count and time left after it
 _SHORT = {"discriminator_accuracy": "D acc", "tokens_per_second": "tokens/s", "validation_nll": "val NLL"}
 
@@ -91,7 +92,9 @@ class LiveView:
         for event in events:
             self._take(event)
         if self._live is not None:
-            self._live.update(self.render(), refresh=True)
+            # The cursor rests on an empty line: a ^C that the terminal echoes at the end of a full one would go to the
+            # next, and the view would leave its first line behind when it redraws.
+            self._live.update(Group(self.render(), Text("")), refresh=True)
 
     def render(self) -> RenderableType:
         """Return the steps as a table that fits narrow terminals."""
@@ -157,16 +160,24 @@ class LiveView:
         line.add_column(width=width)
         line.add_column(no_wrap=True, overflow="ellipsis")
         line.add_row(ProgressBar(total=step.total, completed=step.done, width=width), numbers)
-        return Group(line, Text(shown_text(step.shown), "cyan"))
+        return Group(line, Text(shown_text(step.shown, self.console.width - _BEFORE_DETAIL), "cyan"))
 
     def _print(self, line: str) -> None:
         if self._live is None:
             self.console.print(line, markup=False, soft_wrap=True)
 
 
-def shown_text(shown: dict[str, float | None]) -> str:
-    """Return the few numbers beside the bar, each with its name."""
-    return "  ".join(f"{_SHORT.get(name, name.replace('_', ' '))} {number(value)}" for name, value in shown.items())
+def shown_text(shown: dict[str, float | None], width: int | None = None) -> str:
+    """Return the few numbers beside the bar, each with its name; lines of at most `width` break between them."""
+    pairs = [f"{_SHORT.get(name, name.replace('_', ' '))} {number(value)}" for name, value in shown.items()]
+    lines = [""]
+    for pair in pairs:
+        longer = f"{lines[-1]}  {pair}" if lines[-1] else pair
+        if width is not None and lines[-1] and len(longer) > width:
+            lines.append(pair)
+        else:
+            lines[-1] = longer
+    return "\n".join(lines)
 
 
 def near(path: Path | str) -> str:

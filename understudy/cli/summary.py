@@ -19,16 +19,19 @@ from understudy.platform.local_run import RunResult
 
 Values = Mapping[str, Any]
 EXPERT_TEXT = "expert_text"  # metrics that read the expert's responses, at no temperature but 1
-# (policy, decoding) → heading, in order of display; the narrow table keeps what the verdict compares.
+# (policy, decoding) → heading, in order of display.
 COLUMNS = {
     ("sft", "T=1"): "SFT\nT=1",
     ("sft", "tuned"): "SFT\ntuned",
     ("sft_longer", "tuned"): "SFT longer\ntuned",
     ("aligned", "T=1"): "aligned\nT=1",
     ("aligned", "tuned"): "aligned\ntuned",
+    ("champion", "tuned"): "champion\ntuned",
 }
 EXPERT = ("expert", EXPERT_TEXT)
-NARROW, WIDE = 76, 94
+# A narrow screen loses these first; what the verdict and the gate compare stays longest.
+LEAVE_OUT_FIRST = (("sft", "T=1"), ("aligned", "T=1"), ("sft_longer", "tuned"))
+LABEL, VALUE, WIDE = 15, 12, 94  # screen columns: of the labels, of one value, with which the expert is shown, too
 # metric → label; judges come first, under their own names.
 ROWS = {
     "chrf_to_expert": "chrF to expert",
@@ -69,10 +72,13 @@ def print_summary(console: Console, result: RunResult, num_steps: int, report_pa
 def metrics_table(metrics: Mapping[str, Values], width: int) -> Table:
     """Return one row per metric and one column per policy and decoding; each value stands over its interval."""
     columns = [column for column in COLUMNS if column[1] in metrics.get(column[0], {})]
-    if width < NARROW:
-        columns = [column for column in columns if column[1] == "tuned"] or columns[:2]
+    room = max(1, (width - LABEL) // VALUE)
+    for column in LEAVE_OUT_FIRST:
+        if len(columns) > room and column in columns:
+            columns.remove(column)
+    columns = columns[:room]
     headings = {column: COLUMNS[column] for column in columns}
-    if width >= WIDE and "expert" in metrics:
+    if room > len(columns) and width >= WIDE and "expert" in metrics:
         headings[EXPERT] = "expert\ntext"
     # No box: its caption would wrap at the table's width and its lines cost columns that a phone lacks.
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")

@@ -181,7 +181,8 @@ def _silence_loading() -> None:
     """A bar for weights that load in a second says nothing."""
     from transformers.utils import logging
 
-    logging.disable_progress_bar()
+    untyped: Any = logging
+    untyped.disable_progress_bar()
 
 
 def row_digest(row: Demonstration) -> bytes:
