@@ -8,13 +8,17 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from understudy.errors import ConfigError
+from understudy.models.decoding import start
 from understudy.models.language_model import LanguageModel
+from understudy.models.logps import chosen_logps
+
+_EXACT = torch.float64
 
 
 @dataclass(frozen=True)
@@ -31,12 +35,15 @@ class SamplingSettings:
 class Rollouts:
     """Responses sampled from a policy; row i*k + j is the j-th response to prompt i.
 
-    `responses` holds the token ids, the end token included where it was reached (`finished`).
+    `responses` holds the token ids, the end token included where it was reached (`finished`). `logps` are their
+    log-probabilities under the policy itself, at temperature 1 and without a nucleus, as the sampler computed them:
+    in float32 those of a forward pass up to rounding; None where the sampler's precision is lower.
     """
 
     prompts: list[list[int]]
     responses: list[list[int]]
     finished: list[bool]
+    logps: list[list[float]] | None = None
 
     @property
     def num_tokens(self) -> int:
@@ -108,7 +115,7 @@ def generate(
     was_training = policy.model.training
     policy.model.eval()
     try:
-        responses, finished = _decode(
+        return _decode(
             policy,
             prompts,
             settings,
@@ -120,8 +127,6 @@ def generate(
         )
     finally:
         policy.model.train(was_training)
-    repeated = [list(prompt) for prompt in prompts for _ in range(responses_per_prompt)]
-    return Rollouts(repeated, responses, finished)
 
 
 def choose_tokens(
@@ -143,12 +148,21 @@ def choose_tokens(
         # A token stays while the mass before it is below top_p, so the first always stays.
         dropped_BV = ordered_BV.cumsum(-1) - ordered_BV >= settings.top_p
         probability_BV = torch.zeros_like(probability_BV).scatter(-1, order_BV, ordered_BV.masked_fill(dropped_BV, 0))
-    if part is None:
-        return torch.multinomial(probability_BV, 1, generator=generator).squeeze(-1)
-    # What multinomial does for one draw a row: the smallest of exponential waiting times with these rates.
-    first, number = part
-    waiting_BV = probability_BV.new_empty(number, probability_BV.shape[1]).exponential_(generator=generator)
-    return (probability_BV / waiting_BV[first : first + len(probability_BV)]).argmax(-1)
+    first, number = part or (0, len(probability_BV))
+    chance_B = torch.rand(number, dtype=_EXACT, device=logits_BV.device, generator=generator)
+    return _by_inverse(probability_BV, chance_B[first : first + len(probability_BV)])
+
+
+def _by_inverse(weight_BV: Tensor, chance_B: Tensor) -> Tensor:
+    """The token in whose part of the cumulative weight the chance falls.
+
+    In double precision: in single, the sum over a large vocabulary would lose its small tokens. One number a row
+    costs a thirtieth of multinomial's one for each token of the vocabulary.
+    """
+    mass_BV = weight_BV.cumsum(-1, dtype=_EXACT)
+    # Strictly above: a token without weight covers no interval and is never found.
+    found_B1 = torch.searchsorted(mass_BV, (chance_B * mass_BV[:, -1]).unsqueeze(1), right=True)
+    return found_B1.squeeze(1).clamp_(max=weight_BV.shape[1] - 1)
 
 
 def _decode(
@@ -160,19 +174,22 @@ def _decode(
     max_tokens: int,
     on_token: Callable[[Tensor], None] | None,
     peers: Peers,
-) -> tuple[list[list[int]], list[bool]]:
+) -> Rollouts:
     num_rows = len(prompts) * repeats
     share = _Share(peers, len(prompts), repeats)
-    attention, logits_BV, cache = _read_prompts(policy, share.own(prompts), repeats)
+    stepper = start(policy, share.own(prompts), repeats, max_tokens)
     sampled_BT = torch.full((num_rows, max_tokens), policy.end_token_id, dtype=torch.long, device=policy.device)
     length_B = torch.full((num_rows,), max_tokens, dtype=torch.long, device=policy.device)
     finished_B = torch.zeros(num_rows, dtype=torch.bool, device=policy.device)
+    logp_BT = torch.zeros(num_rows, max_tokens, device=policy.device)
     rows = torch.arange(num_rows, device=policy.device)
     share.follow(rows)
     for column in range(max_tokens):
+        logits_BV = stepper.logits_BV
         own = choose_tokens(logits_BV[: share.size], settings, generator, share.part)
         tokens = peers.gather(own, share.sizes)
         sampled_BT[rows, column] = tokens
+        logp_BT[rows[share.slice], column] = chosen_logps(logits_BV[: share.size], own)
         if on_token is not None:
             on_token(tokens)
         ended = tokens == policy.end_token_id
@@ -186,20 +203,18 @@ def _decode(
             break
         if num_active <= 0.75 * len(rows):
             keep = active.nonzero().squeeze(-1)
-            own_keep = share.own_rows(keep)
-            cache.batch_select_indices(own_keep)
-            rows, tokens, attention = rows[keep], tokens[keep], attention[own_keep]
+            stepper.select(share.own_rows(keep))
+            rows, tokens = rows[keep], tokens[keep]
             share.follow(rows)
-        attention = torch.cat([attention, attention.new_ones(len(attention), 1)], dim=1)
-        arguments = policy.forward_arguments(attention)
-        if "position_ids" in arguments:
-            arguments["position_ids"] = arguments["position_ids"][:, -1:]
-        fed = share.own_tokens(tokens, len(attention), policy.end_token_id).unsqueeze(1)
-        output = policy.model(input_ids=fed, past_key_values=cache, use_cache=True, **arguments)
-        logits_BV, cache = output.logits[:, -1], output.past_key_values
+        stepper.step(share.own_tokens(tokens, stepper.logits_BV.shape[0], policy.end_token_id))
     lengths = length_B.tolist()
-    responses = [row[:length] for row, length in zip(sampled_BT.tolist(), lengths, strict=True)]
-    return responses, finished_B.tolist()
+    exact = not torch.is_autocast_enabled(policy.device.type)
+    return Rollouts(
+        [list(prompt) for prompt in prompts for _ in range(repeats)],
+        [row[:length] for row, length in zip(sampled_BT.tolist(), lengths, strict=True)],
+        finished_B.tolist(),
+        [row[:length] for row, length in zip(share.whole(logp_BT).tolist(), lengths, strict=True)] if exact else None,
+    )
 
 
 class _Share:
@@ -228,6 +243,16 @@ class _Share:
         return self.sizes[self._peers.rank]
 
     @property
+    def slice(self) -> slice:
+        """Where this process's rows stand among those still decoded."""
+        return slice(self._start, self._start + self.size)
+
+    def whole(self, own_BT: Tensor) -> Tensor:
+        """Rows of all processes, each of whom filled its own."""
+        rank, sizes = self._peers.rank, [end - first for first, end in pairwise(self._bounds)]
+        return self._peers.gather(own_BT[self._bounds[rank] : self._bounds[rank + 1]], sizes)
+
+    @property
     def part(self) -> tuple[int, int] | None:
         """Where this process's rows begin, and how many there are in all; None if all are its own."""
         return None if len(self.sizes) == 1 else (self._start, self._num_rows)
@@ -240,26 +265,3 @@ class _Share:
     def own_tokens(self, tokens: Tensor, number: int, stand_in: int) -> Tensor:
         """Of the tokens of all rows, those of this process."""
         return tokens[self._start : self._start + self.size] if self.size else tokens.new_full((number,), stand_in)
-
-
-def _read_prompts(policy: LanguageModel, prompts: Sequence[Sequence[int]], repeats: int) -> tuple[Tensor, Tensor, Any]:
-    from transformers import DynamicCache
-
-    batch = policy.batch(prompts, [[] for _ in prompts])
-    config = policy.model.config
-    cache = DynamicCache(config=config.get_text_config(decoder=True))
-    output = policy.model(
-        input_ids=batch.ids_BS,
-        past_key_values=cache,
-        use_cache=True,
-        **policy.forward_arguments(batch.attention_BS),
-        **policy.keep_arguments(1),
-    )
-    cache = output.past_key_values
-    if repeats > 1:
-        cache.batch_repeat_interleave(repeats)
-    return (
-        batch.attention_BS.repeat_interleave(repeats, 0),
-        output.logits[:, -1].repeat_interleave(repeats, 0),
-        cache,
-    )

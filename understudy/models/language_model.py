@@ -19,6 +19,9 @@ import torch
 from torch import Tensor
 
 from understudy.errors import ConfigError
+from understudy.models.architecture import is_plain_decoder
+from understudy.models.logps import chosen_logps, head_logps
+from understudy.models.packing import Packed, pack, reading
 
 Message = dict[str, str]
 
@@ -34,6 +37,7 @@ class TokenBatch:
         mask_BT: response tokens.
         first_row: where these rows begin in the batch that they are a part of.
         num_whole: rows of that batch; None: these are all.
+        packed: the same tokens without padding, where the model can read them so.
     """
 
     ids_BS: Tensor
@@ -42,6 +46,7 @@ class TokenBatch:
     mask_BT: Tensor
     first_row: int = 0
     num_whole: int | None = None
+    packed: Packed | None = None
 
     @property
     def num_rows(self) -> int:
@@ -50,6 +55,8 @@ class TokenBatch:
 
     def part(self, rows: slice) -> TokenBatch:
         """Some consecutive rows, padded as in the whole."""
+        if rows == slice(0, self.num_rows):
+            return self
         columns = (self.ids_BS[rows], self.attention_BS[rows], self.response_BT[rows], self.mask_BT[rows])
         return TokenBatch(*columns, self.first_row + rows.start, self.num_whole or self.num_rows)
 
@@ -92,6 +99,7 @@ class LanguageModel:
         parameters = inspect.signature(_inner(model).forward).parameters
         self._takes_positions = "position_ids" in parameters
         self._takes_logits_to_keep = "logits_to_keep" in parameters
+        self.packs = self._takes_logits_to_keep and is_plain_decoder(_inner(model), self.context_tokens)
 
     @property
     def device(self) -> torch.device:
@@ -126,7 +134,14 @@ class LanguageModel:
             ids_BS[row, start:end] = torch.tensor([*prompt, *response], dtype=torch.long)
             attention_BS[row, start:end] = 1
         ids_BS, attention_BS = ids_BS.to(self.device), attention_BS.to(self.device)
-        return TokenBatch(ids_BS, attention_BS, ids_BS[:, num_prompt:], attention_BS[:, num_prompt:].bool())
+        packs = self.packs and all(prompts) and all(responses)
+        return TokenBatch(
+            ids_BS,
+            attention_BS,
+            ids_BS[:, num_prompt:],
+            attention_BS[:, num_prompt:].bool(),
+            packed=pack(prompts, responses, self.device) if packs else None,
+        )
 
     def forward_arguments(self, attention_BS: Tensor) -> dict[str, Tensor]:
         """Attention mask, and positions counted from the first real token where the model takes them."""
@@ -160,7 +175,21 @@ class LanguageModel:
 
     def response_logps(self, batch: TokenBatch, module: Any = None) -> Tensor:
         """Log-probability of each response token, zero where masked, shape (B, T)."""
-        return token_logps(self.response_logits(batch, module), batch)
+        if batch.packed is None:
+            return token_logps(self.response_logits(batch, module), batch)
+        packed, caller = batch.packed, module if module is not None else self.model
+        id_M = packed.ids_N[packed.token_M]
+        with reading(packed, _inner(self.model)) as arguments:
+            inner = _inner(self.model)
+            head = inner.get_output_embeddings()
+            # Distributed wrappers and sharded weights must be called as a whole.
+            if caller is self.model and not hasattr(head.weight, "full_tensor"):
+                hidden_NH = inner.base_model(**arguments, use_cache=False).last_hidden_state[0]
+                logp_M = head_logps(hidden_NH.index_select(0, packed.before_M), head.weight, head.bias, id_M)
+            else:
+                logits = caller(**arguments, use_cache=False, **self.keep_arguments(packed.before_M)).logits
+                logp_M = chosen_logps(logits[0], id_M)
+        return packed.unpack(logp_M, batch.response_BT)
 
     def without_adapters(self) -> contextlib.AbstractContextManager[None]:
         """Within this context the model is the frozen one that its adapters were added to."""
@@ -185,8 +214,7 @@ class LanguageModel:
 
 def token_logps(logits_BTV: Tensor, batch: TokenBatch) -> Tensor:
     """Log-probability of each response token under logits, zero where masked, shape (B, T)."""
-    chosen_BT = logits_BTV.gather(-1, batch.response_BT.unsqueeze(-1)).squeeze(-1)
-    return (chosen_BT - logits_BTV.logsumexp(-1)).masked_fill(~batch.mask_BT, 0.0)
+    return chosen_logps(logits_BTV, batch.response_BT).masked_fill(~batch.mask_BT, 0.0)
 
 
 def _inner(model: Any) -> Any:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from understudy.errors import IntegrityError
 from understudy.models.language_model import LanguageModel, TokenBatch
+from understudy.models.packing import Packed, reading
 
 
 class ScalarHead(nn.Module):
@@ -68,11 +69,22 @@ class ScalarHead(nn.Module):
 
         With `before`, the output of the column before each token: it has read the state in which that token is chosen.
         """
+        if batch.packed is not None:
+            hidden_BTH = self._packed_hidden(batch, batch.packed, before)
+            return cast(Tensor, self.head(self._dropped(hidden_BTH, batch)).float())
         arguments = self._layout[0].forward_arguments(batch.attention_BS)
         hidden_BSH = self.backbone(input_ids=batch.ids_BS, use_cache=False, **arguments).last_hidden_state
         first = batch.prompt_columns - int(before)
         hidden_BTH = hidden_BSH[:, first : first + batch.response_BT.shape[1]]
+        # As in the packed layout, where padding does not exist.
+        hidden_BTH = hidden_BTH.masked_fill(~batch.mask_BT[..., None], 0.0)
         return cast(Tensor, self.head(self._dropped(hidden_BTH, batch)).float())
+
+    def _packed_hidden(self, batch: TokenBatch, packed: Packed, before: bool) -> Tensor:
+        with reading(packed, self.backbone) as arguments:
+            hidden_NH = self.backbone(**arguments, use_cache=False).last_hidden_state[0]
+        hidden_MH = hidden_NH.index_select(0, packed.before_M if before else packed.token_M)
+        return packed.unpack(hidden_MH, batch.response_BT)
 
     def _dropped(self, hidden_BTH: Tensor, batch: TokenBatch) -> Tensor:
         """Dropout drawn for the whole batch, so that it does not depend on who runs which of its rows."""

@@ -10,11 +10,15 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Sample:
-    """One sampled response and the row of the demonstrations whose prompt it answers."""
+    """One sampled response and the row of the demonstrations whose prompt it answers.
+
+    `logps` are the sampler's log-probabilities of its tokens, good for the round in which it was sampled.
+    """
 
     row: int
     response: list[int]
     finished: bool
+    logps: list[float] | None = None
 
 
 class Replay:

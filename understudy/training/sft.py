@@ -215,10 +215,12 @@ class _SftRun:
         return float(self._objective(torch.zeros_like(mask_BT, dtype=torch.float32), mask_BT)[1])
 
     def _nll(self, batch: TokenBatch) -> tuple[Tensor, Tensor]:
-        logits_BTV = self.policy.response_logits(batch, self.module)
-        logp_BT = token_logps(logits_BTV, batch)
         smoothing = self.config.label_smoothing
-        if smoothing > 0:
+        if smoothing == 0:
+            logp_BT = self.policy.response_logps(batch, self.module)
+        else:
+            logits_BTV = self.policy.response_logits(batch, self.module)
+            logp_BT = token_logps(logits_BTV, batch)
             uniform_BT = (logits_BTV.mean(-1) - logits_BTV.logsumexp(-1)).masked_fill(~batch.mask_BT, 0.0)
             logp_BT = (1 - smoothing) * logp_BT + smoothing * uniform_BT
         return self._objective(logp_BT, batch.mask_BT)

@@ -182,7 +182,8 @@ class AlignState:
             rollouts = generate(self.policy, prompts, self.sampling, generator, repeats, peers=self.processes)
         self.count(FORWARD, sum(map(len, prompts)) + rollouts.num_tokens)
         repeated = [row for row in rows for _ in range(repeats)]
-        return [Sample(*item) for item in zip(repeated, rollouts.responses, rollouts.finished, strict=True)]
+        logps: Sequence[list[float] | None] = rollouts.logps or [None] * len(repeated)
+        return [Sample(*item) for item in zip(repeated, rollouts.responses, rollouts.finished, logps, strict=True)]
 
     def micro_batches(self, samples: Sequence[Sample]) -> Iterator[MicroBatch]:
         """Consecutive samples under a token budget for each process, in order."""

@@ -73,13 +73,16 @@ class Update:
         models.policy.model.eval()
         models.discriminator.eval()
         pieces, over_rows = [], state.processes.over_rows
-        for batch in (micro.batch for micro in state.micro_batches(samples)):
+        for batch, first in ((micro.batch, micro.first) for micro in state.micro_batches(samples)):
             with state.accelerator.autocast():
-                logp_bt = over_rows(models.policy.response_logps, batch)
+                logp_bt = _sampled_logps(samples[first : first + batch.num_rows], batch)
+                passes = 2 * FORWARD
+                if logp_bt is None:
+                    logp_bt, passes = over_rows(models.policy.response_logps, batch), 3 * FORWARD
                 with models.reference.without_adapters():
                     reference_bt = over_rows(models.reference.response_logps, batch)
                 pieces.append((logp_bt, reference_bt, batch.mask_BT, over_rows(models.discriminator, batch)))
-            state.count(3 * FORWARD, batch.num_tokens)
+            state.count(passes, batch.num_tokens)
         logp_BT, reference_BT, mask_BT, output_BTn = (
             torch.cat(same_width(column)) for column in zip(*pieces, strict=True)
         )
@@ -115,6 +118,15 @@ class Update:
         where = f"align round {state.round}, policy update"
         norm = finite_update(state.accelerator, state.policy.model, self.optimizer, config.max_grad_norm, loss, where)
         return {"policy_loss": loss, "policy_gradient_norm": norm, "learning_rate": rate}
+
+
+def _sampled_logps(samples: Sequence[Sample], batch: TokenBatch) -> Tensor | None:
+    """The sampler's own log-probabilities in the layout of the batch, if it noted them."""
+    noted = [sample.logps for sample in samples if sample.logps is not None]
+    if len(noted) < len(samples):
+        return None
+    width = batch.response_BT.shape[1]
+    return torch.tensor([logps + [0.0] * (width - len(logps)) for logps in noted], device=batch.ids_BS.device)
 
 
 def same_width(tensors: Sequence[Any]) -> list[Tensor]:

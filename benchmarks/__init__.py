@@ -1,0 +1,1 @@
+"""Speed of Understudy beside its peers, on equal work: `make bench`, docs/speed.md."""

@@ -1,0 +1,176 @@
+"""The whole align step, ours through the production loop, TRL's through its RLOO and GRPO trainers."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import io
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.subjects import as_text, create_model, create_policy, examples, random_ids, word_tokenizer
+from understudy.config import AlignConfig, load_params
+
+ROOT = Path(__file__).parents[1]
+
+
+@dataclass(frozen=True)
+class Work:
+    """One align step: `prompts` prompts of `prompt_tokens`, `repeats` responses of `response_tokens` each."""
+
+    size: str
+    prompts: int = 4
+    repeats: int = 8
+    prompt_tokens: int = 32
+    response_tokens: int = 64
+    vocabulary: int = 2048
+    divergence: str = "reverse_kl"
+
+    @property
+    def sampled_tokens(self) -> int:
+        """Tokens that a step samples."""
+        return self.prompts * self.repeats * self.response_tokens
+
+
+def align_config(work: Work, rounds: int) -> AlignConfig:
+    """The default params at this work: the discriminator sees, as they say, two pairs for every three samples."""
+    batch_pairs = max(1, round(work.prompts * work.repeats / 3))
+    settings = {
+        "num_rounds": rounds,
+        "divergence": work.divergence,
+        "rollout.prompts_per_round": work.prompts,
+        "rollout.responses_per_prompt": work.repeats,
+        "rollout.max_response_tokens": work.response_tokens,
+        "discriminator.warmup_rounds": 0,
+        "discriminator.batch_pairs": batch_pairs,
+        "held_out_every_rounds": 10_000,
+        "checkpoint_every_rounds": 10_000,
+    }
+    return load_params(ROOT / "params.yaml", [f"align.{name}={value}" for name, value in settings.items()]).align
+
+
+class OurStep:
+    """Rounds of `align` without the first, which warms up."""
+
+    def __init__(self, work: Work) -> None:
+        self.work = work
+
+    def seconds(self, rounds: int) -> float:
+        """Seconds of one round, the mean over `rounds`."""
+        from understudy.models.scalar_head import ScalarHead
+        from understudy.training.adversarial import align, num_discriminator_outputs
+        from understudy.training.loop import Loop, create_accelerator
+        from understudy.training.state import Models
+
+        work, config = self.work, align_config(self.work, rounds + 1)
+        context = work.prompt_tokens + work.response_tokens + 1
+        policy = create_policy(work.size, work.vocabulary, context)
+        reference = copy.deepcopy(policy)
+        head = ScalarHead.copied_from(policy, num_discriminator_outputs(config), config.discriminator.dropout)
+        train = examples(4 * work.prompts, work.prompt_tokens, work.response_tokens, work.vocabulary)
+        clock, checkpoints = _Clock(), _NoCheckpoints()
+        loop = Loop(create_accelerator("fp32", "cpu"), clock, checkpoints)  # type: ignore[arg-type]
+        align(Models(policy, reference, head), train, [], config, 7, loop)
+        return clock.mean_seconds()
+
+
+class PeerStep:
+    """Steps of a TRL trainer without the first. The reward is a number without a model: TRL trains none."""
+
+    def __init__(self, work: Work, trainer: str) -> None:
+        self.work, self.trainer = work, trainer
+
+    def seconds(self, rounds: int) -> float:
+        """Seconds of one step, the mean over `rounds`."""
+        import trl
+        from datasets import Dataset
+        from transformers import TrainerCallback
+
+        work = self.work
+        clock = _Clock()
+
+        class Ticks(TrainerCallback):  # type: ignore[misc]
+            def on_step_end(self, *arguments: Any, **named: Any) -> None:
+                clock.tick()
+
+        texts = [as_text(row) for row in random_ids(4 * work.prompts, work.prompt_tokens, work.vocabulary, 1)]
+        with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
+            # A folder, because TRL loads the reference model by name.
+            model = create_model(work.size, work.vocabulary, 2 * (work.prompt_tokens + work.response_tokens))
+            model.save_pretrained(Path(folder) / "model")
+            kinds = {"rloo": (trl.RLOOTrainer, trl.RLOOConfig), "grpo": (trl.GRPOTrainer, trl.GRPOConfig)}
+            kind, settings = kinds[self.trainer]
+            trainer = kind(
+                model=str(Path(folder) / "model"),
+                reward_funcs=_reward,
+                args=settings(output_dir=folder, max_steps=rounds + 1, **peer_settings(work)),
+                train_dataset=Dataset.from_dict({"prompt": texts}),
+                processing_class=word_tokenizer(work.vocabulary),
+                callbacks=[Ticks()],
+            )
+            trainer.train()
+            # Equal work was done, or the comparison is none.
+            lengths = trainer._metrics["train"].get("completions/mean_length") or _logged(trainer)
+            assert all(length == work.response_tokens for length in lengths), lengths
+        return clock.mean_seconds()
+
+
+def peer_settings(work: Work) -> dict[str, Any]:
+    """TRL's defaults, but fp32, the same batch, and nothing that only costs: no checkpointing of activations."""
+    return {
+        "per_device_train_batch_size": work.prompts * work.repeats,
+        "num_generations": work.repeats,
+        "max_completion_length": work.response_tokens,
+        "gradient_accumulation_steps": 1,
+        "gradient_checkpointing": False,
+        "bf16": False,
+        "use_cpu": True,
+        "report_to": [],
+        "save_strategy": "no",
+        "logging_strategy": "no",
+        "disable_tqdm": True,
+        "learning_rate": 5e-5,
+        "model_init_kwargs": {"dtype": "float32"},
+    }
+
+
+def _logged(trainer: Any) -> list[float]:
+    return [
+        entry["completions/mean_length"] for entry in trainer.state.log_history if "completions/mean_length" in entry
+    ]
+
+
+def _reward(completions: list[str], **named: Any) -> list[float]:
+    return [float(hash(text) % 7) for text in completions]
+
+
+class _Clock:
+    """A tracker that only notes when rounds end."""
+
+    def __init__(self) -> None:
+        self.times: list[float] = []
+
+    def log(self, *arguments: Any) -> None:
+        pass
+
+    def progress(self, *arguments: Any) -> None:
+        self.tick()
+
+    def tick(self) -> None:
+        """A round ended."""
+        self.times.append(time.perf_counter())
+
+    def mean_seconds(self) -> float:
+        """Seconds a round, without the first."""
+        return (self.times[-1] - self.times[0]) / (len(self.times) - 1)
+
+
+class _NoCheckpoints:
+    def latest(self, device: Any) -> None:
+        return None
+
+    def save(self, *arguments: Any) -> None:
+        pass

@@ -1,0 +1,130 @@
+"""The packed forward computes what the padded one computes, gradients included."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+from models.families import random_policy
+
+from understudy.config import LoraConfig
+from understudy.models import logps
+from understudy.models.language_model import LanguageModel, TokenBatch
+from understudy.models.loading import with_lora
+from understudy.models.scalar_head import ScalarHead
+
+PACKING = ["llama", "llama_untied", "qwen2", "qwen3"]
+PROMPTS = [[5, 6, 7], [8], [5, 6, 7], [9, 10], [5, 6, 7], [8]]
+RESPONSES = [[11, 12], [13, 14, 15, 16, 17], [18], [19, 20, 21], [11, 12, 22, 23], [13, 14, 15, 16, 17]]
+
+
+def _both(policy: LanguageModel) -> tuple[TokenBatch, TokenBatch]:
+    packed = policy.batch(PROMPTS, RESPONSES)
+    assert packed.packed is not None
+    return packed, dataclasses.replace(packed, packed=None)
+
+
+def _gradients(module: torch.nn.Module) -> dict[str, torch.Tensor]:
+    found = {name: value.grad.clone() for name, value in module.named_parameters() if value.grad is not None}
+    module.zero_grad()
+    return found
+
+
+@pytest.mark.parametrize("family", PACKING)
+def test_packed_log_probabilities_and_gradients_equal_padded_ones(family: str) -> None:
+    policy = random_policy(family)
+    results = []
+    for batch in _both(policy):
+        logp_BT = policy.response_logps(batch)
+        weight_BT = torch.arange(1.0, 1 + logp_BT.numel()).view(logp_BT.shape).sin()
+        (logp_BT * weight_BT).sum().backward()
+        results.append((logp_BT.detach(), _gradients(policy.model)))
+    (logp_packed, gradient_packed), (logp_plain, gradient_plain) = results
+    torch.testing.assert_close(logp_packed, logp_plain, atol=2e-5, rtol=1e-5)
+    assert (logp_packed != 0).sum() == sum(map(len, RESPONSES))
+    assert gradient_packed.keys() == gradient_plain.keys()
+    for name, gradient in gradient_packed.items():
+        torch.testing.assert_close(gradient, gradient_plain[name], atol=3e-4, rtol=1e-3, msg=name)
+
+
+@pytest.mark.parametrize("family", PACKING)
+@pytest.mark.parametrize("before", [False, True])
+def test_packed_heads_and_their_gradients_equal_padded_ones(family: str, before: bool) -> None:
+    policy = random_policy(family)
+    head = ScalarHead.copied_from(policy, num_outputs=2, dropout=0.3).train()
+    torch.nn.init.normal_(head.head.weight, std=0.2)
+    results = []
+    for batch in _both(policy):
+        torch.manual_seed(3)
+        output_BTn = head(batch, before=before)
+        (output_BTn[batch.mask_BT] ** 2).sum().backward()
+        results.append((output_BTn.detach()[batch.mask_BT], _gradients(head)))
+    (packed, gradient_packed), (plain, gradient_plain) = results
+    torch.testing.assert_close(packed, plain, atol=2e-5, rtol=1e-5)
+    for name, gradient in gradient_packed.items():
+        torch.testing.assert_close(gradient, gradient_plain[name], atol=3e-4, rtol=1e-3, msg=name)
+
+
+def test_adapters_are_read_in_the_packed_layout() -> None:
+    lora = LoraConfig(rank=2, alpha=4, dropout=0.0, target_modules="all-linear")
+    policy = with_lora(random_policy("llama"), lora, seed=0)
+    with torch.no_grad():
+        for name, parameter in policy.model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.3, generator=torch.Generator().manual_seed(1))
+    packed, plain = _both(policy)
+    torch.testing.assert_close(policy.response_logps(packed), policy.response_logps(plain), atol=2e-5, rtol=1e-5)
+    with policy.without_adapters():
+        frozen = policy.response_logps(packed)
+    assert not torch.allclose(frozen, policy.response_logps(packed), atol=1e-3)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "gemma2", "gemma3", "gpt_neox", "mistral_window"])
+def test_other_families_keep_the_padded_layout(family: str) -> None:
+    assert random_policy(family).batch(PROMPTS, RESPONSES).packed is None
+
+
+def test_a_model_with_a_forward_of_its_own_is_read_as_it_wants() -> None:
+    class Wrapped(torch.nn.Module):
+        def __init__(self, model: torch.nn.Module) -> None:
+            super().__init__()
+            self.inner, self.config, self.base_model = model, model.config, model.base_model
+
+        def forward(self, logits_to_keep: int = 0, **named: object) -> object:
+            return self.inner(logits_to_keep=logits_to_keep, **named)
+
+    policy = random_policy("llama")
+    wrapped = LanguageModel(Wrapped(policy.model), policy.tokenizer)
+    batch = wrapped.batch(PROMPTS, RESPONSES)
+    assert batch.packed is None
+    torch.testing.assert_close(
+        wrapped.response_logps(batch), policy.response_logps(_both(policy)[0]), atol=2e-5, rtol=1e-5
+    )
+
+
+def test_a_prompt_that_responses_share_and_a_row_that_comes_twice_are_read_once() -> None:
+    packed = random_policy("llama").batch(PROMPTS, RESPONSES).packed
+    assert packed is not None
+    assert len(packed.ids_N) == 3 + 1 + 2 + sum(map(len, RESPONSES[:5]))
+
+
+def test_a_part_of_a_batch_is_read_padded_and_the_whole_packed() -> None:
+    batch = random_policy("llama").batch(PROMPTS, RESPONSES)
+    assert batch.part(slice(0, 6)) is batch
+    assert batch.part(slice(1, 3)).packed is None
+
+
+def test_portions_of_logits_give_the_same_values_and_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
+    policy = random_policy("llama_untied")
+    batch = policy.batch(PROMPTS, RESPONSES)
+    results = []
+    for whole in (1 << 26, 4 * policy.model.config.vocab_size):
+        monkeypatch.setattr(logps, "WHOLE_LOGITS", whole)
+        logp_BT = policy.response_logps(batch)
+        (logp_BT * torch.arange(1.0, 1 + logp_BT.numel()).view(logp_BT.shape).cos()).sum().backward()
+        results.append((logp_BT.detach(), _gradients(policy.model)))
+    (whole_BT, gradient_whole), (portions_BT, gradient_portions) = results
+    torch.testing.assert_close(portions_BT, whole_BT, atol=1e-6, rtol=1e-6)
+    for name, gradient in gradient_whole.items():
+        torch.testing.assert_close(gradient_portions[name], gradient, atol=1e-4, rtol=1e-4, msg=name)

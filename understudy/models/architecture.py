@@ -1,0 +1,34 @@
+"""Which models the fast paths understand: plain decoders of the Llama family, as Hugging Face writes them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+# Rotary positions, RMS norms before attention and a gated SiLU MLP, full causal attention in every layer.
+_FAMILIES = frozenset({"llama", "mistral", "qwen2", "qwen3"})
+_STATIC_ROPE = frozenset({"default", "linear", "llama3", "yarn"})
+
+
+def is_plain_decoder(model: Any, context_tokens: int) -> bool:
+    """Whether a causal LM, or its backbone, computes what the fast paths compute; adapters are no matter here.
+
+    Args:
+        model: a Hugging Face model; a wrapper with a forward of its own is none.
+        context_tokens: a sliding window at least as long changes nothing.
+    """
+    from transformers import PreTrainedModel
+
+    config = getattr(model, "config", None)
+    if not isinstance(model, PreTrainedModel) or getattr(config, "model_type", None) not in _FAMILIES:
+        return False
+    if getattr(config, "hidden_act", "silu") != "silu" or getattr(config, "attention_dropout", 0.0):
+        return False
+    window = getattr(config, "sliding_window", None)
+    if window is not None and getattr(config, "use_sliding_window", True) and window < context_tokens:
+        return False
+    return _rope_type(config) in _STATIC_ROPE
+
+
+def _rope_type(config: Any) -> str:
+    parameters = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
+    return str(parameters.get("rope_type", parameters.get("type", "default")))

@@ -1,0 +1,265 @@
+"""One more token for every row, with a cache of keys and values: what samplers repeat.
+
+Two steppers with one interface. `CachedStepper` asks the Hugging Face model and works for every architecture.
+`FusedStepper` computes the Llama family itself, from the same weights: projections that share an input are one
+product, norms and the rotation are folded into it, and the cache is allocated once at the size it will need, where
+Hugging Face's grows by copying everything at every token.
+
+Shapes: B rows, S columns of the cache, H query heads, K key heads, D their width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.nn.functional import linear, rms_norm, silu
+
+from understudy.models.architecture import is_plain_decoder
+from understudy.models.language_model import LanguageModel
+
+
+class Stepper(Protocol):
+    """Rows that are being decoded.
+
+    Attributes:
+        logits_BV: of each row's next token.
+    """
+
+    logits_BV: Tensor
+
+    def step(self, token_B: Tensor) -> None:
+        """Append a token to each row."""
+
+    def select(self, row_B: Tensor) -> None:
+        """Go on with some rows only."""
+
+
+def start(policy: LanguageModel, prompts: Sequence[Sequence[int]], repeats: int, max_tokens: int) -> Stepper:
+    """Read prompts once, each for `repeats` rows, with room for `max_tokens` tokens after them."""
+    fused = can_fuse(policy)
+    read = _read_prompts(policy, prompts, 1 if fused else repeats)
+    return FusedStepper(policy, read, repeats, max_tokens) if fused else CachedStepper(policy, read)
+
+
+def can_fuse(policy: LanguageModel) -> bool:
+    """Whether `FusedStepper` computes this policy: a Llama in one piece, without adapters, in float32."""
+    from torch.distributed.tensor import DTensor
+
+    model = policy.model
+    if not (is_plain_decoder(model, policy.context_tokens) and hasattr(model, "lm_head")):
+        return False
+    if torch.is_autocast_enabled(policy.device.type) or hasattr(model, "peft_config"):
+        return False
+    return all(value.dtype == torch.float32 and not isinstance(value, DTensor) for value in model.parameters())
+
+
+@dataclass(frozen=True)
+class _Read:
+    """Prompts that the model has read, padded on the left."""
+
+    attention_BS: Tensor
+    logits_BV: Tensor
+    cache: Any
+
+
+def _read_prompts(policy: LanguageModel, prompts: Sequence[Sequence[int]], repeats: int) -> _Read:
+    from transformers import DynamicCache
+
+    batch = policy.batch(prompts, [[] for _ in prompts])
+    cache = DynamicCache(config=policy.model.config.get_text_config(decoder=True))
+    output = policy.model(
+        input_ids=batch.ids_BS,
+        past_key_values=cache,
+        use_cache=True,
+        **policy.forward_arguments(batch.attention_BS),
+        **policy.keep_arguments(1),
+    )
+    cache = output.past_key_values
+    if repeats > 1:
+        cache.batch_repeat_interleave(repeats)
+    attention_BS, logits_BV = batch.attention_BS, output.logits[:, -1]
+    return _Read(attention_BS.repeat_interleave(repeats, 0), logits_BV.repeat_interleave(repeats, 0), cache)
+
+
+class CachedStepper:
+    """The Hugging Face model with its own cache."""
+
+    def __init__(self, policy: LanguageModel, read: _Read) -> None:
+        self._policy, self._attention, self._cache = policy, read.attention_BS, read.cache
+        self.logits_BV = read.logits_BV
+
+    def step(self, token_B: Tensor) -> None:
+        """Append a token to each row."""
+        self._attention = torch.cat([self._attention, self._attention.new_ones(len(self._attention), 1)], dim=1)
+        arguments = self._policy.forward_arguments(self._attention)
+        if "position_ids" in arguments:
+            arguments["position_ids"] = arguments["position_ids"][:, -1:]
+        output = self._policy.model(
+            input_ids=token_B.unsqueeze(1), past_key_values=self._cache, use_cache=True, **arguments
+        )
+        self.logits_BV, self._cache = output.logits[:, -1], output.past_key_values
+
+    def select(self, row_B: Tensor) -> None:
+        """Go on with some rows only."""
+        self._cache.batch_select_indices(row_B)
+        self._attention, self.logits_BV = self._attention[row_B], self.logits_BV[row_B]
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """Weights of one layer; the scale of the norm before them is folded into `qkv` and `gate_up`."""
+
+    qkv: Tensor
+    qkv_bias: Tensor | None
+    out: Tensor
+    out_bias: Tensor | None
+    gate_up: Tensor
+    gate_up_bias: Tensor | None
+    down: Tensor
+    down_bias: Tensor | None
+    query_norm: Tensor | None
+    key_norm: Tensor | None
+
+
+class FusedStepper:
+    """A decoder of the Llama family, float32, over a cache of fixed size.
+
+    Within a head the two halves that rotate together are interleaved, so that the rotation is one complex product;
+    queries and keys are permuted alike, which leaves their products as they are.
+    """
+
+    def __init__(self, policy: LanguageModel, read: _Read, repeats: int, max_tokens: int) -> None:
+        model = policy.model
+        config, trunk = model.config, model.model
+        self._heads, self._key_heads = config.num_attention_heads, config.num_key_value_heads
+        self._width = getattr(config, "head_dim", None) or config.hidden_size // self._heads
+        self._eps = config.rms_norm_eps
+        order = torch.arange(self._width, device=policy.device).view(2, -1).T.flatten()
+        self._layers = [self._folded(layer, order) for layer in trunk.layers]
+        self._embedding = trunk.embed_tokens.weight
+        self._head = model.lm_head.weight * trunk.norm.weight
+        self.logits_BV = read.logits_BV.repeat_interleave(repeats, 0)
+        self._start_cache(read, repeats, max_tokens, order)
+        self._rotation_SD = self._rotations(trunk, self._columns + max_tokens)
+
+    def _start_cache(self, read: _Read, repeats: int, max_tokens: int, order: Tensor) -> None:
+        attention_BS = read.attention_BS
+        num_rows, self._columns = attention_BS.shape[0] * repeats, attention_BS.shape[1]
+        size = (num_rows, self._key_heads, self._columns + max_tokens, self._width)
+        self._keys = [attention_BS.new_empty(size, dtype=torch.float32) for _ in self._layers]
+        self._values = [torch.empty_like(keys) for keys in self._keys]
+        for keys, values, layer in zip(self._keys, self._values, read.cache.layers, strict=True):
+            keys[:, :, : self._columns] = layer.keys[..., order].repeat_interleave(repeats, 0)
+            values[:, :, : self._columns] = layer.values.repeat_interleave(repeats, 0)
+        self._position_B = attention_BS.sum(1).repeat_interleave(repeats)
+        self._padding_BS: Tensor | None = None
+        if not bool(attention_BS.all()):
+            padding = torch.zeros(num_rows, size[2], device=attention_BS.device)
+            padding[:, : self._columns].masked_fill_(attention_BS.repeat_interleave(repeats, 0) == 0, -torch.inf)
+            self._padding_BS = padding
+
+    def step(self, token_B: Tensor) -> None:
+        """Append a token to each row."""
+        width, eps = self._width, self._eps
+        hidden = self._embedding[token_B]
+        rows, shape = hidden.shape[0], (hidden.shape[-1],)
+        rotation_BD = self._rotation_SD[self._position_B].unsqueeze(1)
+        num_rotated, end = self._heads + self._key_heads, self._columns + 1
+        padding = self._padding(rows, end)
+        for layer, keys, values in zip(self._layers, self._keys, self._values, strict=True):
+            mixed = linear(rms_norm(hidden, shape, eps=eps), layer.qkv, layer.qkv_bias).view(rows, -1, width)
+            rotated = mixed[:, :num_rotated]
+            if layer.query_norm is not None and layer.key_norm is not None:
+                rotated = self._normed(rotated, layer.query_norm, layer.key_norm)
+            rotated = torch.view_as_real(_complex(rotated) * rotation_BD).flatten(2)
+            keys[:, :, self._columns] = rotated[:, self._heads :]
+            values[:, :, self._columns] = mixed[:, num_rotated:]
+            query = rotated[:, : self._heads].reshape(rows * self._key_heads, -1, width)
+            seen_keys, seen_values = (tensor.flatten(0, 1)[:, :end] for tensor in (keys, values))
+            scores = torch.bmm(query, seen_keys.transpose(1, 2))
+            if padding is not None:
+                scores += padding
+            context = torch.bmm(scores.softmax(-1), seen_values).view(rows, -1)
+            hidden = _plus(hidden, context, layer.out, layer.out_bias)
+            gated, up = linear(rms_norm(hidden, shape, eps=eps), layer.gate_up, layer.gate_up_bias).chunk(2, -1)
+            hidden = _plus(hidden, silu(gated).mul_(up), layer.down, layer.down_bias)
+        self.logits_BV = linear(rms_norm(hidden, shape, eps=eps), self._head)
+        self._columns = end
+        self._position_B = self._position_B + 1
+
+    def select(self, row_B: Tensor) -> None:
+        """Go on with some rows only."""
+        self._keys = [_kept(keys, row_B, self._columns) for keys in self._keys]
+        self._values = [_kept(values, row_B, self._columns) for values in self._values]
+        self._position_B, self.logits_BV = self._position_B[row_B], self.logits_BV[row_B]
+        if self._padding_BS is not None:
+            self._padding_BS = self._padding_BS[row_B]
+
+    def _padding(self, rows: int, end: int) -> Tensor | None:
+        if self._padding_BS is None:
+            return None
+        return self._padding_BS[:, :end].repeat_interleave(self._key_heads, 0).view(rows * self._key_heads, 1, end)
+
+    def _folded(self, layer: Any, order: Tensor) -> _Layer:
+        attention, mlp = layer.self_attn, layer.mlp
+        normed = hasattr(attention, "q_norm")
+        scale = self._width**-0.5
+
+        def in_order(value: Tensor | None) -> Tensor | None:
+            if value is None:
+                return None
+            return value.view(-1, self._width, *value.shape[1:])[:, order].reshape(value.shape)
+
+        def scaled(value: Tensor | None) -> Tensor | None:
+            return None if value is None else value if normed else value * scale
+
+        projections = (attention.q_proj, attention.k_proj, attention.v_proj)
+        parts = [scaled(in_order(attention.q_proj.weight)), in_order(attention.k_proj.weight), projections[2].weight]
+        biases = [scaled(in_order(attention.q_proj.bias)), in_order(attention.k_proj.bias), projections[2].bias]
+        return _Layer(
+            qkv=torch.cat([part for part in parts if part is not None]) * layer.input_layernorm.weight,
+            qkv_bias=_joined(biases),
+            out=attention.o_proj.weight,
+            out_bias=attention.o_proj.bias,
+            gate_up=torch.cat([mlp.gate_proj.weight, mlp.up_proj.weight]) * layer.post_attention_layernorm.weight,
+            gate_up_bias=_joined([mlp.gate_proj.bias, mlp.up_proj.bias]),
+            down=mlp.down_proj.weight,
+            down_bias=mlp.down_proj.bias,
+            query_norm=attention.q_norm.weight[order] * scale if normed else None,
+            key_norm=attention.k_norm.weight[order] if normed else None,
+        )
+
+    def _normed(self, rotated: Tensor, query_norm: Tensor, key_norm: Tensor) -> Tensor:
+        scales = [query_norm.expand(self._heads, -1), key_norm.expand(self._key_heads, -1)]
+        return rms_norm(rotated, (self._width,), eps=self._eps) * torch.cat(scales)
+
+    def _rotations(self, trunk: Any, columns: int) -> Tensor:
+        position_ids = torch.arange(columns, device=self._embedding.device).unsqueeze(0)
+        cosine, sine = trunk.rotary_emb(self._embedding[:1, None], position_ids=position_ids)
+        half = self._width // 2
+        return torch.complex(cosine[0, :, :half].float(), sine[0, :, :half].float())
+
+
+def _complex(pairs: Tensor) -> Tensor:
+    return torch.view_as_complex(pairs.reshape(*pairs.shape[:-1], -1, 2))
+
+
+def _plus(hidden: Tensor, inner: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    out = torch.addmm(hidden, inner, weight.T)
+    return out if bias is None else out + bias
+
+
+def _joined(biases: Sequence[Tensor | None]) -> Tensor | None:
+    present = [bias for bias in biases if bias is not None]
+    return torch.cat(present) if len(present) == len(biases) else None
+
+
+def _kept(cache: Tensor, row_B: Tensor, columns: int) -> Tensor:
+    """Rows of a cache in a new one of the same width, copying only what is filled."""
+    kept = cache.new_empty(len(row_B), *cache.shape[1:])
+    kept[:, :, :columns] = cache[:, :, :columns].index_select(0, row_B)
+    return kept

@@ -1,0 +1,157 @@
+"""Training forwards without padding; what several rows share, a prompt or all of it, is read once.
+
+The linear layers see one row of real tokens, first the distinct prompts, then the responses; only attention lays
+them out as rectangles. What a token sees is what it sees in the plain layout, so outputs and gradients are equal up
+to rounding.
+
+Shapes: N packed tokens, G distinct prompts of P columns, R distinct rows of T response columns, S = P + T,
+M response tokens of all B rows, H heads of width D.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
+IMPLEMENTATION = "understudy_packed"
+
+
+@dataclass(frozen=True)
+class Packed:
+    """A batch as one row of tokens.
+
+    Attributes:
+        ids_N: token ids.
+        position_N: positions within the sequence.
+        prompt_GP: where each prompt token stands among the N; padding, on the right, repeats token 0.
+        from_prompt_N: for packed prompt tokens, where they stand in the flattened (G, P).
+        key_RS: where the tokens stand that a response may see, prompt (padded on the right) and response.
+        from_response_N: for packed response tokens, where they stand in the flattened (R, T).
+        response_mask_RTS: True where a response token may see a token.
+        before_M: for each response token in row order, where the token before it stands.
+        token_M: where it stands itself.
+        cell_M: its place in the flattened (B, T) of the plain layout.
+    """
+
+    ids_N: Tensor
+    position_N: Tensor
+    prompt_GP: Tensor
+    from_prompt_N: Tensor
+    key_RS: Tensor
+    from_response_N: Tensor
+    response_mask_RTS: Tensor
+    before_M: Tensor
+    token_M: Tensor
+    cell_M: Tensor
+
+    def unpack(self, value_M: Tensor, like_BT: Tensor) -> Tensor:
+        """Values of the response tokens in the plain layout, zero elsewhere, shape (B, T, …)."""
+        flat = value_M.new_zeros(like_BT.numel(), *value_M.shape[1:])
+        return flat.index_copy(0, self.cell_M, value_M).reshape(*like_BT.shape, *value_M.shape[1:])
+
+
+def pack(prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]], device: torch.device) -> Packed:
+    """Lay out a batch without padding; equal prompts and equal rows are read once. No prompt or response is empty."""
+    prompt_of: dict[tuple[int, ...], int] = {}
+    row_of: dict[tuple[int, tuple[int, ...]], int] = {}
+    group_B = [prompt_of.setdefault(tuple(prompt), len(prompt_of)) for prompt in prompts]
+    pairs = zip(group_B, map(tuple, responses), strict=True)
+    row_B = torch.tensor([row_of.setdefault(pair, len(row_of)) for pair in pairs])
+    distinct, group_R = list(row_of), torch.tensor([group for group, _ in row_of])
+    num_prompt = torch.tensor([len(prompt) for prompt in prompt_of])
+    num_response = torch.tensor([len(response) for _, response in distinct])
+    column_P, column_T = torch.arange(int(num_prompt.max())), torch.arange(int(num_response.max()))
+    real_GP, real_RT = column_P < num_prompt[:, None], column_T < num_response[:, None]
+    start_G = num_prompt.cumsum(0) - num_prompt
+    start_R = num_prompt.sum() + num_response.cumsum(0) - num_response
+    prompt_GP, response_RT = (start_G[:, None] + column_P) * real_GP, (start_R[:, None] + column_T) * real_RT
+    before_RT = torch.cat([(start_G + num_prompt - 1)[group_R, None], response_RT[:, :-1]], dim=1)
+    position_GP, position_RT = column_P.expand_as(real_GP), num_prompt[group_R, None] + column_T
+    causal_RTT = (column_T[:, None] >= column_T).expand(len(distinct), -1, -1)
+    mask_RTS = torch.cat([real_GP[group_R, None].expand(-1, len(column_T), -1), causal_RTT], dim=2)
+    real_BT = real_RT[row_B]
+    tensors = (
+        torch.tensor([token for row in (*prompt_of, *(response for _, response in distinct)) for token in row]),
+        torch.cat([position_GP[real_GP], position_RT[real_RT]]),
+        prompt_GP,
+        real_GP.flatten().nonzero().squeeze(1),
+        torch.cat([prompt_GP[group_R], response_RT], dim=1),
+        real_RT.flatten().nonzero().squeeze(1),
+        mask_RTS[:1] if bool(real_GP.all()) else mask_RTS,
+        before_RT[row_B][real_BT],
+        response_RT[row_B][real_BT],
+        real_BT.flatten().nonzero().squeeze(1),
+    )
+    return Packed(*(tensor.to(device) for tensor in tensors))
+
+
+_ACTIVE: ContextVar[Packed | None] = ContextVar("packed", default=None)
+
+
+@contextlib.contextmanager
+def reading(packed: Packed, model: Any) -> Iterator[dict[str, Tensor]]:
+    """Within this context the model's attention reads `packed`; gives the arguments to call the model with."""
+    _register()
+    config = model.config
+    before, token = config._attn_implementation, _ACTIVE.set(packed)
+    config._attn_implementation = IMPLEMENTATION
+    try:
+        yield {"input_ids": packed.ids_N[None], "position_ids": packed.position_N[None]}
+    finally:
+        config._attn_implementation = before
+        _ACTIVE.reset(token)
+
+
+def attend(
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    **named: Any,
+) -> tuple[Tensor, None]:
+    """Attention of a packed row, (1, H, N, D) to (1, N, H, D), as Hugging Face's attention interface asks for."""
+    packed = cast(Packed, _ACTIVE.get())
+    query_NHD, key_NHD, value_NHD = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
+    grouped = query_NHD.shape[1] != key_NHD.shape[1]
+
+    def rows(tensor_NHD: Tensor, index: Tensor) -> Tensor:
+        flat = tensor_NHD.index_select(0, index.flatten())
+        return flat.view(*index.shape, *tensor_NHD.shape[1:]).transpose(1, 2)
+
+    prompt = scaled_dot_product_attention(
+        rows(query_NHD, packed.prompt_GP),
+        rows(key_NHD, packed.prompt_GP),
+        rows(value_NHD, packed.prompt_GP),
+        is_causal=True,
+        scale=scaling,
+        enable_gqa=grouped,
+    )
+    # Queries and keys are gathered apart: a response asks, its prompt and itself answer.
+    response = scaled_dot_product_attention(
+        rows(query_NHD, packed.key_RS[:, -packed.response_mask_RTS.shape[1] :]),
+        rows(key_NHD, packed.key_RS),
+        rows(value_NHD, packed.key_RS),
+        attn_mask=packed.response_mask_RTS[:, None],
+        scale=scaling,
+        enable_gqa=grouped,
+    )
+    shape = query_NHD.shape[1:]
+    flat_prompt = prompt.transpose(1, 2).reshape(-1, *shape).index_select(0, packed.from_prompt_N)
+    flat_response = response.transpose(1, 2).reshape(-1, *shape).index_select(0, packed.from_response_N)
+    return torch.cat([flat_prompt, flat_response])[None], None
+
+
+def _register() -> None:
+    from transformers import AttentionInterface
+
+    AttentionInterface.register(IMPLEMENTATION, attend)
