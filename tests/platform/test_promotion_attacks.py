@@ -26,7 +26,7 @@ from support.champions import (
 )
 
 from understudy.config import RegistryConfig, load_params, validate
-from understudy.errors import ConfigError, ServiceUnreachable
+from understudy.errors import ConfigError, GateRefused, ServiceUnreachable
 from understudy.evaluation.gate.schema import ProvenanceRules
 from understudy.platform.lineage.record import Lineage
 from understudy.platform.lineage.walk import Node, Walked
@@ -180,6 +180,18 @@ def test_another_models_deployment_is_not_replaced(folder):
     with pytest.raises(ConfigError, match="staging serves version 1 of tiny, not of other"):
         promote(mine, other, expecting(None), "tests", "The gate passed.", 30.0)
     assert mine.aliases.get("other", "champion") is None
+
+
+def test_a_rollback_is_no_way_around_the_gate(folder):
+    """A version that never was champion does not become it by being called an earlier one."""
+    promoted(ledger(folder), "2", "1")
+    with pytest.raises(GateRefused, match="Version 3 of tiny was never champion.*understudy model promote tiny/3"):
+        rolled_back(ledger(folder), "3")
+    assert ledger(folder).aliases.get(MODEL, "champion") == "2" and num_decisions(ledger(folder)) == 2
+    # One that a hand had put there before promotions were recorded was champion.
+    ledger(folder).aliases.set(MODEL, "champion", "7")
+    promoted(ledger(folder), "3", "7")
+    assert rolled_back(ledger(folder), "7").state.champion == "7"
 
 
 def test_ctrl_c_in_the_middle_is_finished_by_the_next_run(folder):

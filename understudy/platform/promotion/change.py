@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from understudy.errors import ConfigError
+from understudy.errors import ConfigError, GateRefused
 from understudy.platform.promotion.decisions import State, Transition, one_line, read_decisions
 from understudy.platform.promotion.lease import WAIT_SECONDS, hold
 from understudy.platform.promotion.manifests import ZERO_SHA256, serving_of
@@ -105,6 +105,7 @@ def rollback(
         wait_seconds: how long to wait for another promotion.
 
     Raises:
+        GateRefused: the target never was champion.
         ConfigError: there is no champion, nothing to go back to, or an environment is left out that serves it.
     """
 
@@ -114,6 +115,7 @@ def rollback(
         target = _target(ledger, model, before, to)
         if target == before.champion:
             return None
+        _refuse_newcomer(ledger, model, before, target)
         _refuse_half(ledger, model, before)
         after = _state_with(ledger, model, before, target, candidate_of)
         evidence = {"champion_was": before.champion}
@@ -169,6 +171,18 @@ def _target(ledger: Ledger, model: str, before: State, to: str | None) -> str | 
     if before.previous is None:
         raise ConfigError(f"No promotion of version {before.champion} of {model} is on record. Name one with --to.")
     return before.previous
+
+
+def _refuse_newcomer(ledger: Ledger, model: str, before: State, target: str | None) -> None:
+    """Raise GateRefused for a version that never was champion: only the gate, or a person, makes one."""
+    transitions = [decision.transition for decision in read_decisions(ledger.place)]
+    champions = {before.previous, None}
+    champions |= {state.champion for item in transitions for state in (item.state_before, item.state_after)}
+    if target not in champions:
+        raise GateRefused(
+            f"Version {target} of {model} was never champion, so there is no going back to it. To make it champion: "
+            f"understudy model promote {model}/{target}."
+        )
 
 
 def _refuse_half(ledger: Ledger, model: str, before: State) -> None:
