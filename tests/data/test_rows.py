@@ -94,6 +94,30 @@ def test_bad_row_has_its_reason(reason: str, raw: bytes) -> None:
     assert caught.value.detail
 
 
+@pytest.mark.parametrize(("reason", "raw"), BAD, ids=[f"{i}-{reason}" for i, (reason, _) in enumerate(BAD)])
+def test_bad_row_has_its_reason_also_when_its_line_is_known(reason: str, raw: bytes) -> None:
+    with pytest.raises(RowProblem) as caught:
+        validate_row(parse_line(raw), LIMITS, raw)
+    assert caught.value.reason == reason
+
+
+@pytest.mark.parametrize("escaped", [True, False])
+def test_knowing_the_line_changes_no_verdict_on_any_character(escaped: bool) -> None:
+    verdicts = []
+    for code in [*range(1, 0x180), 0x2028, 0xFFFD, 0x1F600]:
+        raw = json.dumps({"prompt": f"a{chr(code)}b", "response": "r"}, ensure_ascii=escaped).encode()
+        row, found = parse_line(raw), []
+        for line_known in (None, raw):
+            try:
+                validate_row(row, LIMITS, line_known)
+                found.append("")
+            except RowProblem as problem:
+                found.append(problem.reason)
+        assert found[0] == found[1], hex(code)
+        verdicts.append(found[0])
+    assert verdicts.count("control character") == 29 + 1 + 32
+
+
 def test_every_reason_is_tried() -> None:
     assert {reason for reason, _ in BAD} == set(REASONS) - {"duplicate id"}  # ids: test_ingest.py
 

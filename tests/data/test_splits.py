@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import orjson
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from understudy.config import SplitsConfig
 from understudy.data.splits import default_group, group_position, split_of
+from understudy.data.spool import Spooled
 
 FRACTIONS = SplitsConfig(validation=0.1, test=0.2)
 
@@ -38,7 +40,17 @@ def test_changing_validation_keeps_the_test_split() -> None:
 
 
 def test_equal_prompts_share_a_group_whatever_case_spacing_and_system() -> None:
-    first = [{"role": "user", "content": "Install  nginx\n"}]
-    second = [{"role": "system", "content": "be brief"}, {"role": "user", "content": "install NGINX"}]
-    third = [{"role": "user", "content": "install apache"}]
+    first, second, third = ["Install  nginx\n"], ["install NGINX"], ["install apache"]
     assert default_group(first) == default_group(second) != default_group(third)
+
+
+def test_user_turns_are_those_of_the_context() -> None:
+    def turns(*messages: tuple[str, str]) -> list[str]:
+        context = [{"role": role, "content": content} for role, content in messages]
+        text = orjson.dumps(context).decode()
+        return Spooled("", text, messages[-1][1], "", None, None, "{}").user_turns
+
+    assert turns(("user", "a")) == ["a"]
+    assert turns(("system", "s"), ("user", "a")) == ["a"]
+    assert turns(("user", "a"), ("assistant", "b"), ("user", "c")) == ["a", "c"]
+    assert turns(("user", '[{"role":"user","role": 1}]')) == ['[{"role":"user","role": 1}]']

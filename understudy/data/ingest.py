@@ -150,7 +150,7 @@ def _spool_valid_rows(listing: Listing, limits: Limits, spool: Spool, refused: Q
                 if not row.keys() <= known:
                     count_ignored(summary.ignored_fields, row.keys() - known)
                 try:
-                    add(validate_row(row, limits), place(file_index, number))
+                    add(validate_row(row, limits, raw), place(file_index, number))
                 except RowProblem as problem:
                     refused.add(file.name, number, problem, raw or row)
             elif isinstance(row, RowProblem):
@@ -212,7 +212,7 @@ def _write_dataset(rows: Iterator[Spooled], config: DataConfig, folder: Path, su
     with ExitStack() as stack:
         writers = {split: stack.enter_context(_SplitWriter(folder / f"{split}.parquet")) for split in SPLITS}
         for row in rows:
-            group = row.group if row.group is not None else default_group(row.messages)
+            group = row.group if row.group is not None else default_group(row.user_turns)
             split = split_of(group, config.splits)
             writers[split].add(row, group)
             counts[split] += 1
@@ -241,25 +241,26 @@ class _SplitWriter:
         self._pyarrow = pyarrow
         self._schema = pyarrow.schema([pyarrow.field(name, pyarrow.string(), nullable=False) for name in COLUMNS])
         self._writer = pyarrow.parquet.ParquetWriter(path, self._schema, compression="zstd", store_schema=False)
-        self._rows: list[tuple[str, ...]] = []
+        self._columns: list[list[str]] = [[] for _ in COLUMNS]
 
     def add(self, row: Spooled, group: str) -> None:
-        row_id = row.id if row.id is not None else row.sha256
-        self._rows.append((row_id, group, row.messages_json, row.prompt, row.response, row.metadata_json, row.sha256))
-        if len(self._rows) == _ROW_GROUP_ROWS:
+        sha256, messages_json, prompt, response, row_id, _, metadata_json = row
+        values = (row_id if row_id is not None else sha256, group, messages_json, prompt, response, metadata_json)
+        for column, value in zip(self._columns, (*values, sha256), strict=True):
+            column.append(value)
+        if len(self._columns[0]) == _ROW_GROUP_ROWS:
             self._flush()
 
     def _flush(self) -> None:
-        columns = zip(*self._rows, strict=True)
-        arrays = [self._pyarrow.array(column, type=self._pyarrow.string()) for column in columns]
+        arrays = [self._pyarrow.array(column, type=self._pyarrow.string()) for column in self._columns]
         self._writer.write_table(self._pyarrow.table(arrays, schema=self._schema), row_group_size=_ROW_GROUP_ROWS)
-        self._rows = []
+        self._columns = [[] for _ in COLUMNS]
 
     def __enter__(self) -> _SplitWriter:
         return self
 
     def __exit__(self, error_type: type[BaseException] | None, *rest: object) -> None:
-        if error_type is None and self._rows:
+        if error_type is None and self._columns[0]:
             self._flush()
         self._writer.close()
 

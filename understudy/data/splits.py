@@ -24,7 +24,7 @@ def group_position(group: str) -> float:
     return (int.from_bytes(hashlib.sha256(group.encode()).digest()[:8]) >> 11) / (1 << 53)
 
 
-def default_group(messages: Sequence[dict[str, str]]) -> str:
+def default_group(user_turns: Sequence[str]) -> str:
     """Name the group of a row that states none: equal user turns, whatever their case and spacing, share one."""
-    turns = [" ".join(turn["content"].casefold().split()) for turn in messages if turn["role"] == "user"]
-    return "prompt-" + hashlib.sha256("\x00".join(turns).encode()).hexdigest()[:32]
+    turns = "\x00".join([" ".join(turn.casefold().split()) for turn in user_turns])
+    return "prompt-" + hashlib.sha256(turns.encode()).hexdigest()[:32]

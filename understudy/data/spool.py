@@ -40,6 +40,14 @@ class Spooled(NamedTuple):
         turns: list[dict[str, str]] = orjson.loads(self.messages_json)
         return turns
 
+    @property
+    def user_turns(self) -> list[str]:
+        """Texts of the user's turns; a context of one turn, the usual one, is not parsed."""
+        # A key is followed by a colon; within a text its quotation marks would be escaped.
+        if self.messages_json.count('"role":') == 1:
+            return [self.prompt]
+        return [turn["content"] for turn in self.messages if turn["role"] == "user"]
+
 
 def place(file_index: int, line: int) -> int:
     """Return one number for a row's file and line, in reading order."""
