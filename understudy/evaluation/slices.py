@@ -122,7 +122,8 @@ def _by_topic(prompts: Sequence[str], seed: int) -> Iterator[tuple[str, NDArray[
         vectors: Any = vectorizer.fit_transform(prompts)
     except ValueError:  # no word that some prompts share and others lack
         return
-    if len({(row.indices.tobytes(), row.data.tobytes()) for row in vectors}) < num_clusters:
+    num_clusters = min(num_clusters, len({(row.indices.tobytes(), row.data.tobytes()) for row in vectors}))
+    if num_clusters < 2:
         return
     model = KMeans(num_clusters, n_init=4, random_state=seed % 2**32).fit(vectors)
     words = vectorizer.get_feature_names_out()
