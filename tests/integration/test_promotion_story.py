@@ -3,7 +3,7 @@
 Versions 1 to 3 are decided by the pipeline's last step, as in a schedule's runs; the repository is cloned from its
 address and pushed back to, as a pod does it. Version 2 comes from `understudy run`; the others from the same steps
 called in this process, which saves their starts, their MLflow runs and the longer SFT, and changes nothing about
-promotion. People promote versions 4 to 6 and roll back by command line, in processes of their own.
+promotion. People promote versions 4 to 6 and roll back by command line, those that race in processes of their own.
 
 Better and worse are real: the expert's text gets likelier with more epochs of SFT, and the gate asks for that.
 """
@@ -23,6 +23,7 @@ from support.champions import PINS, SCHEDULE, git, pin, write_repository
 from support.lineages import COMMIT, write_keys
 from support.tiny import ROOT, run_command, tiny_params
 
+from understudy import cli
 from understudy.platform.promotion.decisions import read_decisions
 from understudy.platform.promotion.places import S3Place
 from understudy.platform.registry import Registry
@@ -127,14 +128,26 @@ class Story:
             entries.append(register.run(given["register_config"], aligned, report, dataset))
         return entries
 
-    def command(self, *arguments: str) -> subprocess.Popen[str]:
-        line = [sys.executable, "-m", "understudy", "model", *arguments, "--workdir", str(self.workdir)]
+    def call(self, *arguments: str) -> int:
+        """Call a command of `understudy model` here."""
+        return cli.call(["model", *arguments, "--workdir", str(self.workdir)])
+
+    def promotion_of(self, version: str) -> tuple[str, ...]:
+        deployed = ("--gitops", str(self.clone), "--push", "origin")
+        return ("promote", f"{MODEL}/{version}", "--gate", str(self.gate), *deployed)
+
+    def promote_beside(self, version: str) -> subprocess.Popen[str]:
+        line = [
+            sys.executable,
+            "-m",
+            "understudy",
+            "model",
+            *self.promotion_of(version),
+            "--workdir",
+            str(self.workdir),
+        ]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
         return subprocess.Popen(line, env=self.environment, cwd=ROOT, **pipes)
-
-    def promote(self, version: str) -> subprocess.Popen[str]:
-        deployed = ("--gitops", str(self.clone), "--push", "origin")
-        return self.command("promote", f"{MODEL}/{version}", "--gate", str(self.gate), *deployed)
 
     def state(self) -> dict[str, Any]:
         """What anyone sees: aliases, the deployed content, and the whole tree of the repository."""
@@ -160,10 +173,11 @@ def ended(process: subprocess.Popen[str]) -> tuple[int, str]:
 
 @pytest.mark.slow
 @pytest.mark.e2e
-def test_from_the_first_champion_to_the_rollback(s3_server, s3_bucket, mlflow_uri, tmp_path, monkeypatch):
+def test_from_the_first_champion_to_the_rollback(s3_server, s3_bucket, mlflow_uri, tmp_path, monkeypatch, capsys):
     story = Story(tmp_path, s3_server, s3_bucket, mlflow_uri)
     for name, value in story.environment.items():
         monkeypatch.setenv(name, value)
+    monkeypatch.setattr(sys, "argv", ["understudy", "model"])
 
     first = story.decided(*WEAK, "align.learning_rate=0.00005")
     assert (first["outcome"], first["champion"], first["previous"]) == ("promoted", "1", None)
@@ -186,7 +200,7 @@ def test_from_the_first_champion_to_the_rollback(s3_server, s3_bucket, mlflow_ur
     git(story.clone, "push", "--quiet")
     challengers = story.trained("align.learning_rate=0.00002", "align.learning_rate=0.00003", sft=BEST)
     assert [entry.version for entry in challengers] == ["4", "5"]
-    both = {version: story.promote(version) for version in ("4", "5")}
+    both = {version: story.promote_beside(version) for version in ("4", "5")}
     said = {version: ended(process) for version, process in both.items()}
     winner, loser = sorted(said, key=lambda version: said[version][0])
     assert (said[winner][0], said[loser][0]) == (0, 4), said
@@ -203,11 +217,12 @@ def test_from_the_first_champion_to_the_rollback(s3_server, s3_bucket, mlflow_ur
     body = bytearray(s3_server.client().get_object(Bucket=s3_bucket, Key=key)["Body"].read())
     body[len(body) // 2] ^= 1
     s3_server.client().put_object(Bucket=s3_bucket, Key=key, Body=bytes(body))
-    code, text = ended(story.promote("6"))
-    assert code == 4 and "- integrity: policy aligned: s3://" in text and story.state() == after_race
+    capsys.readouterr()
+    assert story.call(*story.promotion_of("6"), "--approve", "I insist.") == 4
+    assert "- integrity: policy aligned: s3://" in capsys.readouterr().err and story.state() == after_race
 
     deployed = ("--gitops", str(story.clone), "--push", "origin", "--reason", "Version 4 or 5 was too much.")
-    assert ended(story.command("rollback", MODEL, *deployed))[0] == 0
+    assert story.call("rollback", MODEL, *deployed) == 0
     assert story.state() == after_second
 
     told = git(story.remote, "log", "--reverse", "--format=%s", "main").splitlines()
@@ -229,8 +244,7 @@ def test_from_the_first_champion_to_the_rollback(s3_server, s3_bucket, mlflow_ur
     evidence = decisions[1].transition.evidence
     (rule,) = [rule for rule in evidence["decision"]["rules"] if rule["kind"] == "primary"]
     assert rule["verdict"] == "pass" and rule["low"] > 0.05 and evidence["signed_by"]
-    code, text = ended(story.command("verify", f"{MODEL}@champion"))
-    assert code == 0 and f"{MODEL}/2 verifies." in text
+    assert story.call("verify", f"{MODEL}@champion") == 0 and f"{MODEL}/2 verifies." in capsys.readouterr().out
 
 
 def digest(story: Story, version: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import threading
 import time
@@ -12,8 +13,10 @@ from support.lease_api import LeaseApi
 
 from understudy.errors import ConfigError, GateRefused, ServiceUnreachable, WorkdirBusy
 from understudy.platform.promotion import kubernetes_lease
+from understudy.platform.promotion import lease as leases
 from understudy.platform.promotion.decisions import read_decisions
 from understudy.platform.promotion.kubernetes_lease import KubernetesLease, lease_name
+from understudy.platform.promotion.places import LocalPlace
 
 
 @pytest.fixture
@@ -145,3 +148,26 @@ def test_time_is_by_the_monotonic_clock(api, monkeypatch):
         with pytest.raises(WorkdirBusy):
             with lease(api, "ben").hold(0.0):
                 raise AssertionError
+
+
+@pytest.mark.parametrize("where", ["bucket", "kubernetes"])
+def test_evidence_that_takes_longer_than_the_lease_lives_does_not_lose_it(api, tmp_path, monkeypatch, where):
+    """Verifying large weights takes minutes; a thread renews the lease meanwhile, and ends with it."""
+    monkeypatch.setattr(leases, "LIFETIME_SECONDS", 1.0)
+    if where == "kubernetes":
+        monkeypatch.setenv(kubernetes_lease.NAMESPACE, "understudy")
+        monkeypatch.setattr(kubernetes_lease, "_connected", api.client)
+    else:
+        monkeypatch.setattr(leases, "LocalPlace", type("Other", (), {}))
+    place = LocalPlace(tmp_path)
+    with leases.hold(place, "slow") as confirm:
+        with pytest.raises(WorkdirBusy, match="is being changed by slow"):
+            with leases.hold(place, "next", wait_seconds=3.0):
+                raise AssertionError
+        confirm()
+    time.sleep(1.0)
+    # Given back, and not taken again by the thread.
+    kept = json.loads(place.read(leases.NAME).data or b"{}")
+    assert kept == {} and (api.history[-1:] in ([], [""]))
+    with leases.hold(place, "next", wait_seconds=0.0):
+        pass

@@ -1,7 +1,8 @@
 """One promotion at a time: the kernel's lock on this machine, a file with an expiry in a bucket, a Kubernetes Lease.
 
 A local lease ends with its process, however that ended. One in a bucket ends by its expiry, told by the bucket's own
-clock; its holder renews it before each step that changes anything, and stops when another has taken it over.
+clock; its holder renews it now and then and before each step that changes anything, and stops when another has taken it
+over.
 """
 
 from __future__ import annotations
@@ -11,9 +12,10 @@ import json
 import os
 import secrets
 import socket
+import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -33,27 +35,47 @@ Confirm = Callable[[], None]
 def hold(place: Place, owner: str, wait_seconds: float = WAIT_SECONDS) -> Iterator[Confirm]:
     """Hold the place for one change; gives a function that raises once the lease is another's.
 
+    A thread renews the lease until the block ends: to verify large weights takes longer than it lives.
+
     Raises:
         WorkdirBusy: another still holds it after `wait_seconds`; names the owner.
     """
-    if namespace := os.environ.get(NAMESPACE):
-        lease = KubernetesLease(namespace, lease_name(place.uri), owner, LIFETIME_SECONDS)
-        with lease.hold(wait_seconds), _hold(place, owner, wait_seconds) as confirm_place:
-
-            def confirm() -> None:
-                lease.renew()
-                confirm_place()
-
-            yield confirm
-    else:
-        with _hold(place, owner, wait_seconds) as confirm:
-            yield confirm
+    with ExitStack() as held:
+        renewals: list[Confirm] = []
+        if namespace := os.environ.get(NAMESPACE):
+            lease = KubernetesLease(namespace, lease_name(place.uri), owner, LIFETIME_SECONDS)
+            renewals.append(held.enter_context(lease.hold(wait_seconds)).renew)
+        if isinstance(place, LocalPlace):
+            held.enter_context(local_lease(place.folder, owner, wait_seconds))
+        else:
+            renewals.append(held.enter_context(conditional_lease(place, owner, wait_seconds, LIFETIME_SECONDS)))
+        yield held.enter_context(_kept_alive(renewals))
 
 
-def _hold(place: Place, owner: str, wait_seconds: float) -> AbstractContextManager[Confirm]:
-    if isinstance(place, LocalPlace):
-        return local_lease(place.folder, owner, wait_seconds)
-    return conditional_lease(place, owner, wait_seconds)
+@contextmanager
+def _kept_alive(renewals: Sequence[Confirm]) -> Iterator[Confirm]:
+    """Give what renews all of them, and call it now and then until the block ends."""
+    turn, ended = threading.Lock(), threading.Event()
+
+    def confirm() -> None:
+        with turn:
+            for renew in renewals:
+                renew()
+
+    def keep() -> None:
+        while not ended.wait(LIFETIME_SECONDS / 4):
+            with turn, suppress(Exception):  # whoever works learns it from `confirm`
+                for renew in renewals if not ended.is_set() else ():
+                    renew()
+
+    thread = threading.Thread(target=keep, daemon=True)
+    if renewals:
+        thread.start()
+    try:
+        yield confirm
+    finally:
+        with turn:
+            ended.set()
 
 
 @contextmanager
