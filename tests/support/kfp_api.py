@@ -36,7 +36,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Self
 from urllib.parse import parse_qsl, urlsplit
 
-from support import kfp_routes
+from support import kfp_pipelines, kfp_routes, kfp_rows, kfp_runs
 from support.kfp_rules import HTTP_STATUS, UNAUTHENTICATED, UNAVAILABLE, UNIMPLEMENTED, Refusal
 
 Row = dict[str, Any]
@@ -109,15 +109,15 @@ class KfpApi:
 
     def add_pipeline(self, name: str, namespace: str = "understudy", display_name: str | None = None) -> str:
         """Create a pipeline unless there is one of that name; return its id."""
-        row = kfp_routes.find(self.pipelines, name=name, namespace=namespace)
-        return (row or kfp_routes.create_pipeline(self, name, display_name or name, namespace))["pipeline_id"]
+        row = kfp_rows.find(self.pipelines, name=name, namespace=namespace)
+        return (row or kfp_pipelines.create_pipeline(self, name, display_name or name, namespace))["pipeline_id"]
 
     def add_version(self, name: str, pipeline: str, spec: Row, namespace: str = "understudy") -> str:
         """Create a version (unless there is one) of a pipeline that exists; return its id."""
-        parent = kfp_routes.find(self.pipelines, name=pipeline, namespace=namespace)
+        parent = kfp_rows.find(self.pipelines, name=pipeline, namespace=namespace)
         assert parent is not None, f"the webhook refuses a version whose pipeline {pipeline} does not exist"
-        row = kfp_routes.find(self.versions, name=name, pipeline_id=parent["pipeline_id"])
-        return (row or kfp_routes.create_version(self, parent, name, spec))["pipeline_version_id"]
+        row = kfp_rows.find(self.versions, name=name, pipeline_id=parent["pipeline_id"])
+        return (row or kfp_pipelines.create_version(self, parent, name, spec))["pipeline_version_id"]
 
     def tick(self, recurring_run_id: str) -> str | None:
         """Start the run that a schedule would start now; None when it is disabled or at its concurrency."""
@@ -130,7 +130,7 @@ class KfpApi:
             copied = ("experiment_id", "pipeline_version_reference", "pipeline_spec", "runtime_config")
             body = {name: job[name] for name in copied if name in job}
             name = f"{job['display_name']}-{len(self.runs)}"
-            run = kfp_routes.create_run(self, body | {"display_name": name, "recurring_run_id": recurring_run_id})
+            run = kfp_runs.create_run(self, body | {"display_name": name, "recurring_run_id": recurring_run_id})
             return str(run["run_id"])
 
     def finish(self, run_id: str, state: str = "SUCCEEDED", message: str = "") -> None:
@@ -224,6 +224,6 @@ class _Handler(BaseHTTPRequestHandler):
                 if self.headers.get_content_type() == "application/json" and payload:
                     body = json.loads(payload)
                     self.api.bodies.append(body)
-                request = kfp_routes.Request(query, body, self.headers.get("Content-Type", ""))
+                request = kfp_rows.Request(query, body, self.headers.get("Content-Type", ""))
                 return action(self.api, request, *match.groups())
         raise Refusal(UNIMPLEMENTED, "Method Not Allowed") if found else Refusal(5, "Not Found")
