@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 from pathlib import Path
 
 import numpy as np
+import pytest
 import yaml
 
+from understudy.evaluation import browser
 from understudy.evaluation.browser import MAX_BYTES, browser_data, embedded
 from understudy.evaluation.gate_view import ask_gate
 from understudy.evaluation.provenance_tree import provenance_tree
@@ -24,6 +27,16 @@ GATE = {
 ERRORS = {"base": 0.9, "sft": 0.04, "aligned": 0.06, "champion": 0.03}
 
 
+@pytest.fixture(scope="module")
+def whole(fakes):
+    return fakes.result(ERRORS)
+
+
+@pytest.fixture
+def result(whole):
+    return copy.deepcopy(whole)
+
+
 def report_of(result, champion=True):
     policies = {"aligned": "a" * 64, "sft": "b" * 64} | ({"champion": "c" * 64} if champion else {})
     protocol = {"seed": 7, "dataset_md5": "d", "policies": policies, "judges": {"no_oops": "e"}}
@@ -36,8 +49,7 @@ def gate_file(folder: Path, **changes) -> Path:
     return path
 
 
-def test_the_decision_heads_the_page_with_a_row_per_rule(fakes, tmp_path):
-    result = fakes.result(ERRORS)
+def test_the_decision_heads_the_page_with_a_row_per_rule(result, tmp_path):
     num = len(result.test)
     result.generated["aligned"]["tuned"].scores["no_oops"] = np.asarray([1.0] * num)
     result.generated["champion"]["tuned"].scores["no_oops"] = np.asarray([0.0, 1.0] * (num // 2))
@@ -50,8 +62,7 @@ def test_the_decision_heads_the_page_with_a_row_per_rule(fakes, tmp_path):
     assert answer.sha256[:12] in section and "Against SFT: " in page
 
 
-def test_a_gate_that_refuses_or_cannot_be_read_is_said_and_costs_nothing(fakes, tmp_path):
-    result = fakes.result(ERRORS)
+def test_a_gate_that_refuses_or_cannot_be_read_is_said_and_costs_nothing(result, tmp_path):
     rule = {"metric": "judge:absent", "decoding": "tuned", "minimum_improvement": 0.0, "detect": 0.1}
     answer = ask_gate(gate_file(tmp_path, primary=[rule]), report_of(result))
     assert answer.outcome == "refused" and "absent" in answer.refusal
@@ -61,8 +72,7 @@ def test_a_gate_that_refuses_or_cannot_be_read_is_said_and_costs_nothing(fakes, 
     assert ask_gate(tmp_path / "gate.yaml", report_of(result)).outcome == "refused"
 
 
-def test_without_a_champion_or_a_gate_file_the_page_is_todays(fakes, tmp_path):
-    result = fakes.result(ERRORS)
+def test_without_a_champion_or_a_gate_file_the_page_is_todays(result, tmp_path):
     assert ask_gate(gate_file(tmp_path), report_of(result, champion=False)) is None
     assert ask_gate(tmp_path / "absent.yaml", report_of(result)) is None
 
@@ -99,10 +109,7 @@ def test_json_inside_the_page_can_end_nothing_and_reads_back():
     text.encode()
 
 
-def test_long_texts_are_cut_until_all_fits_and_then_rows_are_left_out(fakes, monkeypatch):
-    from understudy.evaluation import browser
-
-    result = fakes.result(ERRORS)
+def test_long_texts_are_cut_until_all_fits_and_then_rows_are_left_out(result, monkeypatch):
     pair = pair_of(result)
     whole, rows = browser_data(result, pair, {})
     assert rows == 80 and len(whole) < MAX_BYTES
@@ -115,3 +122,18 @@ def test_long_texts_are_cut_until_all_fits_and_then_rows_are_left_out(fakes, mon
     monkeypatch.setattr(browser, "MAX_BYTES", 10_000)
     cut, rows = browser_data(result, pair, {})
     assert 0 < rows < 80 and len(cut.encode()) <= 10_000
+
+
+def test_names_are_never_formulas(result):
+    name = "a$b_{$ <i>"
+    for policy in result.generated.values():
+        for generated in policy.values():
+            generated.scores[name] = generated.scores.pop("no_oops")
+    for decodings in result.metrics.values():
+        for values in decodings.values():
+            if "judge_no_oops" in values:
+                values[f"judge_{name}"] = values.pop("judge_no_oops")
+    result.judges, result.deciding_judge = [name], name
+    ladder = [{"version": name, "rating": 1000.0, "low": None, "high": None, "matches": 0}]
+    page = render_report(result, {}, {}, "x", None, {"ladder": ladder})
+    assert page.count("a$b_{$ &lt;i&gt;") > 5 and "<i>aligned" not in page and "<i> " not in page

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 
 import numpy as np
@@ -13,9 +14,14 @@ from understudy.evaluation.slices import MIN_PROMPTS, regressions_of, slices_of
 ERRORS = {"base": 0.9, "sft": 0.04, "aligned": 0.06, "champion": 0.03}
 
 
-@pytest.fixture
-def result(fakes):
+@pytest.fixture(scope="module")
+def whole(fakes):
     return fakes.result(ERRORS)
+
+
+@pytest.fixture
+def result(whole):
+    return copy.deepcopy(whole)
 
 
 def set_scores(result, ours, theirs, reference="champion"):

@@ -74,6 +74,7 @@ def _test(watched: Watched, monitor: DriftMonitor, rows: Stream, metrics: Any, a
     from understudy.platform.watch import windows_of
 
     tested: list[Window] = []
+    rows.on_line = lambda: metrics.count(rows.num_rows, rows.num_refused)
     try:
         for window in windows_of(rows.rows(), monitor.window, MIN_ROWS):
             found = monitor.test(watched.scorer.scores(window))
@@ -177,7 +178,7 @@ def _say_rows(rows: Stream, windows: list[Window], num_remembered: int) -> None:
     left = rows.num_rows - sum(window.rows for window in windows)
     text = f"{rows.num_rows} rows in {len(windows)} windows"
     if windows and left:
-        text += f"; the last {left} are too few for a window"
+        text += f"; the last {left} made no window"
     if rows.num_refused:
         text += f"; {rows.num_refused} bad rows are in {rows.quarantine}"
     if num_remembered:

@@ -50,8 +50,8 @@ def canvas(x_name: str, y_name: str) -> tuple[Any, Any]:
 
     figure = Figure(figsize=(4.7, 3.3), layout="constrained")
     axes = figure.add_subplot()
-    axes.set_xlabel(x_name, color=ROLES["muted"])
-    axes.set_ylabel(y_name, color=ROLES["muted"])
+    axes.set_xlabel(plain(x_name), color=ROLES["muted"])
+    axes.set_ylabel(plain(y_name), color=ROLES["muted"])
     axes.tick_params(colors=ROLES["muted"], length=0)
     axes.grid(color=ROLES["line"], linewidth=0.6)
     axes.set_axisbelow(True)
@@ -65,12 +65,17 @@ def legend(figure: Any, entries: Sequence[tuple[str, str, str]]) -> None:
     from matplotlib.lines import Line2D
 
     handles = [
-        Line2D([], [], color=ROLES.get(role, ROLES["muted"]), marker=marker, label=label, linewidth=2)
+        Line2D([], [], color=ROLES.get(role, ROLES["muted"]), marker=marker, label=plain(label), linewidth=2)
         for label, role, marker in entries
     ]
     figure.legend(
         handles=handles, loc="outside upper left", ncols=2, frameon=False, labelcolor=ROLES["ink"], handlelength=1.4
     )
+
+
+def plain(text: str) -> str:
+    """Return text that Matplotlib does not read as a formula; names of judges are anyone's."""
+    return text.replace("$", r"\$")
 
 
 def svg(figure: Any, key: str) -> str:

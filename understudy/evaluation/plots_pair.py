@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from understudy.evaluation.canvas import ROLES, Plot, canvas, legend, policy_label, svg
+from understudy.evaluation.canvas import ROLES, Plot, canvas, legend, plain, policy_label, svg
 from understudy.evaluation.sides import Pair
 
 MAX_BARS = 12  # different gains that are drawn each by itself; more are binned
@@ -22,7 +22,7 @@ def draw_gains(pair: Pair | None) -> list[Plot]:
     if not len(gain):
         return []
     better, worse = policy_label(pair.challenger), policy_label(pair.reference)
-    figure, axes = canvas(f"{pair.measure}: {better} minus {worse}".replace("$", r"\$"), "prompts")
+    figure, axes = canvas(f"{pair.measure}: {better} minus {worse}", "prompts")
     middles, counts, width = _bars(gain)
     roles = [pair.reference if x < 0 else pair.challenger if x > 0 else "muted" for x in middles]
     axes.bar(middles, counts, width=0.9 * width, color=[ROLES[role] for role in roles])
@@ -61,7 +61,7 @@ def draw_ladder(ladder: Sequence[Mapping[str, Any]]) -> list[Plot]:
         axes.errorbar(
             value, place, xerr=[[max(0.0, value - low)], [max(0.0, high - value)]], color=ROLES["aligned"], marker="o"
         )
-    names = [str(row["version"]).replace("$", r"\$")[:40] for row in rated]
+    names = [plain(str(row["version"])[:40]) for row in rated]
     axes.set_yticks(range(len(rated)), names)
     axes.set_ylim(-0.6, len(rated) - 0.4)
     cells = [_ladder_row(row) for row in reversed(rated)]

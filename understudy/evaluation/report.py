@@ -94,6 +94,7 @@ def render_report(
         agreement=_agreement(numbers.get("judge_agreement")),
         plots=draw_gains(pair) + draw_plots(result, histories) + draw_ladder(numbers.get("ladder") or ()),
         regressions=_regressions(result, pair),
+        num_decided=int(np.isfinite(pair.gain_P).sum()) if pair else 0,
         samples=[sample_card(result, index, ("sft", "champion", "aligned")) for index in result.shown],
         browser_data=data,
         num_browsed=num_browsed,

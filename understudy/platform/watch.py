@@ -132,13 +132,16 @@ def load_watched(registry: Registry, version: Version, storage_uri: str | None, 
         IntegrityError: the version has no lineage, or stored content differs from its digest.
         DataRefused: there are too few held-out rows to compare with.
     """
+    import torch
+
     from understudy.evaluation.drift import MIN_ROWS, Reference, group_numbers
     from understudy.models.loading import load_policy
     from understudy.platform.lineage.record import read_lineage
     from understudy.platform.storage import open_store
 
     _silence_loading()
-    missing = [tag for tag in ("weights_uri", "weights_sha256", "lineage_uri", "report_uri") if tag not in version.tags]
+    needed = [f"{kind}_{part}" for kind in ("weights", "lineage", "report") for part in ("uri", "sha256")]
+    missing = [tag for tag in needed if tag not in version.tags]
     if missing:
         raise IntegrityError(
             f"{version.name}/{version.version} has no {', '.join(missing)}: it was not registered by this pipeline, so "
@@ -147,7 +150,7 @@ def load_watched(registry: Registry, version: Version, storage_uri: str | None, 
     store, tags = open_store(storage_uri, registry.workdir), version.tags
     dataset = read_lineage(store.fetch(tags["lineage_uri"], tags["lineage_sha256"])).dataset
     policy = load_policy(store.fetch(tags["weights_uri"], tags["weights_sha256"]))
-    policy.model.eval()
+    policy.model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
     rows, trained = _held_out(dataset, registry.workdir, seed)
     scorer = _scorer(policy, store, tags, trained)
     if len(rows) < MIN_ROWS:
@@ -207,7 +210,7 @@ def _scorer(policy: LanguageModel, store: Store, tags: dict[str, str], trained: 
     except (IntegrityError, OSError) as error:
         note = f"Its discriminator cannot be read, so that score is not watched: {error}"
         return Scorer(policy, None, False, trained, [note])
-    head.eval()
+    head.to(policy.device).eval()
     return Scorer(policy, head, description.get("level") == "token", trained, [])
 
 

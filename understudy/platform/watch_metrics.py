@@ -63,10 +63,14 @@ class WatchMetrics:
         """Where the metrics are served."""
         return self._server.server_port if self._server else None
 
-    def update(self, window: Window | None, num_rows: int, num_refused: int) -> None:
-        """Take in a window."""
+    def count(self, num_rows: int, num_refused: int) -> None:
+        """Take in how much was read, also where no window is ever full."""
         self._gauges["understudy_watch_rows"].labels(**self._labels).set(num_rows)
         self._gauges["understudy_watch_quarantined_rows"].labels(**self._labels).set(num_refused)
+
+    def update(self, window: Window | None, num_rows: int, num_refused: int) -> None:
+        """Take in a window."""
+        self.count(num_rows, num_refused)
         self._gauges["understudy_watch_windows"].labels(**self._labels).set(window.number if window else 0)
         for found in window.metrics if window else ():
             labels = self._labels | {"metric": found.metric.replace(" ", "_")}
@@ -79,6 +83,7 @@ class WatchMetrics:
         if self.file is not None:
             from prometheus_client import write_to_textfile
 
+            self.file.parent.mkdir(parents=True, exist_ok=True)
             # It writes aside and renames.
             write_to_textfile(str(self.file), self.registry)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -26,6 +26,11 @@ class Stream:
         follow: wait for more at the end; a file that is replaced or cut is read from its beginning.
         quarantine: where refused rows are appended, created when the first is met.
 
+    Attributes:
+        num_rows: good rows read.
+        num_lines: lines read.
+        on_line: called after each row, good or refused.
+
     Raises:
         ConfigError: there is no such file.
     """
@@ -35,6 +40,7 @@ class Stream:
             raise ConfigError(f"There is no stream at {source!r}. Name a file of JSON lines, or - for standard input.")
         self.source, self.follow, self.quarantine = source, follow, quarantine
         self.num_rows = self.num_lines = 0
+        self.on_line: Callable[[], None] = lambda: None
         self._refused: Quarantine | None = None
         self._file: BinaryIO | None = None
 
@@ -65,8 +71,10 @@ class Stream:
                 row = parse_row(line)
             except RowProblem as problem:
                 self._refuse(problem, line)
+                self.on_line()
                 continue
             self.num_rows += 1
+            self.on_line()
             yield row
 
     def _refuse(self, problem: RowProblem, line: bytes) -> None:
