@@ -43,7 +43,13 @@ def test_token_passes_by_hand() -> None:
     rounds = 6 * (3 * 2) * (20 + 30 * (3 + 3))  # sampled once, read by three networks, learned from by one
     pairs = (1 * 4 + 5 * 2) * 8 * 2 * 30 * 3
     assert passes["align"] == passes["sft_longer"] == rounds + pairs == 27360
-    assert passes["evaluate"] == 7 * 30 * 2 * 3
+    # Four policies, the champion among them: 7 // 2 prompts at one temperature, then 7 in three ways; the base in one.
+    assert passes["evaluate"] == 30 * (4 * (3 * 1 + 7 * 3) + 7) == 3090
+    pretrained = given.model_copy(update={"model": given.model.model_copy(update={"init": "pretrained"})})
+    assert budget.token_passes(pretrained)["evaluate"] == 30 * (4 * 24 + 2 * 7)
+    unjudged = given.evaluation.model_copy(update={"judges": ()})
+    unjudged_params = given.model_copy(update={"evaluation": unjudged})
+    assert budget.token_passes(unjudged_params)["evaluate"] == 30 * (4 * 21 + 7)
     given = given.model_copy(update={"align": given.align.model_copy(update={"policy_update": "ppo"})})
     assert budget.token_passes(given)["align"] == 27360 + 6 * 6 * 30 * 3  # a second epoch of PPO
 

@@ -28,7 +28,7 @@ GPU_STEPS = ("sft", "align", "sft_longer", "evaluate")
 CPU_STEPS = ("preflight", "ingest")
 METRIC = "gpu_hours"
 _FORWARD, _BACKWARD = 1, 3
-_POLICIES_EVALUATED = 3  # sft, aligned, sft_longer
+_POLICIES_EVALUATED = 4  # sft, aligned, sft_longer, and the champion, which there may be
 
 
 @dataclass(frozen=True)
@@ -73,14 +73,25 @@ def token_passes(params: Params) -> dict[str, int]:
     pair_updates = warm * discriminator.warmup_updates_per_round + rounds * discriminator.updates_per_round
     pairs = pair_updates * discriminator.batch_pairs * 2 * sequence * _BACKWARD
     aligned = (warm + rounds) * per_round + pairs
-    decodings = len(params.evaluation.temperatures) + 1
-    sampled = params.evaluation.max_prompts * params.evaluation.max_response_tokens * decodings * _POLICIES_EVALUATED
     return {
         "sft": round(params.sft.epochs * known.train_tokens * _BACKWARD),
         "align": round(aligned),
         "sft_longer": round(aligned),  # the baseline gets the compute that align used
-        "evaluate": round(sampled),
+        "evaluate": _responses_evaluated(params) * params.evaluation.max_response_tokens,
     }
+
+
+def _responses_evaluated(params: Params) -> int:
+    """Return how many responses evaluation samples at most: to tune temperatures, then to compare."""
+    from understudy.platform.steps.evaluate import RANDOM_BASE_PROMPTS
+
+    settings = params.evaluation
+    tuning = settings.max_prompts // 2 * len(settings.temperatures) if settings.judges else 0
+    each = tuning + 3 * settings.max_prompts  # greedy, T=1, tuned
+    # Before training: greedy and T=1; of random weights a few.
+    scratch = params.model.init == "scratch"
+    base = min(RANDOM_BASE_PROMPTS, settings.max_prompts) if scratch else 2 * settings.max_prompts
+    return _POLICIES_EVALUATED * each + base
 
 
 def gpus_of(params: Params) -> dict[str, int]:
