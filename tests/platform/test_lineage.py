@@ -151,15 +151,34 @@ def test_a_missing_or_added_file_is_found(copies, tmp_path):
     added.unlink()
 
 
-@pytest.mark.parametrize("tag", ["dataset_md5", "git_dirty", "registered_sha256", "lineage_sha256", "weights_sha256"])
+@pytest.mark.parametrize(
+    "tag", ["metrics", "dataset_md5", "git_dirty", "registered_sha256", "lineage_sha256", "weights_sha256"]
+)
 def test_a_tag_that_was_changed_in_the_registry_is_found(world, tag, capsys):
-    client, before = world.registry.client, world.version.tags[tag]
+    client = world.registry.client
+    before = client.get_model_version("tiny", "1").tags[tag]
     client.set_model_version_tag("tiny", "1", tag, "0" + before[1:] if before[0] != "0" else "1" + before[1:])
     try:
         assert call("verify", "tiny@challenger", "--workdir", world.workdir) == 1
     finally:
         client.set_model_version_tag("tiny", "1", tag, before)
     assert "tiny/1 does not verify" in capsys.readouterr().err
+
+
+def test_a_signature_that_was_taken_away_is_refused_when_strict(world, monkeypatch, capsys):
+    client = world.registry.client
+    tags = client.get_model_version("tiny", "1").tags
+    for name in ("provenance_uri", "provenance_sha256"):
+        client.delete_model_version_tag("tiny", "1", name)
+    try:
+        assert call("verify", "tiny@challenger", "--workdir", world.workdir) == 0
+        assert call("verify", "tiny@challenger", "--workdir", world.workdir, "--strict") == 1
+        assert "(signature provenance)" in capsys.readouterr().err
+        monkeypatch.delenv("UNDERSTUDY_TRUSTED_KEYS")
+        assert call("verify", "tiny@challenger", "--workdir", world.workdir, "--strict") == 0
+    finally:
+        for name in ("provenance_uri", "provenance_sha256"):
+            client.set_model_version_tag("tiny", "1", name, tags[name])
 
 
 def test_damage_names_the_file_and_both_digests(world, capsys):

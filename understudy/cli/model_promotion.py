@@ -212,7 +212,11 @@ def _say(name: str, outcome: Outcome, as_json: bool) -> None:
 
 
 def _show_walk(walked: Walked, as_json: bool, strict: bool) -> None:
-    absent = [node for node in walked.root.walk() if node.status == "absent" and node.kind != "signature"]
+    from understudy.platform.lineage.signing import TRUSTED_KEYS
+
+    # Where keys are trusted, a signature that was taken away is worth as much as one that is wrong.
+    unasked = () if strict and os.environ.get(TRUSTED_KEYS) else ("signature",)
+    absent = [node for node in walked.root.walk() if node.status == "absent" and node.kind not in unasked]
     bad = walked.damaged + (absent if strict else [])
     if as_json:
         content = {"verified": not bad, "signed_by": walked.signed_by, "tree": walked.root.to_json()}

@@ -139,16 +139,7 @@ class Registry:
         for alias, number in self.client.get_registered_model(name).aliases.items():
             aliases.setdefault(str(number), []).append(alias)
         found = sorted(self.client.search_model_versions(f"name='{name}'"), key=lambda item: -int(item.version))
-        return [
-            Version(
-                name=name,
-                version=str(item.version),
-                aliases=sorted(aliases.get(str(item.version), [])),
-                tags={key: value for key, value in sorted(item.tags.items()) if key != "metrics"},
-                metrics=json.loads(item.tags.get("metrics", "{}")),
-            )
-            for item in found
-        ]
+        return [_version(name, item, sorted(aliases.get(str(item.version), []))) for item in found]
 
     def _same_content(self, name: str, tags: Mapping[str, str]) -> Any:
         keys = ("weights_sha256", "report_sha256")
@@ -294,6 +285,20 @@ def _git(folder: Path, *arguments: str) -> str | None:
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout.strip() if done.returncode == 0 else None
+
+
+def _version(name: str, item: Any, aliases: list[str]) -> Version:
+    """Return MLflow's version as ours; metrics that somebody bent stay a tag, so that verification finds them."""
+    tags = dict(sorted(item.tags.items()))
+    try:
+        metrics = json.loads(tags.get("metrics", "{}"))
+    except ValueError:
+        metrics = None
+    if isinstance(metrics, dict) and all(isinstance(values, dict) for values in metrics.values()):
+        tags.pop("metrics", None)
+    else:
+        metrics = {}
+    return Version(name=name, version=str(item.version), aliases=aliases, tags=tags, metrics=metrics)
 
 
 def _split(reference: str) -> tuple[str, str | None, str | None]:

@@ -73,7 +73,7 @@ class StoredArtifacts:
         metrics = {"metrics": json.dumps(version.metrics)}
         self._registry, self._version, self.scratch = registry, version, scratch
         self._store = open_store(storage_uri or str(scratch / "none"), scratch)
-        self.identity = Identity(version.name, version.version, version.tags | metrics)
+        self.identity = Identity(version.name, version.version, metrics | version.tags)
 
     def folder(self, kind: str, uri: str, sha256: str) -> Path:
         """Return a stored folder."""
