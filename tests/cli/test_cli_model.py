@@ -7,7 +7,7 @@ import socket
 import sys
 
 import pytest
-from integration.small_policy import write_small_policy
+from support.small_policy import write_small_policy
 
 from understudy import cli
 from understudy.platform.registry import Registry

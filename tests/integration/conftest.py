@@ -203,6 +203,6 @@ def s3_bucket(s3_server, monkeypatch) -> str:
 @pytest.fixture(scope="session")
 def tiny_policy(tmp_path_factory) -> Path:
     """A stored-like folder of a policy small enough for tests."""
-    from integration.small_policy import write_small_policy
+    from support.small_policy import write_small_policy
 
     return write_small_policy(tmp_path_factory.mktemp("policy") / "policy")

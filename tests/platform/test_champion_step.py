@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from integration.small_policy import write_small_policy
+from support.small_policy import write_small_policy
 
 from understudy.errors import IntegrityError, ServiceUnreachable
 from understudy.platform.current_champion import current_champion

@@ -6,7 +6,7 @@ import dataclasses
 
 import pytest
 import yaml
-from integration.small_policy import write_small_policy
+from support.small_policy import write_small_policy
 
 from understudy.errors import ConfigError, IntegrityError
 from understudy.platform.registry import Registry, generation_defaults, refuse_pickles, write_model_folder
