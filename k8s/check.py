@@ -84,7 +84,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "their definitions (docs/operations.md, Map)."
         )
     if not count:
-        print(f"k8s: {', '.join(options.environments)} render, fit their schemas and keep the policies.")
+        fit = "keep the policies" if unseen else "fit their schemas and keep the policies"
+        print(f"k8s: {', '.join(options.environments)}: all objects render, {fit}.")
     return 1 if count else 0
 
 
