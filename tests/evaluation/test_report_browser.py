@@ -22,7 +22,7 @@ PROVENANCE = {
     "Versions": {"torch": "2.13.0", "image": "sha256:" + "e" * 64},
 }
 HOSTILE = [
-    "</script><script>document.title = 'broken into'</script><!-- ",
+    "</script ><script>document.title = 'broken into'</script><!-- ",
     "<img src=x onerror=\"document.title='broken into'\"> javascript:alert(1)",
     "\u202eright to left\u202c \u05e9\u05dc\u05d5\u05dd \u2028 line \u0000 \x07 lone \ud800",
     "W" * 3000,
@@ -170,7 +170,7 @@ def test_hostile_texts_are_only_text(browser, hostile_path):
         assert page.title().startswith("<img src=x") and page.locator("img").count() == 0
         assert [request for request in view.requests if request != hostile_path.as_uri()] == []
         assert view.complaints == []
-        page.get_by_role("searchbox").fill("</SCRIPT><script>")
+        page.get_by_role("searchbox").fill("</SCRIPT ><script>")
         expect_count(view, 1)
     with opened(browser, hostile_path, width=375) as view:
         assert view.overflow() == 0

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 WORKDIR = Path(".understudy")
 SEED = 0
+WIDE = 72  # screen columns with which the table says in which window, too
 
 
 def watch(
@@ -131,13 +132,13 @@ def _command(name: str) -> str:
 
 
 def _say_start(watched: Watched, monitor: DriftMonitor, port: int | None) -> None:
-    typer.echo(
+    _say(
         f"{watched.name}/{watched.version} against {watched.num_reference} held-out {watched.against}, windows of "
         f"{monitor.window} rows. Without drift any alarm, ever, has a chance of {monitor.false_alarm:.3g} at most: the "
         f"first window {monitor.nominal:.3g} (simulated on no-drift windows: {monitor.simulated:.3g}), later ones less."
     )
     for note in watched.scorer.notes:
-        typer.echo(note)
+        _say(note)
     if port is not None:
         typer.echo(f"Metrics on port {port}.")
 
@@ -156,22 +157,26 @@ def _show(windows: list[Window]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(
-        "metric", "drift", "distance", "threshold", "median", "trained on", "window", box=None, pad_edge=False
-    )
+    console = Console()
+    wide = console.width >= WIDE
+    table = Table(box=None, pad_edge=False, padding=(0, 2 if wide else 1, 0, 0))
+    for heading in ("metric", "drift", "distance", "threshold", "median", "trained", *(["window"] if wide else [])):
+        table.add_column(heading, no_wrap=True)
     for place in range(len(windows[0].metrics)):
         pairs = [(window, window.metrics[place]) for window in windows]
         window, worst = max(pairs, key=lambda pair: (pair[1].drift, (pair[1].distance or 0) - (pair[1].threshold or 0)))
-        table.add_row(
-            worst.metric,
-            "[red]yes[/]" if worst.drift else "no",
-            _number(worst.distance),
-            _number(worst.threshold),
-            _number(worst.median),
-            _number(worst.reference_median),
-            f"{window.number} of {len(windows)}",
-        )
-    Console().print(table)
+        numbers = map(_number, (worst.distance, worst.threshold, worst.median, worst.reference_median))
+        last = [f"{window.number} of {len(windows)}"] if wide else []
+        table.add_row(worst.metric, "[red]yes[/]" if worst.drift else "no", *numbers, *last)
+    console.print(table)
+
+
+def _say(text: str) -> None:
+    """Break long lines between words on a terminal; leave them whole for whoever reads them from a pipe."""
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    console.print(text, markup=False, soft_wrap=not console.is_terminal)
 
 
 def _say_rows(rows: Stream, windows: list[Window], num_remembered: int) -> None:
@@ -183,9 +188,9 @@ def _say_rows(rows: Stream, windows: list[Window], num_remembered: int) -> None:
         text += f"; {rows.num_refused} bad rows are in {rows.quarantine}"
     if num_remembered:
         text += f"; {num_remembered} are rows that it was trained on, of which only lengths are compared"
-    typer.echo(f"{text}.")
+    _say(f"{text}.")
     if windows and not any(window.drift for window in windows):
-        typer.echo("No drift shown. A drift that is smaller than the thresholds would not be seen.")
+        _say("No drift shown. A drift that is smaller than the thresholds would not be seen.")
 
 
 def _number(value: float | None) -> str:
