@@ -49,7 +49,6 @@ def arguments(params: Params, digest_of: Callable[[str], str | None] | None = No
         "champion_config": {"step": "champion", **name},
         "evaluate_config": _step("evaluate", params, "model", "evaluation") | base | judges | name,
         "register_config": _step("register", params, "registry") | {"params_sha256": params_sha256(params)},
-        "promote_config": {"step": "promote", **promotion},
         "notify_config": {"step": "notify", **dump["notify"]},
     }
     # The registry keeps what led to a model, not only its digest; as text, which no parameter type can bend.
@@ -58,8 +57,11 @@ def arguments(params: Params, digest_of: Callable[[str], str | None] | None = No
         "params_json": json.dumps([_result_params(params)], sort_keys=True),
         "configs_json": json.dumps(training, sort_keys=True),
     }
+    if promotion:
+        configs["promote_config"] = {"step": "promote", **promotion}
     given: dict[str, Any] = {name: for_kfp(config) for name, config in configs.items()}
-    return given | {"promotion_enabled": params.promotion.enabled}
+    # Left out where it is off: pipeline versions from before the step, to which a rollback may pin, refuse the name.
+    return given | ({"promotion_enabled": True} if promotion else {})
 
 
 def _promotion(promotion: PromotionConfig) -> dict[str, Any]:

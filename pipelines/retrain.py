@@ -38,9 +38,9 @@ def build(place: Callable[[Any, Any], None] = lambda step, task: None) -> Any:
         champion_config: dict,
         evaluate_config: dict,
         register_config: dict,
-        promote_config: dict,
-        promotion_enabled: bool,
         notify_config: dict,
+        promote_config: dict = {},  # noqa: B006 - kfp reads it
+        promotion_enabled: bool = False,
     ) -> None:
         """Demonstrations in, a registered model with its evidence out."""
         told = notify(config=notify_config).set_caching_options(False)

@@ -34,6 +34,10 @@ def test_every_step_waits_for_preflight_and_order_comes_from_data() -> None:
     assert waits["condition-2"] == {"register"} and list(promotion) == ["promote"]
     assert tasks["condition-2"]["triggerPolicy"]["condition"].endswith("promotion_enabled'] == true")
     assert not promotion["promote"]["cachingOptions"]
+    inputs = compiled["root"]["inputDefinitions"]["parameters"]
+    assert {name: inputs[name]["defaultValue"] for name in inputs if inputs[name].get("isOptional")} == {
+        "promote_config": {}, "promotion_enabled": False,
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "components").glob("[a-z]*.py")), ids=lambda path: path.stem)
@@ -63,7 +67,8 @@ def test_a_param_changes_only_the_steps_that_read_it(
     monkeypatch.chdir(ROOT)
     source = f"data.source={ROOT / 'examples' / 'tiny' / 'demonstrations.jsonl'}"
     before, after = (arguments(load_params(ROOT / "params.yaml", [source, *more])) for more in ([], [override]))
-    assert {name.removesuffix("_config") for name in before if before[name] != after[name]} == changed
+    names = [*before, *(name for name in after if name not in before)]
+    assert {name.removesuffix("_config") for name in names if before.get(name) != after.get(name)} == changed
 
 
 def test_the_gate_travels_as_it_was_reviewed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -73,7 +78,8 @@ def test_the_gate_travels_as_it_was_reviewed(monkeypatch: pytest.MonkeyPatch) ->
     def given(*more: str) -> dict[str, Any]:
         return arguments(load_params(ROOT / "params.yaml", [source, *more]))
 
-    assert given()["promotion_enabled"] is False and given()["promote_config"] == {"step": "promote"}
+    # A pipeline version from before the step, to which a rollback may pin a schedule, would refuse the names.
+    assert not {name for name in given() if "promot" in name}
     enabled = given("promotion.enabled=true", "promotion.gitops=cluster")
     assert enabled["promotion_enabled"] is True
     assert enabled["promote_config"]["gate_yaml"] == (ROOT / "gate.yaml").read_text()
