@@ -125,6 +125,8 @@ class RolloutConfig(Section):
     max_response_tokens: int = Field(gt=0)
     temperature: float = Field(gt=0)
     top_p: float = Field(gt=0, le=1)
+    engine: Literal["native", "transformers", "vllm"] = "native"
+    server_url: str | None = None  # of a vLLM server; null with engine vllm: in the training process
 
 
 class DiscriminatorConfig(Section):

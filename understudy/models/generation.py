@@ -105,13 +105,7 @@ def generate(
     Raises:
         ConfigError: a prompt leaves no room for a response in the model's context.
     """
-    longest = max(len(prompt) for prompt in prompts)
-    room = policy.context_tokens - longest
-    if room < 1:
-        raise ConfigError(
-            f"A prompt has {longest} tokens but the model's context holds {policy.context_tokens}. "
-            "Shorten it (data.max_prompt_chars) or use a model with a longer context."
-        )
+    room = room_for_response(policy, prompts)
     was_training = policy.model.training
     policy.model.eval()
     try:
@@ -127,6 +121,22 @@ def generate(
         )
     finally:
         policy.model.train(was_training)
+
+
+def room_for_response(policy: LanguageModel, prompts: Sequence[Sequence[int]]) -> int:
+    """Tokens that the model's context leaves after the longest prompt.
+
+    Raises:
+        ConfigError: none.
+    """
+    longest = max(len(prompt) for prompt in prompts)
+    room = policy.context_tokens - longest
+    if room < 1:
+        raise ConfigError(
+            f"A prompt has {longest} tokens but the model's context holds {policy.context_tokens}. "
+            "Shorten it (data.max_prompt_chars) or use a model with a longer context."
+        )
+    return room
 
 
 def choose_tokens(

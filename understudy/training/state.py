@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from understudy.config import AlignConfig
 from understudy.errors import ConfigError
-from understudy.models.generation import SamplingSettings, generate
+from understudy.models.engines import create_engine
+from understudy.models.generation import SamplingSettings
 from understudy.models.language_model import LanguageModel, TokenBatch
 from understudy.models.scalar_head import ScalarHead
 from understudy.objectives.adversarial import AdversarialObjective
@@ -98,6 +99,7 @@ class AlignState:
         self.sampling = SamplingSettings(
             config.rollout.max_response_tokens, config.rollout.temperature, config.rollout.top_p
         )
+        self.engine = create_engine(config.rollout.engine, config.rollout.server_url)
         self.replay = Replay(config.discriminator.replay_rounds)
         self.round, self.passes, self.seconds_before = 0, 0, 0.0
         self.held_out_auc: float | None = None
@@ -179,7 +181,7 @@ class AlignState:
         generator = torch.Generator(self.accelerator.device).manual_seed(step_seed(self.seed, purpose, self.round))
         prompts = [examples[row].prompt for row in rows]
         with self.accelerator.autocast():
-            rollouts = generate(self.policy, prompts, self.sampling, generator, repeats, peers=self.processes)
+            rollouts = self.engine.generate(self.policy, prompts, self.sampling, generator, repeats, self.processes)
         self.count(FORWARD, sum(map(len, prompts)) + rollouts.num_tokens)
         repeated = [row for row in rows for _ in range(repeats)]
         logps: Sequence[list[float] | None] = rollouts.logps or [None] * len(repeated)

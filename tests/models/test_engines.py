@@ -1,0 +1,173 @@
+"""Three engines behind one protocol: the same distribution, the same seeds, the weights of now."""
+
+from __future__ import annotations
+
+import sys
+import types
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from models.families import random_policy
+from support.vllm_stub import Stub, serve
+
+from understudy.errors import ConfigError, ServiceUnreachable
+from understudy.models.engines import ENGINES, Generator, create_engine
+from understudy.models.generation import Rollouts, SamplingSettings, generate
+from understudy.models.language_model import LanguageModel
+
+PROMPTS = [[5, 6, 7, 8], [9, 10]]
+
+
+@pytest.fixture
+def stub() -> Iterator[tuple[str, Stub]]:
+    # Other weights than the policy's: only what was sent can make the samples right.
+    with serve(random_policy("llama", seed=99)) as served:
+        yield served
+
+
+@pytest.fixture(params=ENGINES)
+def engine(request: pytest.FixtureRequest, stub: tuple[str, Stub]) -> Generator:
+    return create_engine(request.param, stub[0] if request.param == "vllm" else None)
+
+
+def _sample(engine: Generator, policy: LanguageModel, settings: SamplingSettings, seed: int, repeats: int) -> Rollouts:
+    return engine.generate(policy, PROMPTS, settings, torch.Generator().manual_seed(seed), repeats)
+
+
+def test_equal_seeds_give_equal_responses_and_others_others(engine: Generator) -> None:
+    policy = random_policy("llama")
+    first, second, third = (_sample(engine, policy, SamplingSettings(12), seed, 3) for seed in (1, 1, 2))
+    assert first == second
+    assert first.responses != third.responses
+    assert first.prompts == [prompt for prompt in PROMPTS for _ in range(3)]
+    assert [len(row) for row in first.responses] == [
+        12 if not done else row.index(policy.end_token_id) + 1
+        for row, done in zip(first.responses, first.finished, strict=True)
+    ]
+
+
+def test_tokens_follow_the_policys_probabilities_by_chi_square(engine: Generator) -> None:
+    """Two prompts, first and second token. Error rate 1e-4 for each of the four tests; the seed is fixed."""
+    from scipy.stats import chisquare
+
+    policy, repeats = random_policy("llama"), 600
+    # Settings that a model brings along must not narrow the distribution.
+    policy.model.generation_config.do_sample = True
+    policy.model.generation_config.top_k = 3
+    rollouts = _sample(engine, policy, SamplingSettings(2, temperature=0.8), 3, repeats)
+    for index, prompt in enumerate(PROMPTS):
+        rows = rollouts.responses[index * repeats : (index + 1) * repeats]
+        first_V = _probabilities(policy, [prompt])[0]
+        observed_V = torch.bincount(torch.tensor([row[0] for row in rows]), minlength=len(first_V)).double()
+        assert _p_value(chisquare, observed_V, first_V * repeats) > 1e-4
+        going_on = [row for row in rows if len(row) == 2]
+        starts = sorted({row[0] for row in going_on})
+        second = dict(zip(starts, _probabilities(policy, [[*prompt, token] for token in starts]), strict=True))
+        due_V = torch.stack([second[row[0]] for row in going_on]).sum(0)
+        observed_V = torch.bincount(torch.tensor([row[1] for row in going_on]), minlength=len(due_V)).double()
+        assert _p_value(chisquare, observed_V, due_V) > 1e-4
+
+
+def _probabilities(policy: LanguageModel, rows: list[list[int]]) -> torch.Tensor:
+    with torch.no_grad():
+        logits = torch.stack([policy.model(input_ids=torch.tensor([row])).logits[0, -1] for row in rows])
+    return (logits.double() / 0.8).softmax(-1)
+
+
+def _p_value(chisquare: Any, observed_V: torch.Tensor, due_V: torch.Tensor) -> float:
+    common = due_V >= 5
+    seen = [*observed_V[common].tolist(), float(observed_V[~common].sum())]
+    due = [*due_V[common].tolist(), float(due_V[~common].sum())]
+    return float(chisquare(seen, [value * sum(seen) / sum(due) for value in due]).pvalue)
+
+
+def test_greedy_responses_are_those_of_the_native_engine_and_follow_the_weights(engine: Generator) -> None:
+    policy = random_policy("llama")
+    settings = SamplingSettings(10, greedy=True)
+    answers = []
+    for _ in range(2):
+        found = _sample(engine, policy, settings, 0, 2)
+        expected = generate(policy, PROMPTS, settings, torch.Generator(), 2)
+        assert (found.responses, found.finished) == (expected.responses, expected.finished)
+        answers.append(found.responses)
+        with torch.no_grad():
+            for parameter in policy.model.parameters():
+                parameter.add_(0.3 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(4)))
+    assert answers[0] != answers[1]
+
+
+def test_weights_are_sent_once_for_each_state_of_them(stub: tuple[str, Stub]) -> None:
+    engine, policy = create_engine("vllm", stub[0]), random_policy("llama")
+    optimizer = torch.optim.AdamW(policy.model.parameters(), lr=0.1)
+    for _ in range(2):
+        _sample(engine, policy, SamplingSettings(2), 0, 2)
+    assert stub[1].num_reloads == 1
+    policy.model(input_ids=torch.tensor([[5, 6]])).logits.sum().backward()
+    optimizer.step()
+    _sample(engine, policy, SamplingSettings(2), 0, 2)
+    assert stub[1].num_reloads == 2
+    assert [path for path, _ in stub[1].requests].count("/reset_prefix_cache") == 2
+
+
+def test_a_server_that_takes_no_weights_is_an_error_with_the_remedy() -> None:
+    with serve(random_policy("llama"), development=False) as (url, stub):
+        engine = create_engine("vllm", url)
+        for _ in range(2):  # a failed send is not taken for sent
+            with pytest.raises(ServiceUnreachable, match="404.*VLLM_SERVER_DEV_MODE=1"):
+                _sample(engine, random_policy("llama"), SamplingSettings(2), 0, 2)
+        assert not [path for path, _ in stub.requests if path == "/v1/completions"]
+
+
+def test_a_server_that_is_not_there_is_named() -> None:
+    with pytest.raises(ServiceUnreachable, match=r"http://127.0.0.1:9 \(align.rollout.server_url\) does not answer"):
+        _sample(create_engine("vllm", "http://127.0.0.1:9"), random_policy("llama"), SamplingSettings(2), 0, 2)
+
+
+def test_prompts_without_room_are_refused_by_every_engine(engine: Generator) -> None:
+    with pytest.raises(ConfigError, match="70 tokens but the model's context holds 64"):
+        engine.generate(random_policy("llama"), [[5] * 70], SamplingSettings(4), torch.Generator())
+
+
+def test_colocated_vllm_loads_once_and_reloads_after_an_update(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The calls only: a module of the same name stands in, for vLLM is not installed here."""
+    calls: list[tuple[str, Any]] = []
+
+    class LLM:
+        def __init__(self, model: str, **named: Any) -> None:
+            assert (Path(model) / "model.safetensors").is_file()
+            calls.append(("load", model))
+
+        def collective_rpc(self, method: str, kwargs: dict[str, str]) -> None:
+            calls.append((method, kwargs["weights_path"]))
+
+        def reset_prefix_cache(self) -> None:
+            calls.append(("reset", None))
+
+        def generate(self, asked: Any, sampling: Any, use_tqdm: bool) -> Any:
+            choice = types.SimpleNamespace(token_ids=[11, 12], finish_reason="stop")
+            return [types.SimpleNamespace(outputs=[choice] * sampling.n) for _ in asked]
+
+    fake = types.ModuleType("vllm")
+    fake.LLM, fake.SamplingParams = LLM, types.SimpleNamespace  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "vllm", fake)
+    engine, policy = create_engine("vllm"), random_policy("llama")
+    rollouts = _sample(engine, policy, SamplingSettings(4), 0, 2)
+    assert rollouts.responses == [[11, 12, policy.end_token_id]] * 4
+    assert rollouts.finished == [True] * 4
+    with torch.no_grad():
+        next(policy.model.parameters()).add_(1)
+    _sample(engine, policy, SamplingSettings(4), 0, 2)
+    assert [name for name, _ in calls] == ["load", "reload_weights", "reset"]
+
+
+def test_wrong_choices_are_refused_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ConfigError, match="engine is 'native', which has no server"):
+        create_engine("native", "http://x")
+    monkeypatch.setitem(sys.modules, "vllm", None)
+    with pytest.raises(ConfigError, match="vLLM is not installed"):
+        create_engine("vllm")
+    with pytest.raises(ConfigError, match="no engine 'fast'.*native, transformers, vllm"):
+        create_engine("fast")

@@ -1,0 +1,194 @@
+"""Sampling by vLLM, in this process or by a server; the weights go there after each update.
+
+Not run against a real vLLM yet: the client is tested against a stub that enforces the rules of its OpenAI server.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import tempfile
+import urllib.error
+import urllib.request
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from understudy.errors import ConfigError, ServiceUnreachable
+from understudy.models.engines import as_rollouts, draw_seed, refuse_several, until_end
+from understudy.models.generation import Peers, Rollouts, SamplingSettings, room_for_response
+from understudy.models.language_model import LanguageModel
+
+_TIMEOUT_SECONDS = 600.0
+
+
+class _Synchronised:
+    """Writes the policy's weights where vLLM reads them, once for each state of the weights."""
+
+    def __init__(self) -> None:
+        self._folder = tempfile.TemporaryDirectory(prefix="understudy-vllm-")
+        self._sent: tuple[int, ...] | None = None
+
+    def _write_if_changed(self, policy: LanguageModel) -> Path | None:
+        """The folder with the weights, or None where vLLM has them already."""
+        # Every update in place raises the version of a tensor.
+        now = tuple(parameter._version for parameter in policy.model.parameters())
+        if now == self._sent:
+            return None
+        folder = Path(self._folder.name) / "policy"
+        policy.save(folder)
+        self._sent = now
+        return folder
+
+
+def sampling_arguments(
+    policy: LanguageModel, room: int, settings: SamplingSettings, seed: int, responses_per_prompt: int
+) -> dict[str, Any]:
+    """What vLLM must know to sample from the policy's distribution, and from nothing narrower.
+
+    A server else takes top_k and penalties from the model's own generation settings. vLLM refuses several responses
+    to a prompt when it decodes greedily.
+    """
+    return {
+        "n": 1 if settings.greedy else responses_per_prompt,
+        "max_tokens": min(settings.max_response_tokens, room),
+        "temperature": 0.0 if settings.greedy else settings.temperature,
+        "top_p": 1.0 if settings.greedy else settings.top_p,
+        "top_k": -1,
+        "min_p": 0.0,
+        "repetition_penalty": 1.0,
+        "seed": seed,
+        # The end of a response, which need not be the tokenizer's end of text.
+        "ignore_eos": True,
+        "stop_token_ids": [policy.end_token_id],
+    }
+
+
+class VllmServer(_Synchronised):
+    """A vLLM server, started with VLLM_SERVER_DEV_MODE=1 and a disk that it shares with this process."""
+
+    def __init__(self, url: str) -> None:
+        super().__init__()
+        self._url = url.rstrip("/")
+        self._model: str | None = None
+
+    def generate(
+        self,
+        policy: LanguageModel,
+        prompts: Sequence[Sequence[int]],
+        settings: SamplingSettings,
+        generator: torch.Generator,
+        responses_per_prompt: int = 1,
+        peers: Peers | None = None,
+    ) -> Rollouts:
+        """Send the weights if they changed, and sample by token ids.
+
+        Raises:
+            ServiceUnreachable: the server does not answer, or refuses; with what it said.
+        """
+        refuse_several(peers, "vllm")
+        if self._model is None:
+            self._model = str(self._call("/v1/models")["data"][0]["id"])
+        folder = self._write_if_changed(policy)
+        if folder is not None:
+            self._synchronise(folder)
+        room = room_for_response(policy, prompts)
+        arguments = sampling_arguments(policy, room, settings, draw_seed(generator), responses_per_prompt)
+        answer = self._call(
+            "/v1/completions",
+            {
+                "model": self._model,
+                "prompt": [list(prompt) for prompt in prompts],
+                "return_token_ids": True,
+                **arguments,
+            },
+        )
+        choices = sorted(answer["choices"], key=lambda choice: choice["index"])
+        if len(choices) != len(prompts) * arguments["n"] or any(not choice.get("token_ids") for choice in choices):
+            raise ServiceUnreachable(
+                f"{self._url} gave {len(choices)} responses with token ids to {len(prompts)} prompts times "
+                f"{arguments['n']}. Use a vLLM that knows return_token_ids (0.10.2 or newer)."
+            )
+        return as_rollouts(policy, prompts, [_row(choice, policy) for choice in choices], responses_per_prompt)
+
+    def _synchronise(self, folder: Path) -> None:
+        try:
+            self._call("/collective_rpc", {"method": "reload_weights", "kwargs": {"weights_path": str(folder)}})
+            # What was computed with the old weights must not answer for the new ones.
+            self._call("/reset_prefix_cache", {})
+        except ServiceUnreachable:
+            self._sent = None
+            raise
+
+    def _call(self, path: str, body: dict[str, Any] | None = None) -> Any:
+        data = None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(self._url + path, data, {"Content-Type": "application/json"})
+        try:
+            with urllib.request.urlopen(request, timeout=_TIMEOUT_SECONDS) as response:
+                text = response.read()
+        except urllib.error.HTTPError as error:
+            said = error.read().decode(errors="replace")[:300]
+            raise ServiceUnreachable(
+                f"{self._url}{path} refused with status {error.code}: {said}. Check that it serves this model, and "
+                "was started with VLLM_SERVER_DEV_MODE=1 so that weights can be sent."
+            ) from error
+        except OSError as error:
+            raise ServiceUnreachable(
+                f"{self._url} (align.rollout.server_url) does not answer: {error}. Start vLLM there, or set the URL."
+            ) from error
+        return json.loads(text) if text.strip() else {}
+
+
+class VllmColocated(_Synchronised):
+    """vLLM in this process, on the same device."""
+
+    def __init__(self) -> None:
+        try:
+            vllm = importlib.import_module("vllm")
+        except ImportError as error:
+            raise ConfigError(
+                "align.rollout.engine is 'vllm' without align.rollout.server_url, but vLLM is not installed here. "
+                "Install it beside Understudy, name a server, or use align.rollout.engine=native."
+            ) from error
+        super().__init__()
+        self._vllm: Any = vllm
+        self._llm: Any = None
+
+    def generate(
+        self,
+        policy: LanguageModel,
+        prompts: Sequence[Sequence[int]],
+        settings: SamplingSettings,
+        generator: torch.Generator,
+        responses_per_prompt: int = 1,
+        peers: Peers | None = None,
+    ) -> Rollouts:
+        """Load or reload the weights if they changed, and sample by token ids."""
+        refuse_several(peers, "vllm")
+        folder = self._write_if_changed(policy)
+        if self._llm is None:
+            # Half of the device stays for training.
+            self._llm = self._vllm.LLM(model=str(folder), gpu_memory_utilization=0.45)
+        elif folder is not None:
+            self._llm.collective_rpc("reload_weights", kwargs={"weights_path": str(folder)})
+            self._llm.reset_prefix_cache()
+        room = room_for_response(policy, prompts)
+        arguments = sampling_arguments(policy, room, settings, draw_seed(generator), responses_per_prompt)
+        asked = [{"prompt_token_ids": list(prompt)} for prompt in prompts]
+        outputs = self._llm.generate(asked, self._vllm.SamplingParams(**arguments), use_tqdm=False)
+        choices = [
+            {"token_ids": list(choice.token_ids), "finish_reason": choice.finish_reason}
+            for output in outputs
+            for choice in output.outputs
+        ]
+        return as_rollouts(policy, prompts, [_row(choice, policy) for choice in choices], responses_per_prompt)
+
+
+def _row(choice: dict[str, Any], policy: LanguageModel) -> list[int]:
+    row = until_end([int(token) for token in choice["token_ids"]], policy.end_token_id)
+    # Whether the token that stopped it is among the ids depends on the version.
+    if choice.get("finish_reason") == "stop" and row[-1] != policy.end_token_id:
+        row.append(policy.end_token_id)
+    return row

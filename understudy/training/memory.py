@@ -1,0 +1,109 @@
+"""How much memory an align step needs, by a formula: before a GPU is asked for, and against what was measured.
+
+One process, float32 weights, the policy's update by policy gradient. docs/speed.md compares it with measured peaks.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+FLOAT = 4
+# Logits that exist at a time, see `understudy.models.logps`.
+_WHOLE_LOGITS = 1 << 26
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """Architecture of a decoder of the Llama family; widths in numbers, not bytes."""
+
+    parameters: int
+    hidden: int
+    intermediate: int
+    layers: int
+    query_width: int
+    key_width: int
+    vocabulary: int
+
+    @classmethod
+    def of(cls, model: Any) -> ModelShape:
+        """Read it from a Hugging Face model."""
+        config = model.config
+        head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        return cls(
+            sum(parameter.numel() for parameter in model.parameters()),
+            config.hidden_size,
+            config.intermediate_size,
+            config.num_hidden_layers,
+            head * config.num_attention_heads,
+            head * config.num_key_value_heads,
+            config.vocab_size,
+        )
+
+
+@dataclass(frozen=True)
+class StepShape:
+    """One align step: prompts, responses to each, and their greatest lengths in tokens."""
+
+    prompts: int
+    responses_per_prompt: int
+    prompt_tokens: int
+    response_tokens: int
+    micro_batch_tokens: int = 8192
+
+    @property
+    def rows(self) -> int:
+        """Responses of a step."""
+        return self.prompts * self.responses_per_prompt
+
+    @property
+    def micro_rows(self) -> int:
+        """Responses that go through the networks at once."""
+        return min(self.rows, max(1, self.micro_batch_tokens // (self.prompt_tokens + self.response_tokens)))
+
+
+def align_bytes(model: ModelShape, step: StepShape, copies: int = 3) -> dict[str, int]:
+    """Bytes of an align step by what they are for; "peak" is what exists at its worst moment.
+
+    Args:
+        model: the policy.
+        step: the work.
+        copies: networks in memory: policy, reference and discriminator; 2 where the discriminator shares the trunk.
+    """
+    weights = copies * FLOAT * model.parameters
+    # Two moments for the policy and for the discriminator, and the gradient of one of them.
+    optimizers = 2 * 2 * FLOAT * model.parameters
+    gradients = FLOAT * model.parameters
+    update = gradients + _activations(model, step) + _logits(model, step)
+    sampling = FLOAT * model.parameters + _cache(model, step) + 3 * 2 * FLOAT * step.rows * model.vocabulary
+    return {
+        "weights": weights,
+        "optimizers": optimizers,
+        "update": update,
+        "sampling": sampling,
+        "peak": weights + optimizers + max(update, sampling),
+    }
+
+
+def _activations(model: ModelShape, step: StepShape) -> int:
+    """What a forward pass keeps for the backward pass."""
+    rows = step.micro_rows
+    prompts = max(1, -(-rows // step.responses_per_prompt))
+    tokens = prompts * step.prompt_tokens + rows * step.response_tokens
+    seen = rows * (step.prompt_tokens + step.response_tokens)
+    # A layer keeps: the residual twice, three tensors of each norm, queries and keys before, within and after the
+    # rotation, the context before and after it is put back, four tensors of the gated MLP.
+    token = 8 * model.hidden + 7 * model.query_width + 4 * model.key_width + 4 * model.intermediate
+    gathered = seen * 2 * model.key_width
+    return FLOAT * model.layers * (tokens * token + gathered)
+
+
+def _logits(model: ModelShape, step: StepShape) -> int:
+    """Logits, their log-softmax and the gradient of one, in portions where they would be large."""
+    whole = step.micro_rows * step.response_tokens * model.vocabulary
+    return 3 * FLOAT * min(whole, _WHOLE_LOGITS)
+
+
+def _cache(model: ModelShape, step: StepShape) -> int:
+    """Keys and values of all rows."""
+    return 2 * FLOAT * model.layers * step.rows * (step.prompt_tokens + step.response_tokens) * model.key_width
