@@ -1,8 +1,8 @@
-# demo · test · check · golden · images: the only verbs. Everything else here is a file that they need.
+# demo · test · check · golden · images · bench: the only verbs. Everything else here is a file that they need.
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := demo
-.PHONY: demo test check golden images
+.PHONY: demo test check golden images bench
 
 PYTHON ?= python3.11
 VENV := .venv
@@ -22,7 +22,7 @@ test: $(VENV)/.installed-dev
 	@bash tests/run.sh $(MIN_TESTS)
 
 check: $(VENV)/.installed-dev
-	@echo "ruff";         $(BIN)/ruff check understudy components pipelines examples k8s tests
+	@echo "ruff";         $(BIN)/ruff check understudy components pipelines examples k8s benchmarks tests
 	@echo "mypy";         $(BIN)/mypy
 	@echo "lint-imports"; $(BIN)/lint-imports --cache-dir .import_linter_cache
 	@echo "compiled";     $(BIN)/understudy pipeline compile --check
@@ -35,6 +35,10 @@ golden: $(VENV)/.installed-dev
 
 images:
 	@docker/build.sh
+
+# Ours beside transformers and TRL, one thread each: docs/speed.md. BENCH="--quick" tries it out in a minute.
+bench: $(VENV)/.installed-bench
+	@OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks $(BENCH)
 
 # torch first and alone: resolved together with the rest, pip may take a build with gigabytes of CUDA.
 $(VENV)/.torch: constraints.txt
@@ -54,6 +58,11 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 	@missing=$$(for name in $(DEBIAN_PACKAGES); do dpkg -s $$name >/dev/null 2>&1 || echo $$name; done); \
 	if [ -n "$$missing" ] && [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
 	  (apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing) >/dev/null; fi
+	@touch $@
+
+$(VENV)/.installed-bench: $(VENV)/.installed
+	@echo "installing the peers"
+	@$(PIP) install -c constraints.txt -e ".[bench]"
 	@touch $@
 
 $(RAW)/demonstrations.jsonl:

@@ -8,10 +8,12 @@ import io
 import tempfile
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from benchmarks.subjects import as_text, create_model, create_policy, examples, random_ids, word_tokenizer
+from benchmarks.timing import alternate, median, median_ratio
 from understudy.config import AlignConfig, load_params
 
 ROOT = Path(__file__).parents[1]
@@ -62,7 +64,6 @@ class OurStep:
         """Seconds of one round, the mean over `rounds`."""
         from understudy.models.scalar_head import ScalarHead
         from understudy.training.adversarial import align, num_discriminator_outputs
-        from understudy.training.loop import Loop, create_accelerator
         from understudy.training.state import Models
 
         work, config = self.work, align_config(self.work, rounds + 1)
@@ -71,10 +72,9 @@ class OurStep:
         reference = copy.deepcopy(policy)
         head = ScalarHead.copied_from(policy, num_discriminator_outputs(config), config.discriminator.dropout)
         train = examples(4 * work.prompts, work.prompt_tokens, work.response_tokens, work.vocabulary)
-        clock, checkpoints = _Clock(), _NoCheckpoints()
-        loop = Loop(create_accelerator("fp32", "cpu"), clock, checkpoints)  # type: ignore[arg-type]
-        align(Models(policy, reference, head), train, [], config, 7, loop)
-        return clock.mean_seconds()
+        surroundings = Surroundings()
+        align(Models(policy, reference, head), train, [], config, 7, surroundings.loop())
+        return surroundings.clock.mean_seconds()
 
 
 class PeerStep:
@@ -165,7 +165,21 @@ class _Clock:
 
     def mean_seconds(self) -> float:
         """Seconds a round, without the first."""
-        return (self.times[-1] - self.times[0]) / (len(self.times) - 1)
+        # Only process 0 of several reports.
+        return (self.times[-1] - self.times[0]) / (len(self.times) - 1) if self.times else 0.0
+
+
+class Surroundings:
+    """A loop that reports to a clock and keeps nothing."""
+
+    def __init__(self) -> None:
+        self.clock = _Clock()
+
+    def loop(self) -> Any:
+        """The loop."""
+        from understudy.training.loop import Loop, create_accelerator
+
+        return Loop(create_accelerator("fp32", "cpu"), self.clock, _NoCheckpoints())  # type: ignore[arg-type]
 
 
 class _NoCheckpoints:
@@ -174,3 +188,27 @@ class _NoCheckpoints:
 
     def save(self, *arguments: Any) -> None:
         pass
+
+
+def measure(
+    work: Work, rounds: int, repetitions: int, peers: tuple[str, ...] = ("rloo", "grpo")
+) -> list[dict[str, Any]]:
+    """Sampled tokens per second of whole steps; one row for each peer."""
+    step = OurStep(work)
+    turns: dict[str, Any] = {"ours": lambda: step.seconds(rounds)}
+    for peer in peers:
+        turns[peer] = partial(PeerStep(work, peer).seconds, rounds)
+    seconds = alternate(turns, repetitions, warm_up=False)
+    return [
+        {
+            "name": f"align step {work.size}",
+            "unit": "sampled tokens/s",
+            "ours": work.sampled_tokens / median(seconds["ours"]),
+            "peer": work.sampled_tokens / median(seconds[peer]),
+            "peer_name": f"TRL {peer.upper()}",
+            "ratio": median_ratio(seconds[peer], seconds["ours"]),
+            "floor": None,
+            "seconds": {name: seconds[name] for name in ("ours", peer)},
+        }
+        for peer in peers
+    ]

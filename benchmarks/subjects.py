@@ -35,13 +35,17 @@ SIZES = {
 }
 
 
-def word_tokenizer(vocabulary: int) -> Any:
-    """A tokenizer whose words w0, w1, … are one token each; the end and padding tokens follow the vocabulary."""
+def word_tokenizer(vocabulary: int, ends_inside: bool = False) -> Any:
+    """A tokenizer whose words w0, w1, … are one token each; the end and padding tokens follow the vocabulary.
+
+    With `ends_inside` they are its last two tokens instead, for training on responses that end.
+    """
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    words = {f"w{index}": index for index in range(vocabulary)}
-    tokenizer = Tokenizer(models.WordLevel(words | {"<end>": vocabulary, "<pad>": vocabulary + 1}, unk_token="w0"))
+    end = vocabulary - 2 if ends_inside else vocabulary
+    words = {f"w{index}": index for index in range(min(vocabulary, end))}
+    tokenizer = Tokenizer(models.WordLevel(words | {"<end>": end, "<pad>": end + 1}, unk_token="w0"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     fast: Any = PreTrainedTokenizerFast
     return fast(tokenizer_object=tokenizer, eos_token="<end>", pad_token="<pad>", clean_up_tokenization_spaces=False)
@@ -63,7 +67,7 @@ def create_model(size: str, vocabulary: int, context_tokens: int, seed: int = 0)
         max_position_embeddings=context_tokens,
         tie_word_embeddings=True,
         bos_token_id=None,
-        eos_token_id=vocabulary,
+        eos_token_id=None,
         pad_token_id=0,
     )
     return LlamaForCausalLM(config).eval()

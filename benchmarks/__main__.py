@@ -1,0 +1,108 @@
+"""`make bench`: one table of ours, the peer, the ratio and the floor; raw numbers in benchmarks/results/.
+
+python -m benchmarks [--quick] [--only sampling,align,sft,ingest,processes,dag,scale] [--repetitions 5] [--out FOLDER]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+# Before torch is imported: one thread, so that numbers compare across machines and with the peers.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+RESULTS = Path(__file__).parent / "results"
+SUITES = ("sampling", "align", "sft", "ingest", "processes", "dag", "scale")
+# Ratios that the project asks of itself on a CPU: docs/speed.md says which are met.
+BARS = {
+    "sampling 1M": 1.4,
+    "sampling 10M": 1.0,
+    "align step 1M/TRL RLOO": 2.0,
+    "align step 10M/TRL RLOO": 1.3,
+    "SFT 1M": 1.2,
+    "SFT 10M": 1.2,
+}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the suites, print the table, write the JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="tiny works, one turn: does it run at all?")
+    parser.add_argument("--only", default=",".join(SUITES), help="comma-separated suites")
+    parser.add_argument("--repetitions", type=int, default=5)
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    options = parser.parse_args(arguments)
+    wanted = options.only.split(",")
+    if unknown := sorted(set(wanted) - set(SUITES)):
+        parser.error(f"unknown suites {', '.join(unknown)}; there are {', '.join(SUITES)}")
+    import torch
+    from transformers.utils import logging
+
+    torch.set_num_threads(1)
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    from datasets.utils import disable_progress_bars
+
+    disable_progress_bars()
+    from benchmarks.machine import describe, measure_floor
+
+    floor = measure_floor(0.1 if options.quick else 1.0)
+    machine = describe(floor)
+    rows: list[dict[str, Any]] = []
+    for suite in wanted:
+        before = os.getloadavg()
+        found = suites(options.quick, 1 if options.quick else options.repetitions, floor)[suite]()
+        for row in found:
+            row |= {"suite": suite, "load_average_before": before, "load_average_after": os.getloadavg()}
+            row["bar"] = None if options.quick else bar_of(row)
+        rows += found
+    report = {"quick": options.quick, "machine": machine, "rows": rows}
+    options.out.mkdir(parents=True, exist_ok=True)
+    path = options.out / f"cpu-{'quick-' if options.quick else ''}{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}.json"
+    path.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    from benchmarks.table import show
+
+    show(report)
+    print(f"raw numbers: {path}")
+    return 0
+
+
+def suites(quick: bool, turns: int, floor: Any) -> dict[str, Callable[[], list[dict[str, Any]]]]:
+    """What each suite measures."""
+    from benchmarks import aligning, dag, finetuning, ingesting, processes, sampling, scaling
+
+    sizes = ("0.1M",) if quick else ("1M", "10M")
+    works = [aligning.Work(size, 2, 2, 8, 8, 64) if quick else aligning.Work(size) for size in sizes]
+    shapes = [sampling.Shape(size, 4, 8, 8, 64) if quick else sampling.Shape(size) for size in sizes]
+    rows = {"0.1M": 24, "1M": 384, "10M": 64}
+    counts = (500,) if quick else (10_000, 100_000, 1_000_000)
+    rounds = {"0.1M": 1, "1M": 4, "10M": 1}
+
+    def ingest() -> list[dict[str, Any]]:
+        found = [ingesting.measure(count) for count in counts]
+        return [*found, ingesting.measure(counts[0], near_duplicates=True)]
+
+    return {
+        "sampling": lambda: [sampling.measure(shape, turns, floor) for shape in shapes],
+        "align": lambda: [row for work in works for row in aligning.measure(work, rounds[work.size], turns)],
+        "sft": lambda: [finetuning.measure(size, rows[size], turns) for size in sizes],
+        "ingest": ingest,
+        "processes": lambda: [processes.measure(work, rounds[work.size]) for work in works],
+        "dag": lambda: [dag.measure()],
+        "scale": lambda: scaling.measure(quick),
+    }
+
+
+def bar_of(row: dict[str, Any]) -> float | None:
+    """The ratio that is asked of a row."""
+    return BARS.get(f"{row['name']}/{row.get('peer_name')}", BARS.get(row["name"]))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

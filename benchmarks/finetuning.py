@@ -1,0 +1,91 @@
+"""SFT: ours against TRL's SFTTrainer with packing, on the same demonstrations of mixed lengths, one epoch."""
+
+from __future__ import annotations
+
+import random
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from benchmarks.aligning import Surroundings
+from benchmarks.subjects import as_text, create_model, create_policy, random_ids, word_tokenizer
+from benchmarks.timing import alternate, median, median_ratio
+from understudy.config import load_params
+from understudy.training.examples import Example
+
+ROOT = Path(__file__).parents[1]
+BATCH_TOKENS, PACKED_TOKENS, VOCABULARY = 2048, 256, 2048
+
+
+def demonstrations(rows: int) -> list[Example]:
+    """Prompts of 16 to 48 tokens, responses of 16 to 112; the end token is a word of the vocabulary."""
+    chance, made = random.Random(0), []
+    for index, ids in enumerate(random_ids(rows, 160, VOCABULARY - 2, 2)):
+        prompt, response = chance.randint(16, 48), chance.randint(16, 112)
+        made.append(Example(f"row-{index}", ids[:prompt], [*ids[prompt : prompt + response], VOCABULARY - 2]))
+    return made
+
+
+def measure(size: str, rows: int, repetitions: int) -> dict[str, Any]:
+    """Tokens per second of an epoch, prompts included, and the ratio."""
+    examples = demonstrations(rows)
+    work = {"ours": lambda: _ours(size, examples), "peer": lambda: _peer(size, examples)}
+    seconds = alternate(work, repetitions, warm_up=False)
+    tokens = sum(example.num_tokens for example in examples)
+    return {
+        "name": f"SFT {size}",
+        "unit": "tokens/s",
+        "ours": tokens / median(seconds["ours"]),
+        "peer": tokens / median(seconds["peer"]),
+        "peer_name": "TRL SFT, packing",
+        "ratio": median_ratio(seconds["peer"], seconds["ours"]),
+        "floor": None,
+        "seconds": seconds,
+    }
+
+
+def _ours(size: str, examples: list[Example]) -> float:
+    from understudy.training.sft import train_sft
+
+    policy = create_policy(size, VOCABULARY, PACKED_TOKENS)
+    settings = ["sft.epochs=1", f"sft.batch_tokens={BATCH_TOKENS}", "sft.checkpoint_every_steps=100000"]
+    config = load_params(ROOT / "params.yaml", settings).sft
+    surroundings = Surroundings()
+    start = time.perf_counter()
+    train_sft(policy, examples, [], config, 7, surroundings.loop())
+    return time.perf_counter() - start
+
+
+def _peer(size: str, examples: list[Example]) -> float:
+    import trl
+    from datasets import Dataset
+
+    rows = {
+        "prompt": [as_text(example.prompt) for example in examples],
+        "completion": [" " + as_text(example.response[:-1]) for example in examples],
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        settings = {
+            "per_device_train_batch_size": BATCH_TOKENS // PACKED_TOKENS,
+            "max_length": PACKED_TOKENS,
+            "num_train_epochs": 1,
+            "learning_rate": 3e-3,
+            "packing": True,
+            "gradient_checkpointing": False,
+            "bf16": False,
+            "use_cpu": True,
+            "report_to": [],
+            "save_strategy": "no",
+            "logging_strategy": "no",
+            "disable_tqdm": True,
+        }
+        trainer = trl.SFTTrainer(
+            model=create_model(size, VOCABULARY, PACKED_TOKENS),
+            args=trl.SFTConfig(output_dir=folder, **settings),
+            train_dataset=Dataset.from_dict(rows),
+            processing_class=word_tokenizer(VOCABULARY, ends_inside=True),
+        )
+        start = time.perf_counter()
+        trainer.train()
+        return time.perf_counter() - start

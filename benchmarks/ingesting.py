@@ -1,0 +1,81 @@
+"""Ingest of generated JSONL with validation and exact deduplication, each size in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+_WORDS, _PROMPT_WORDS, _RESPONSE_WORDS, _REPEATED = 5000, 12, 40, 0.02
+
+
+def write_rows(path: Path, rows: int) -> None:
+    """Rows of about 370 bytes, one in fifty an exact duplicate of an earlier one."""
+    chance = random.Random(0)
+    words = ["".join(chance.choices("abcdefghijklmnop", k=6)) for _ in range(_WORDS)]
+    recent: list[str] = []
+    with path.open("w", encoding="utf-8") as file:
+        for index in range(rows):
+            if recent and chance.random() < _REPEATED:
+                file.write(chance.choice(recent))
+                continue
+            prompt = f"{' '.join(chance.choices(words, k=_PROMPT_WORDS))} {index}"
+            line = json.dumps({"prompt": prompt, "response": " ".join(chance.choices(words, k=_RESPONSE_WORDS))}) + "\n"
+            recent = [*recent[-99:], line]
+            file.write(line)
+
+
+def measure(rows: int, near_duplicates: bool = False) -> dict[str, Any]:
+    """Rows per second of wall and of processor time, and peak memory."""
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder) / "rows.jsonl"
+        write_rows(source, rows)
+        command = [sys.executable, "-m", "benchmarks.ingesting", str(source), str(int(near_duplicates))]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+        found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    search = " with near-duplicate search" if near_duplicates else ""
+    return {
+        "name": f"ingest {rows:,} rows{search}",
+        "unit": "rows/s",
+        "ours": rows / found["seconds"],
+        "rows_per_processor_second": rows / found["processor_seconds"],
+        "peak_mib": found["peak_mib"],
+        "kept": found["kept"],
+        "peer": None,
+        "ratio": None,
+        "floor": None,
+    }
+
+
+def main(source: str, near_duplicates: bool) -> None:
+    """Ingest once and print what it took, without the time to start Python."""
+    import pyarrow.parquet  # noqa: F401
+
+    from benchmarks.machine import peak_mib
+    from understudy.config import load_params
+    from understudy.data.ingest import ingest
+    from understudy.data.sources import list_sources
+
+    threshold = "0.9" if near_duplicates else "null"
+    settings = [f"data.source={source}", f"data.near_duplicate_threshold={threshold}"]
+    config = load_params(ROOT / "params.yaml", settings).data
+    start, processor = time.perf_counter(), time.process_time()
+    with ingest(list_sources(source), config, Path(source).parent / "work") as ingested:
+        kept = ingested.summary.rows
+    report = {
+        "seconds": time.perf_counter() - start,
+        "processor_seconds": time.process_time() - processor,
+        "peak_mib": peak_mib(),
+        "kept": kept,
+    }
+    print(json.dumps(report))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], bool(int(sys.argv[2])))

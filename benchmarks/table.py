@@ -1,0 +1,53 @@
+"""The table that `make bench` prints."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+
+def show(report: dict[str, Any], console: Console | None = None) -> None:
+    """Print the machine, then a row for each measurement."""
+    if console is None:
+        console = Console()
+        # In a file or a log, lines need not break where a terminal would end.
+        console = console if console.is_terminal else Console(width=150)
+    machine = report["machine"]
+    console.print(
+        f"{machine['processor']}, {machine['threads']} thread of {machine['logical_cores']} cores, "
+        f"{machine['memory_gib']} GiB; {machine['matrix_gflops']} GFLOP/s in a matrix product, "
+        f"{machine['memory_gb_per_second']} GB/s from memory; load {machine['load_average'][0]:.1f}; "
+        f"torch {machine['torch']}, transformers {machine['transformers']}, TRL {machine['trl']}"
+    )
+    table = Table("work", "unit", "peer", title="Understudy beside its peers")
+    for name in ("ours", "peer's", "ratio", "bar", "floor"):
+        table.add_column(name, justify="right")
+    for row in report["rows"]:
+        table.add_row(
+            row["name"],
+            row["unit"],
+            row.get("peer_name") or "",
+            _number(row["ours"]),
+            _number(row["peer"]),
+            _ratio(row),
+            "" if row["bar"] is None else f"{row['bar']:.1f}",
+            _number(row["floor"]),
+        )
+    console.print(table)
+
+
+def _ratio(row: dict[str, Any]) -> str:
+    if row["ratio"] is None:
+        return ""
+    text = f"{row['ratio']:.2f}"
+    if row["bar"] is None:
+        return text
+    return f"[green]{text}[/]" if row["ratio"] >= row["bar"] else f"[red]{text}[/]"
+
+
+def _number(value: float | None) -> str:
+    if value is None:
+        return ""
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.2f}"

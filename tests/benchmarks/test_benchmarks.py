@@ -1,0 +1,90 @@
+"""The benchmarks run, and their arithmetic is right; what they measure is not asserted."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from benchmarks.__main__ import bar_of, main
+from benchmarks.aligning import OurStep, Work, align_config
+from benchmarks.scaling import exponent
+from benchmarks.subjects import as_text, create_policy, word_tokenizer
+from benchmarks.table import show
+from benchmarks.timing import alternate, median_ratio
+
+
+def test_quick_run_prints_a_table_and_keeps_the_raw_numbers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--quick", "--only", "sampling,ingest", "--out", str(tmp_path)]) == 0
+    (path,) = tmp_path.glob("cpu-quick-*.json")
+    report = json.loads(path.read_text())
+    assert [row["name"] for row in report["rows"]] == [
+        "sampling 0.1M",
+        "ingest 500 rows",
+        "ingest 500 rows with near-duplicate search",
+    ]
+    assert all(row["ours"] > 0 and len(row["load_average_before"]) == 3 for row in report["rows"])
+    assert report["machine"]["threads"] == 1 and report["machine"]["matrix_gflops"] > 0
+    shown = capsys.readouterr().out
+    assert "sampling 0.1M" in shown and "GFLOP/s in a matrix product" in shown
+
+
+def test_unknown_suite_is_refused_with_the_known_ones(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--only", "speed"])
+    assert "unknown suites speed; there are sampling, align" in capsys.readouterr().err
+
+
+def test_our_step_samples_all_tokens_of_the_work() -> None:
+    work = Work("0.1M", 2, 2, 8, 8, 64)
+    assert OurStep(work).seconds(1) > 0
+    assert work.sampled_tokens == 2 * 2 * 8
+    config = align_config(Work("1M"), 3)
+    # As in params.yaml: two updates of 32 pairs for 96 samples.
+    assert config.discriminator.updates_per_round * config.discriminator.batch_pairs == 22
+    assert (config.num_rounds, config.discriminator.warmup_rounds) == (3, 0)
+
+
+def test_words_are_tokens_and_the_end_cannot_be_sampled() -> None:
+    tokenizer = word_tokenizer(64)
+    assert tokenizer(as_text([3, 0, 63]))["input_ids"] == [3, 0, 63]
+    policy = create_policy("0.1M", 64, 32)
+    assert policy.end_token_id == 64 == policy.model.config.vocab_size
+    assert word_tokenizer(64, ends_inside=True).eos_token_id == 62
+
+
+def test_turns_alternate_their_order_and_ratios_are_of_turns() -> None:
+    order: list[str] = []
+
+    def run(name: str, seconds: float) -> float:
+        order.append(name)
+        return seconds
+
+    found = alternate({"a": lambda: run("a", 2.0), "b": lambda: run("b", 4.0)}, 2, warm_up=False)
+    assert order == ["a", "b", "b", "a"]
+    assert found == {"a": [2.0, 2.0], "b": [4.0, 4.0]}
+    assert median_ratio([2.0, 30.0, 8.0], [1.0, 10.0, 2.0]) == 3.0
+
+
+def test_exponent_of_a_power() -> None:
+    points = [{"at": x, "seconds": 3 * x**1.5} for x in (1.0, 2.0, 8.0)]
+    assert exponent(points, "seconds") == pytest.approx(1.5)
+
+
+def test_bars_belong_to_their_peer_and_colour_the_ratio() -> None:
+    row = {"name": "align step 1M", "peer_name": "TRL RLOO"}
+    assert bar_of(row) == 2.0
+    assert bar_of(row | {"peer_name": "TRL GRPO"}) is None
+    machine = dict.fromkeys(("processor", "threads", "logical_cores", "memory_gib", "matrix_gflops"), 1)
+    machine |= dict.fromkeys(("memory_gb_per_second", "torch", "transformers", "trl"), 1) | {"load_average": [0.5]}
+    rows = [
+        row | {"unit": "u", "ours": 1234.5, "peer": 600.0, "ratio": ratio, "bar": 2.0, "floor": None}
+        for ratio in (2.5, 1.5)
+    ]
+    out = io.StringIO()
+    show({"machine": machine, "rows": rows}, Console(file=out, force_terminal=True, width=160))
+    text = out.getvalue()
+    assert "\x1b[32m2.50" in text and "\x1b[31m1.50" in text and "1,234" in text

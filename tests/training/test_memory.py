@@ -1,0 +1,57 @@
+"""The formula for the memory of an align step against what a process of its own was seen to take."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from understudy.training.memory import ModelShape, StepShape, align_bytes
+
+ROOT = Path(__file__).parents[2]
+# What the allocator keeps and torch takes for itself is not in the formula.
+TOLERANCE = 0.3
+SMALL = ModelShape(parameters=1_000, hidden=8, intermediate=16, layers=2, query_width=8, key_width=4, vocabulary=100)
+
+
+@pytest.mark.parametrize("work", [{"prompts": 4, "repeats": 8}, {"vocabulary": 49_152, "prompts": 1, "response_tokens": 32}])
+def test_formula_is_within_a_third_of_the_measured_peak(work: dict[str, int]) -> None:
+    command = [sys.executable, "-m", "benchmarks.scaling", json.dumps({"size": "1M", **work})]
+    done = subprocess.run(
+        command, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=500
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["peak_mib"] > 100
+    assert found["formula_mib"] == pytest.approx(found["peak_mib"], rel=TOLERANCE)
+
+
+def test_parts_by_hand() -> None:
+    step = StepShape(prompts=1, responses_per_prompt=2, prompt_tokens=4, response_tokens=6)
+    found = align_bytes(SMALL, step)
+    assert found["weights"] == 3 * 4 * 1_000
+    assert found["optimizers"] == 4 * 4 * 1_000
+    tokens, seen = 4 + 2 * 6, 2 * 10
+    per_token = 8 * 8 + 7 * 8 + 4 * 4 + 4 * 16
+    assert found["update"] == 4 * 1_000 + 4 * 2 * (tokens * per_token + seen * 2 * 4) + 3 * 4 * 2 * 6 * 100
+    assert found["sampling"] == 4 * 1_000 + 2 * 4 * 2 * 2 * 10 * 4 + 6 * 4 * 2 * 100
+    assert found["peak"] == found["weights"] + found["optimizers"] + max(found["update"], found["sampling"])
+
+
+def test_logits_stop_growing_where_they_are_made_in_portions() -> None:
+    step = StepShape(prompts=8, responses_per_prompt=8, prompt_tokens=32, response_tokens=96)
+    large = [
+        align_bytes(ModelShape(1_000, 8, 16, 2, 8, 4, vocabulary), step)["update"] for vocabulary in (50_000, 150_000)
+    ]
+    assert large[0] == large[1]
+
+
+def test_micro_batches_bound_what_a_long_round_needs() -> None:
+    short, long = (StepShape(prompts, 4, 64, 192) for prompts in (8, 80))
+    assert short.micro_rows == long.micro_rows == 32
+    assert align_bytes(SMALL, short)["update"] == align_bytes(SMALL, long)["update"]
+    assert align_bytes(SMALL, short)["sampling"] < align_bytes(SMALL, long)["sampling"]
