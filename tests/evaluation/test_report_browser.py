@@ -192,11 +192,12 @@ def test_without_scripts_the_drawn_samples_are_there(browser, path, result):
         assert "need JavaScript" in view.page.locator("#sample-count").inner_text()
 
 
-def test_print_leaves_controls_out(browser, path):
-    with opened(browser, path) as view:
+def test_print_leaves_controls_out_and_cuts_no_table(browser, path):
+    with opened(browser, path, width=700) as view:
         view.page.emulate_media(media="print")
         assert not view.page.locator("#filters").is_visible() and not view.page.locator("nav").is_visible()
         assert view.page.locator("#sample-list article").first.is_visible()
+        assert view.overflow() == 0
 
 
 def test_thousands_of_rows_are_a_page_at_a_time_and_stay_small(browser, fakes, tmp_path):
