@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from understudy.errors import ConfigError
-from understudy.platform.schedules_spec import Schedule, load_schedule, load_schedules, repinned
+from understudy.platform.schedules_spec import Schedule, load_schedule, load_schedules, repinned, unmounted
 
 ROOT = Path(__file__).parents[2]
 TEXT = """\
@@ -60,12 +60,36 @@ def test_all_problems_of_all_files_at_once(tmp_path: Path) -> None:
         ("- a\n", "holds list, not a mapping"),
         ("name: [\n", "is not valid YAML"),
         (TEXT.replace("pipeline_version: toy-0123456789ab", "pipeline_version:\n  toy-0123456789ab"), "on one line"),
+        (TEXT + "enabled: false\n", "enabled stands twice"),
+        (TEXT + "  seed: 4\n", "seed stands twice"),
+        (TEXT.replace("enabled: true", "enabled: 1"), "enabled: Input should be a valid boolean"),
+        (TEXT.replace("concurrency: 1", "concurrency: true"), "concurrency: is true or false, not a number"),
+        (TEXT.replace("catch_up: false", "catch_up: 0"), "catch_up: Input should be a valid boolean"),
+        (TEXT.replace("hours: 60", "hours: true"), "budget_gpu_hours: is true or false, not a number"),
+        (TEXT.replace("hours: 60", 'hours: "60"'), "budget_gpu_hours: Input should be a valid number"),
+        (TEXT.replace("hours: 60", "hours: .nan"), "budget_gpu_hours: Input should be"),
+        (TEXT.replace('"0 0 3 * * *"', '"0 0 3 30 2 *"'), "never starts: no month it names has a day 30"),
+        (TEXT.replace("  seed: 3", "  registry.name: 2026-01-01"), "params.registry.name: .*date.*put it in quotes"),
+        (TEXT.replace("name: nightly", "name: wöchentlich"), "name: String should match"),
+        (TEXT.replace("name: nightly", "name: " + "a" * 41), "name: String should match"),
         (TEXT.replace("  seed: 3", "  seed.: 3").replace("seed.", '""'), "not of the form section.key=value"),
     ],
 )
 def test_files_that_are_no_schedule(tmp_path: Path, text: str, words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         load_schedule(write(tmp_path, "nightly", text))
+
+
+def test_files_that_would_be_passed_over_or_cannot_be_read_are_told(tmp_path: Path) -> None:
+    write(tmp_path, "nightly", TEXT)
+    (tmp_path / "weekly.yml").write_text(TEXT)
+    (tmp_path / "folder.yaml").mkdir()
+    with pytest.raises(
+        ConfigError, match=r"(?s)weekly.yml: schedules end with .yaml.*folder.yaml cannot be read"
+    ):
+        load_schedules(tmp_path)
+    (tmp_path / "kustomization.yaml").write_text("configMapGenerator: 3\n")
+    assert "is no kustomization with a configMapGenerator" in str(unmounted(tmp_path))
 
 
 def test_environments(tmp_path: Path) -> None:

@@ -104,6 +104,16 @@ def test_content_stays_known_when_the_schedule_is_replaced(api: KfpApi, kfp: Kfp
     assert start(kfp, NEW).started
 
 
+def test_a_schedule_whose_name_begins_like_another_is_another(api: KfpApi, kfp: Kfp) -> None:
+    items = wanted(schedule("week-end"), schedule("week", cron="0 0 4 * * *"))
+    apply(make_plan(items, kfp, Path("/nonexistent")), items, kfp)
+    for name in ("week", "week-end"):
+        (parent,) = kfp.recurring_runs_of(name)
+        assert parent.name == items[name].name
+        started = start(kfp, NEW, item=schedule(name, params={"data.source": "s3://bucket/rows/"}))
+        assert api.runs[started.run_id or ""]["recurring_run_id"] == parent.id
+
+
 def test_when_nothing_may_start(api: KfpApi, kfp: Kfp) -> None:
     assert start(kfp, NEW, item=schedule(enabled=False)).why == "it is not enabled"
     assert start(kfp, NEW, item=schedule(on_new_data=False)).why == "on_new_data is false"

@@ -159,13 +159,12 @@ def enforce_command(
 ) -> None:
     """Terminate scheduled and triggered runs that hold GPUs for longer than their budget allows."""
     from understudy.platform.budget import deadline_seconds, overdue
-    from understudy.platform.schedules_spec import PREFIX
 
     limits: dict[str, float] = {}
     kfp = _kfp(endpoint, namespace, params)
     for name, schedule in _schedules(folder, environment, None).items():
         limit = deadline_seconds(schedule.run_params(params), schedule.budget_gpu_hours)
-        limits |= {run.id: limit for run in kfp.recurring_runs(f"{PREFIX}{name}-") if run.ours}
+        limits |= {run.id: limit for run in kfp.recurring_runs_of(name)}
     found = overdue(kfp.runs(), limits, time.time())
     for run, seconds, limit in found:
         if not dry_run:
@@ -194,7 +193,6 @@ def cost_command(
     from mlflow import MlflowClient
 
     from understudy.platform.budget import actual
-    from understudy.platform.schedules_spec import PREFIX
     from understudy.platform.tracking import check_reachable
 
     run_params = load_params(params)
@@ -206,7 +204,7 @@ def cost_command(
     kfp, client, found = _kfp(endpoint, namespace, params), MlflowClient(tracking_uri=uri), {}
     runs = list(kfp.runs())
     for name, item in _wanted(folder, params, environment).items():
-        ids = {run.id for run in kfp.recurring_runs(f"{PREFIX}{name}-") if run.ours}
+        ids = {run.id for run in kfp.recurring_runs_of(name)}
         costs = [actual(client, experiment, run.run_id) for run in runs if run.recurring_run_id in ids][:SHOWN]
         found[name] = {
             "budget_gpu_hours": item.schedule.budget_gpu_hours,

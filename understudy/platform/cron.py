@@ -13,6 +13,7 @@ _NAMES = {
     5: {name: number for number, name in enumerate("sun mon tue wed thu fri sat".split())},
 }
 _FIELDS = (("second", 0, 59), ("minute", 0, 59), ("hour", 0, 23), ("day", 1, 31), ("month", 1, 12), ("weekday", 0, 6))
+_DAYS_OF_MONTH = (31, 29, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31)
 _PART = re.compile(r"(\*|\?|\w+)(?:-(\w+))?(?:/(\d+))?")
 
 
@@ -31,6 +32,8 @@ def cron_problem(expression: str) -> str | None:
         return str(error)
     if len(sets[0]) > 1 or len(sets[1]) > 1:
         return "starts more than one run an hour; state one second and one minute"
+    if min(sets[3]) > max(_DAYS_OF_MONTH[month - 1] for month in sets[4]):
+        return f"never starts: no month it names has a day {min(sets[3])}"
     return None
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from functools import cached_property
 from typing import Any
 
 from understudy.errors import ConfigError, ServiceUnreachable
+from understudy.platform.schedules_spec import HASH_CHARS, PREFIX
 from understudy.platform.storage import without_secrets
 
 ENDPOINT_VARIABLE = "KF_PIPELINES_ENDPOINT"
@@ -113,6 +115,11 @@ class Kfp:
         method = self.client.recurring_runs.recurring_run_service_list_recurring_runs
         items = self.pages("list recurring runs", method, "recurring_runs", namespace=self.namespace)
         return [_recurring_run(item) for item in items if item.display_name.startswith(prefix)]
+
+    def recurring_runs_of(self, schedule: str) -> list[RecurringRun]:
+        """Return the recurring runs that `apply` made for one schedule, and none of `weekly-x` for `weekly`."""
+        name = re.compile(rf"{PREFIX}{re.escape(schedule)}-[0-9a-f]{{{HASH_CHARS}}}")
+        return [run for run in self.recurring_runs(f"{PREFIX}{schedule}-") if run.ours and name.fullmatch(run.name)]
 
     def versions(self, pipeline: str) -> dict[str, tuple[str, str]]:
         """Return {version name: (pipeline id, version id)} of a pipeline; empty if there is none of that name."""

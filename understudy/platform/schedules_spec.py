@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field, StrictBool
 
 from understudy.config import Params, apply_override, load_params, validate
 from understudy.errors import ConfigError
@@ -33,18 +33,42 @@ def _six_fields(text: str) -> str:
     return text
 
 
+def _is_false(value: bool) -> bool:
+    if value:
+        raise ValueError("Input should be False")
+    return value
+
+
+def _no_number(value: Any) -> Any:
+    """Refuse what only equals true, false or a number: `enabled: 1`, `budget_gpu_hours: true`."""
+    if isinstance(value, bool):
+        raise ValueError("is true or false, not a number")
+    return value
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """YAML takes a key that stands twice, and the last one without a word."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        twice = sorted({str(key) for key in keys if keys.count(key) > 1})
+        if twice:
+            raise yaml.constructor.ConstructorError(None, None, f"{', '.join(twice)} stands twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
 class Schedule(Section):
     """When which version of the pipeline runs with which params, and what it may cost."""
 
     name: str = Field(pattern=r"^[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?$")
     cron: Annotated[str, AfterValidator(_six_fields)]  # seconds minutes hours day month weekday, in KFP's zone: UTC
     pipeline_version: str = Field(pattern=r"^[a-z0-9]([a-z0-9.-]{0,115}[a-z0-9])?-[0-9a-f]{12}$")
-    enabled: bool
-    concurrency: Literal[1]
-    catch_up: Literal[False]
-    budget_gpu_hours: float = Field(gt=0)  # of one run
+    enabled: StrictBool
+    concurrency: Annotated[Literal[1], BeforeValidator(_no_number)]
+    catch_up: Annotated[StrictBool, AfterValidator(_is_false)]
+    budget_gpu_hours: Annotated[float, Field(gt=0, strict=True), BeforeValidator(_no_number)]  # of one run
     environments: tuple[Literal["staging", "production"], ...] = Field(min_length=1)
-    on_new_data: bool  # `schedule trigger` starts a run, too, when the source's content changes
+    on_new_data: StrictBool  # `schedule trigger` starts a run, too, when the source's content changes
     params: dict[str, Any]  # overrides of params.yaml: {"section.key": value}
 
     @property
@@ -80,6 +104,7 @@ def load_schedules(folder: Path = FOLDER, environment: str | None = None) -> dic
     problems: list[str] = []
     if not folder.is_dir():
         raise ConfigError(f"The folder {str(folder)!r} does not exist. Run in the project's folder, or name one.")
+    problems += [f"{path}: schedules end with .yaml; rename it" for path in sorted(folder.glob("*.yml"))]
     for path in sorted(path for path in folder.glob("*.yaml") if path.name != "kustomization.yaml"):
         try:
             schedule = load_schedule(path)
@@ -101,7 +126,9 @@ def load_schedule(path: Path) -> Schedule:
         ConfigError: every problem at once, with file and field.
     """
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+        data = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeys)
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}.") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not valid YAML: {error}. Correct the line it names.") from error
     if not isinstance(data, dict):
@@ -110,8 +137,11 @@ def load_schedule(path: Path) -> Schedule:
     for name in schedule.params:
         try:
             apply_override({}, f"{name}=1")
+            json.dumps(schedule.params[name])
         except ConfigError as error:
             raise ConfigError(f"{path}: params: {error}") from error
+        except TypeError as error:
+            raise ConfigError(f"{path}: params.{name}: {error}; put it in quotes.") from error
     if len(_PIN_LINE.findall(path.read_text(encoding="utf-8"))) != 1:
         raise ConfigError(f"{path}: pipeline_version must stand on one line of its own, as `pipeline_version: NAME`.")
     return schedule
@@ -122,8 +152,11 @@ def unmounted(folder: Path) -> str | None:
     path = folder / "kustomization.yaml"
     if not path.is_file():
         return None
-    generators = (yaml.safe_load(path.read_text(encoding="utf-8")) or {}).get("configMapGenerator", [])
-    named = {name for generator in generators for name in generator.get("files", [])}
+    try:
+        generators = (yaml.safe_load(path.read_text(encoding="utf-8")) or {}).get("configMapGenerator", [])
+        named = {name for generator in generators for name in generator.get("files", [])}
+    except (yaml.YAMLError, AttributeError, TypeError) as error:
+        return f"{path} is no kustomization with a configMapGenerator: {error}"
     there = {item.name for item in folder.glob("*.yaml")} - {path.name}
     if named == there:
         return None

@@ -84,7 +84,7 @@ def trigger(
 def _start(schedule: Schedule, name: str, digest: str, arguments: Mapping[str, Any], kfp: Kfp) -> str:
     import kfp_server_api as api
 
-    parents = [run for run in kfp.recurring_runs(f"{PREFIX}{schedule.name}-") if run.ours and run.enabled]
+    parents = [run for run in kfp.recurring_runs_of(schedule.name) if run.enabled]
     ids = kfp.versions(schedule.pipeline).get(schedule.pipeline_version)
     if not parents or ids is None:
         missing = (
