@@ -15,12 +15,15 @@ from pydantic import Field, model_validator
 
 from understudy.errors import ConfigError
 from understudy.platform_config import LaunchSettings, PlatformConfig
+from understudy.registry_config import PromotionConfig, RegistryConfig
 from understudy.sections import Section, apply_override, section_sha256, validate
 
 __all__ = [
     "LaunchSettings",
     "Params",
     "PlatformConfig",
+    "PromotionConfig",
+    "RegistryConfig",
     "Section",
     "apply_override",
     "load_params",
@@ -227,34 +230,6 @@ class EvaluationConfig(Section):
         if self.tuning_judge is not None and self.tuning_judge not in names:
             raise ValueError(f"tuning_judge {self.tuning_judge!r} is not among the judges {names}")
         return self
-
-
-class RegistryConfig(Section):
-    """The name under which models are registered."""
-
-    name: str = Field(min_length=1, max_length=100, pattern=r"^[^/:@'\"`\\\x00-\x1f\x7f]+$")
-    alias: str = Field(min_length=1, pattern=r"^[A-Za-z][\w-]*$")
-
-    @model_validator(mode="after")
-    def _only_promotion_makes_champions(self) -> Self:
-        if self.alias in ("champion", "previous"):
-            raise ValueError(f"alias {self.alias!r} is given by promotion alone, past whose gate it would lead")
-        return self
-
-
-class PromotionConfig(Section):
-    """Whether the last step may make the registered version champion, by which rules, and from where it is deployed.
-
-    Off: a person does it, with `understudy model promote`.
-    """
-
-    enabled: bool = False
-    gate: str = Field(default="gate.yaml", min_length=1)
-    gitops: str | None = None  # a repository's folder, or an address that `git clone` takes; null: deploy nothing
-    environments: tuple[str, ...] = Field(default=("staging",), min_length=1)
-    branch: str | None = None  # null: the one that is checked out
-    remote: str | None = None  # pushed to; an address is always pushed back to
-    wait_seconds: float = Field(default=300.0, ge=0)  # for another promotion at work
 
 
 class TrackingConfig(Section):

@@ -87,3 +87,14 @@ def test_preflight_tells_them_with_everything_else(tmp_path, monkeypatch):
     config["promotion"] = {"enabled": True, "gitop": "x"}
     with pytest.raises(ConfigError, match="did you mean 'gitops'"):
         preflight.run(config)
+
+
+@pytest.mark.parametrize(
+    "address", ["https://ann:s3cret@git.example.com/x", "https://s3cret@h/x", "ssh://a:s3cret@h/x"]
+)
+def test_an_address_with_credentials_is_refused_and_not_repeated(address):
+    with pytest.raises(ConfigError, match="gitops is an address with credentials") as caught:
+        load_params(ROOT / "params.yaml", [f"promotion.gitops={address}"])
+    assert "s3cret" not in str(caught.value)
+    for plain in ("ssh://git@git.example.com/x", "git@git.example.com:ml/x.git", "https://git.example.com/x"):
+        assert PromotionConfig(gitops=plain).gitops == plain

@@ -130,7 +130,7 @@ def tracking_uri(params: Params, workdir: Path) -> str:
 
 def _shown(params: Params) -> dict[str, Any]:
     """Return the params as MLflow's parent run shows them: what changes results, not where services are."""
-    operational = {"tracking", "storage", "notify", "runtime", "platform"}
+    operational = {"promotion", "tracking", "storage", "notify", "runtime", "platform"}
     return params.model_dump(mode="json", exclude=operational)
 
 
