@@ -103,3 +103,9 @@ def _ended(index: int, code: int, finished: str) -> dict[str, Any]:
 def test_who_failed_first_is_the_cause_and_who_was_told_to_end_is_not() -> None:
     pods = [_ended(0, 143, "10:00:01"), _ended(1, 1, "10:00:03"), _ended(2, 137, "10:00:02"), _ended(3, 0, "10:00:00")]
     assert [pod["metadata"]["name"] for pod in reading.failed_pods(pods)] == ["pod-2", "pod-1", "pod-0"]
+
+
+def test_a_deactivated_workload_is_not_waited_for() -> None:
+    waiting = reading.why_waiting({"spec": {"active": False}, "status": {"conditions": []}})
+    assert waiting.hopeless and "deactivated" in waiting.why
+    assert not reading.why_waiting({"spec": {"active": True}}).hopeless and not reading.why_waiting(None).hopeless

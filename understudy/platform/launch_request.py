@@ -23,6 +23,7 @@ from understudy.errors import IntegrityError, UnderstudyError
 from understudy.records import Record
 
 REQUEST, RESULT, FAILURE = "request.json", "result.json", "failure.json"
+_REMEDY = "Remove it, and run the step again; it resumes."
 _STEP = re.compile(r"[a-z][a-z_]*")
 
 
@@ -75,14 +76,23 @@ class Exchange:
     def __init__(self, uri: str) -> None:
         self.uri = uri.rstrip("/")
 
-    def read(self, name: str) -> Any | None:
+    def read(self, name: str) -> dict[str, Any] | None:
         """Return a file's content, None when there is no such file.
 
         Raises:
+            IntegrityError: it is not a JSON object.
             ServiceUnreachable: the bucket does not answer.
         """
         data = self._read_remote(name) if self.uri.startswith("s3://") else self._read_local(name)
-        return None if data is None else json.loads(data)
+        if data is None:
+            return None
+        try:
+            content = json.loads(data)
+        except ValueError as error:
+            raise IntegrityError(f"{self.uri}/{name} is not JSON ({error}). {_REMEDY}") from error
+        if not isinstance(content, dict):
+            raise IntegrityError(f"{self.uri}/{name} holds {type(content).__name__}, not an object. {_REMEDY}")
+        return content
 
     def write(self, name: str, content: Any) -> None:
         """Write a file in one step, over an older one."""
@@ -142,9 +152,12 @@ def read_result(exchange: Exchange, request: Request) -> tuple[Record, ...] | No
         IntegrityError: the records are not of the kinds that the request asks for.
     """
     content = exchange.read(RESULT)
-    if content is None or content["request_sha256"] != request.sha256:
+    if content is None or content.get("request_sha256") != request.sha256:
         return None
-    returned = tuple(_record(record) for record in content["records"])
+    try:
+        returned = tuple(_record(record) for record in content["records"])
+    except (KeyError, TypeError) as error:
+        raise IntegrityError(f"{exchange.uri}/{RESULT} is no result ({error!r}). {_REMEDY}") from error
     kinds, asked = [type(record).__name__ for record in returned], [kind.__name__ for kind in request.outputs]
     if kinds != asked:
         raise IntegrityError(f"{exchange.uri}/{RESULT} holds {kinds}, step {request.step} returns {asked}.")
@@ -161,8 +174,9 @@ def read_failure(exchange: Exchange) -> UnderstudyError | None:
     content = exchange.read(FAILURE)
     if content is None:
         return None
-    kind = getattr(errors, content["error"], UnderstudyError)
-    found: UnderstudyError = kind(content["message"])
+    kind = getattr(errors, str(content.get("error")), None)
+    known = isinstance(kind, type) and issubclass(kind, UnderstudyError)
+    found: UnderstudyError = (kind if known else UnderstudyError)(str(content.get("message", content)))  # type: ignore[misc]
     return found
 
 

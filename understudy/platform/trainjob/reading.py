@@ -58,6 +58,8 @@ def why_waiting(workload: Object | None) -> Waiting:
     """Return why Kueue has not admitted a job, from its Workload."""
     if workload is None:
         return Waiting("Kueue has not looked at the job yet", hopeless=False)
+    if workload.get("spec", {}).get("active") is False:
+        return Waiting("its Workload was deactivated (spec.active is false), and Kueue leaves it alone", hopeless=True)
     conditions = {item["type"]: item for item in workload.get("status", {}).get("conditions", [])}
     reserved, evicted = conditions.get("QuotaReserved", {}), conditions.get("Evicted", {})
     if reserved.get("reason") == "Misconfigured":
