@@ -153,3 +153,16 @@ def test_a_real_sigterm_deletes_the_job_and_the_next_process_returns_its_result(
         write_result(Exchange(f"{tmp_path}/launches/{name}"), request(), [POLICY])
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
         assert (done.returncode, done.stdout.splitlines()[-1]) == (0, "returned the policy")
+
+
+def test_a_job_of_the_same_name_that_is_not_ours_is_left_alone(
+    api: KubernetesApi, clock: VirtualClock, tmp_path: Path
+) -> None:
+    api.will_play("same_name_twice", "dup")
+    launcher = Attempt(api, clock, tmp_path).launcher()
+    made = launcher.cluster.create(launcher.job)
+    launcher.cluster.delete(launcher.name, "another-uid")
+    assert list(api.jobs) == [launcher.name]
+    launcher.cluster.delete(launcher.name, made["metadata"]["uid"])
+    launcher.cluster.delete(launcher.name, made["metadata"]["uid"])  # gone already
+    assert not api.jobs

@@ -175,6 +175,12 @@ def test_a_preempted_job_resumes_by_itself(name: str, api: KubernetesApi, clock:
 
 
 @story("preempted_by_higher_priority_then_resumes")
+def test_each_wait_in_the_queue_is_timed_by_itself(api: KubernetesApi, clock: VirtualClock, tmp_path: Path) -> None:
+    api.will_play("preempted_by_higher_priority_then_resumes", "low")  # waits 0.4 s, runs 6 s, waits 9 s
+    assert Attempt(api, clock, tmp_path, queue_timeout_seconds=12).run() == (POLICY,)
+
+
+@story("preempted_by_higher_priority_then_resumes")
 def test_the_preemptor_waits_until_room_is_made(api: KubernetesApi, clock: VirtualClock, tmp_path: Path) -> None:
     api.will_play("preempted_by_higher_priority_then_resumes", "high")
     attempt = Attempt(api, clock, tmp_path)
