@@ -72,6 +72,25 @@ def test_plan_apply_plan(api: KfpApi, folder: Path, capsys: pytest.CaptureFixtur
     assert out.startswith("delete understudy-weekly-") and api.recurring_runs == {}
 
 
+def test_a_schedule_that_promotes_carries_the_reviewed_gate(
+    api: KfpApi, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    gate = tmp_path / "gate.yaml"
+    gate.write_text((ROOT / "gate.yaml").read_text())
+    params = yaml.safe_load((folder / "weekly.yaml").read_text())["params"]
+    change(folder, params=params | {"promotion.enabled": True, "promotion.gate": str(gate)})
+    assert run(capsys, "apply", "--folder", str(folder))[0] == 0
+    (job,) = api.recurring_runs.values()
+    given = job["runtime_config"]["parameters"]
+    assert given["promotion_enabled"] is True and given["promote_config"]["gate_yaml"] == gate.read_text()
+    assert run(capsys, "plan", "--folder", str(folder), "--exit-code")[0] == 0
+    gate.write_text(gate.read_text().replace("margin: 0.05", "margin: 0.04"))
+    assert run(capsys, "plan", "--folder", str(folder), "--exit-code")[0] == 4
+    gate.write_text("confidence: yes\n")
+    status, _, err = run(capsys, "check", "--folder", str(folder))
+    assert status == 2 and "primary: missing" in err
+
+
 def test_refusals_have_exit_codes(api: KfpApi, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     where = ("--folder", str(folder))
     change(folder, pipeline_version="understudy-retrain-ffffffffffff")
