@@ -10,12 +10,14 @@ from typing import Any
 import pytest
 from support.kfp_api import KfpApi
 from support.kubernetes_api import Call, KubernetesApi
+from support.lease_api import LeaseApi
 from support.schedules import OTHER_PIN, PARAMS, PIN, arguments_of, manifests, schedule, wanted
 from support.train_jobs import Attempt, VirtualClock, cluster
 
 from k8s.checks.render import Object
 from understudy.errors import Preempted, UnderstudyError
 from understudy.platform import budget
+from understudy.platform.promotion.kubernetes_lease import KubernetesLease, lease_name
 from understudy.platform.schedules import apply, make_plan
 from understudy.platform.schedules_kfp import Kfp
 from understudy.platform.trigger import trigger
@@ -119,12 +121,33 @@ def test_the_schedules_may_do_what_their_commands_do_and_no_more(rendered: dict[
     assert granted(rendered["production"], "understudy-schedules") == used
 
 
-def test_no_other_account_has_a_role(rendered: dict[str, list[Object]]) -> None:
-    """A promotion's lease lies in the bucket or on disk: nothing but the two accounts above asks Kubernetes."""
-    bound: dict[str, Any] = {
-        subject["name"]: item["roleRef"]["name"]
+def test_the_lease_of_a_promotion_needs_three_verbs(rendered: dict[str, list[Object]]) -> None:
+    verbs = {"GET": "get", "POST": "create", "PUT": "update"}
+    asked: list[str] = []
+
+    class Recording(LeaseApi):
+        def handle(self, method: str, name: str, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+            asked.append(method)
+            return super().handle(method, name, body)
+
+    with Recording() as api:
+        lease = KubernetesLease("understudy", lease_name("s3://bucket/model"), "me", 60, api.client())
+        with lease.hold(5) as held:
+            held.renew()
+    used = {(verbs[method], "coordination.k8s.io", "leases", "") for method in asked}
+    assert granted(rendered["production"], "understudy-promotion") == used
+
+
+def test_only_two_accounts_have_roles_and_each_role_is_tested_here(rendered: dict[str, list[Object]]) -> None:
+    bound = {
+        (subject["name"], item["roleRef"]["name"])
         for item in rendered["production"]
         if item["kind"] in ("RoleBinding", "ClusterRoleBinding")
         for subject in item["subjects"]
     }
-    assert set(bound) == {"understudy-runner", "understudy-schedules"}
+    assert bound == {
+        ("understudy-runner", "understudy-runner"),
+        ("understudy-runner", "understudy-preflight"),
+        ("understudy-runner", "understudy-promotion"),
+        ("understudy-schedules", "understudy-schedules"),
+    }
