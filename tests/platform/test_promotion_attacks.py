@@ -213,6 +213,39 @@ def test_a_place_that_cannot_be_written_changes_nothing(folder):
     assert ledger(folder).aliases.get(MODEL, "champion") == "1"
 
 
+def test_a_schedule_may_have_any_name(folder):
+    repository = folder / "repository"
+    odd = 'pipelines/schedules/wöchentlich "neu" 🎉.yaml'
+    (repository / odd).write_text('name: odd\npipeline_version: "understudy-retrain-aaaaaaaaaaaa"\n')
+    git(repository, "add", "-A")
+    git(repository, "commit", "--quiet", "-m", "Another schedule")
+    promoted(ledger(folder), "2", "1")
+    (repository / odd).write_text((repository / odd).read_text().replace("aaaaaaaaaaaa", "bbbbbbbbbbbb"))
+    git(repository, "commit", "--quiet", "-am", "Moved on")
+    promoted(ledger(folder), "3", "2")
+    assert rolled_back(ledger(folder)).state.pipeline_versions[odd] == "understudy-retrain-aaaaaaaaaaaa"
+    assert '"understudy-retrain-aaaaaaaaaaaa"\n' in (repository / odd).read_text()
+    assert git(repository, "status", "--porcelain") == ""
+
+
+def test_bytes_that_are_no_text_stay_as_they_are(folder):
+    repository = folder / "repository"
+    path = repository / "pipelines/schedules/latin.yaml"
+    path.write_bytes(b"# M\xfcller\r\npipeline_version: understudy-retrain-aaaaaaaaaaaa\r\n")
+    champion = repository / CHAMPION
+    champion.write_bytes(champion.read_bytes().replace(b"\n", b"\r\n"))
+    lines = champion.read_bytes().count(b"\r\n")
+    git(repository, "add", "-A")
+    git(repository, "commit", "--quiet", "-m", "Latin 1")
+    promoted(ledger(folder), "2", "1")
+    path.write_bytes(path.read_bytes().replace(b"aaaaaaaaaaaa", b"bbbbbbbbbbbb"))
+    git(repository, "commit", "--quiet", "-am", "Moved on")
+    promoted(ledger(folder), "3", "2")
+    rolled_back(ledger(folder))
+    assert champion.read_bytes().count(b"\r\n") == lines == champion.read_bytes().count(b"\n")
+    assert path.read_bytes() == b"# M\xfcller\r\npipeline_version: understudy-retrain-aaaaaaaaaaaa\r\n"
+
+
 def test_a_clone_of_an_address_pushes_back(folder, tmp_path):
     remote = with_remote(folder)
     cloned = clone_gitops(f"file://{remote}", tmp_path / "pod/gitops", ("staging",), None)

@@ -164,10 +164,10 @@ class GitOps:
         """Let the checked-out files follow their branch, where nobody has changed them."""
         if self._try("symbolic-ref", "--quiet", "HEAD") != self._ref:
             return
-        changed = self._run("diff-tree", "-r", "--no-commit-id", "--name-only", commit).splitlines()
+        changed = _names(self._run("diff-tree", "-z", "-r", "--no-commit-id", "--name-only", commit))
         root = Path(self._run("rev-parse", "--show-toplevel"))
         for path in changed:
-            here = (root / path).read_text(encoding="utf-8") if (root / path).is_file() else None
+            here = (root / path).read_bytes().decode(errors="surrogateescape") if (root / path).is_file() else None
             if here in (self._show(f"{commit}^", path), self._show(commit, path)):
                 self._run("checkout", "--quiet", "HEAD", "--", f":/{path}")
 
@@ -193,7 +193,7 @@ class GitOps:
         return {} if known else mine | {"GIT_COMMITTER_NAME": name, "GIT_COMMITTER_EMAIL": email}
 
     def _schedules(self, tip: str) -> list[str]:
-        listed = self._run("ls-tree", "--full-tree", "--name-only", tip, f"{_SCHEDULES}/").splitlines()
+        listed = _names(self._run("ls-tree", "-z", "--full-tree", "--name-only", tip, f"{_SCHEDULES}/"))
         return [path for path in listed if path.endswith((".yaml", ".yml"))]
 
     def _show(self, commit: str, path: str) -> str:
@@ -221,14 +221,16 @@ class GitOps:
         inherited = {name: value for name, value in os.environ.items() if name not in _OF_A_HOOK}
         environment = {**inherited, "GIT_TERMINAL_PROMPT": "0", **(more or {})}
         command = ["git", "-C", str(self.repository), *arguments]
+        given = None if text is None else text.encode(errors="surrogateescape")
         try:
-            return subprocess.run(
-                command, input=text, env=environment, capture_output=True, text=True, timeout=_TIMEOUT_SECONDS
-            )
+            done = subprocess.run(command, input=given, env=environment, capture_output=True, timeout=_TIMEOUT_SECONDS)
         except FileNotFoundError as error:
             raise ConfigError("Git is not installed. Install git, or promote without --gitops.") from error
         except subprocess.TimeoutExpired as error:
             raise ServiceUnreachable(f"`git {arguments[0]}` did not end in {_TIMEOUT_SECONDS} s.") from error
+        # Not subprocess's text mode: it would take the locale's encoding and change line ends.
+        out, said = (data.decode(errors="surrogateescape") for data in (done.stdout, done.stderr))
+        return subprocess.CompletedProcess(command, done.returncode, out, said)
 
 
 def open_gitops(repository: Path, environments: tuple[str, ...], branch: str | None, remote: str | None) -> GitOps:
@@ -281,6 +283,10 @@ def clone_gitops(address: str, folder: Path, environments: tuple[str, ...], bran
     folder.mkdir(parents=True)
     GitOps(folder, environments, "")._run("clone", "--quiet", "--", address, ".")
     return open_gitops(folder, environments, branch, "origin")
+
+
+def _names(listed: str) -> list[str]:
+    return [name for name in listed.split("\0") if name]
 
 
 def _words(done: subprocess.CompletedProcess[str]) -> str:

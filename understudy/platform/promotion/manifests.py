@@ -17,7 +17,7 @@ _LINES = {
     "version": r"([ \t]+understudy\.dev/version:[ \t]*)(\S.*?)",
     "stop": r"([ \t]+serving\.kserve\.io/stop:[ \t]*)(\S.*?)",
 }
-_PIPELINE_VERSION = re.compile(r"(?m)^(\s*pipeline_version:[ \t]*)([^\s#]+)(?=[ \t]*(?:#.*)?$)")
+_PIPELINE_VERSION = re.compile(r"(?m)^(\s*pipeline_version:[ \t]*)([^\s#]+)(?=[ \t\r]*(?:#.*)?$)")
 _PLAIN = re.compile(r"[A-Za-z][A-Za-z0-9._/:-]*")
 _WORDS_OF_YAML = {"true", "false", "null", "yes", "no", "on", "off", "y", "n"}
 
@@ -65,7 +65,7 @@ def write_pin(text: str, version: str) -> str:
 
 
 def _match(field: str, text: str, where: str) -> re.Match[str]:
-    found = list(re.finditer("(?m)^" + _LINES[field] + r"[ \t]*$", text))
+    found = list(re.finditer("(?m)^" + _LINES[field] + r"[ \t\r]*$", text))
     if len(found) != 1:
         raise ConfigError(
             f"{where} has {len(found)} lines for {field}, expected one. Compare it with k8s/apps/staging/champion.yaml."
