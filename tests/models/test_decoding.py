@@ -9,8 +9,9 @@ import torch
 from models.families import random_policy
 
 from understudy.models import decoding
-from understudy.models.decoding import CachedStepper, FusedStepper, can_fuse, start
+from understudy.models.decoding import CachedStepper, FusedStepper, can_fuse, start, start_fused
 from understudy.models.generation import SamplingSettings, choose_tokens, generate
+from understudy.models.graph_decoding import GraphStepper
 from understudy.models.language_model import LanguageModel
 
 FUSED = ["llama", "llama_untied", "qwen2", "qwen3"]
@@ -54,6 +55,20 @@ def test_fused_logits_equal_those_of_the_model_also_after_rows_left(
         fused.step(token_B)
         plain.step(token_B)
     assert fused.logits_BV.shape[0] == 2
+
+
+@pytest.mark.parametrize("family", FUSED)
+def test_the_graphs_computation_run_eagerly_gives_the_logits_of_the_fused_one(family: str) -> None:
+    policy = random_policy(family)
+    fused, graph = (start_fused(kind, policy, PROMPTS, 2, 12) for kind in (FusedStepper, GraphStepper))
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(8):
+        token_B = torch.randint(5, 200, (6,), generator=generator)
+        fused.step(token_B)
+        graph.step(token_B)
+        torch.testing.assert_close(graph.logits_BV, fused.logits_BV, atol=1e-5, rtol=1e-5)
+    with pytest.raises(RuntimeError, match="cannot lose rows"):
+        graph.select(torch.arange(2))
 
 
 @pytest.mark.parametrize("family", ["gpt2", "gemma2", "gemma3", "gpt_neox", "mistral_window"])

@@ -40,9 +40,16 @@ class Stepper(Protocol):
 
 def start(policy: LanguageModel, prompts: Sequence[Sequence[int]], repeats: int, max_tokens: int) -> Stepper:
     """Read prompts once, each for `repeats` rows, with room for `max_tokens` tokens after them."""
-    fused = can_fuse(policy)
-    read = _read_prompts(policy, prompts, 1 if fused else repeats)
-    return FusedStepper(policy, read, repeats, max_tokens) if fused else CachedStepper(policy, read)
+    if can_fuse(policy):
+        return start_fused(FusedStepper, policy, prompts, repeats, max_tokens)
+    return CachedStepper(policy, _read_prompts(policy, prompts, repeats))
+
+
+def start_fused(
+    kind: type[FusedStepper], policy: LanguageModel, prompts: Sequence[Sequence[int]], repeats: int, max_tokens: int
+) -> FusedStepper:
+    """`start` with one of the fused steppers, for a policy that `can_fuse`."""
+    return kind(policy, _read_prompts(policy, prompts, 1), repeats, max_tokens)
 
 
 def can_fuse(policy: LanguageModel) -> bool:
@@ -175,7 +182,7 @@ class FusedStepper:
             rotated = mixed[:, :num_rotated]
             if layer.query_norm is not None and layer.key_norm is not None:
                 rotated = self._normed(rotated, layer.query_norm, layer.key_norm)
-            rotated = torch.view_as_real(_complex(rotated) * rotation_BD).flatten(2)
+            rotated = torch.view_as_real(complex_pairs(rotated) * rotation_BD).flatten(2)
             keys[:, :, self._columns] = rotated[:, self._heads :]
             values[:, :, self._columns] = mixed[:, num_rotated:]
             query = rotated[:, : self._heads].reshape(rows * self._key_heads, -1, width)
@@ -184,9 +191,9 @@ class FusedStepper:
             if padding is not None:
                 scores += padding
             context = torch.bmm(scores.softmax(-1), seen_values).view(rows, -1)
-            hidden = _plus(hidden, context, layer.out, layer.out_bias)
+            hidden = plus(hidden, context, layer.out, layer.out_bias)
             gated, up = linear(rms_norm(hidden, shape, eps=eps), layer.gate_up, layer.gate_up_bias).chunk(2, -1)
-            hidden = _plus(hidden, silu(gated).mul_(up), layer.down, layer.down_bias)
+            hidden = plus(hidden, silu(gated).mul_(up), layer.down, layer.down_bias)
         self.logits_BV = linear(rms_norm(hidden, shape, eps=eps), self._head)
         self._columns = end
         self._position_B = self._position_B + 1
@@ -244,11 +251,13 @@ class FusedStepper:
         return torch.complex(cosine[0, :, :half].float(), sine[0, :, :half].float())
 
 
-def _complex(pairs: Tensor) -> Tensor:
+def complex_pairs(pairs: Tensor) -> Tensor:
+    """Neighbours as one complex number."""
     return torch.view_as_complex(pairs.reshape(*pairs.shape[:-1], -1, 2))
 
 
-def _plus(hidden: Tensor, inner: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def plus(hidden: Tensor, inner: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """The residual plus a projection."""
     out = torch.addmm(hidden, inner, weight.T)
     return out if bias is None else out + bias
 
