@@ -57,8 +57,8 @@ def align_config(work: Work, rounds: int) -> AlignConfig:
 class OurStep:
     """Rounds of `align` without the first, which warms up."""
 
-    def __init__(self, work: Work) -> None:
-        self.work = work
+    def __init__(self, work: Work, device: str = "cpu") -> None:
+        self.work, self.device = work, device
 
     def seconds(self, rounds: int) -> float:
         """Seconds of one round, the mean over `rounds`."""
@@ -72,7 +72,7 @@ class OurStep:
         reference = copy.deepcopy(policy)
         head = ScalarHead.copied_from(policy, num_discriminator_outputs(config), config.discriminator.dropout)
         train = examples(4 * work.prompts, work.prompt_tokens, work.response_tokens, work.vocabulary)
-        surroundings = Surroundings()
+        surroundings = Surroundings(self.device)
         align(Models(policy, reference, head), train, [], config, 7, surroundings.loop())
         return surroundings.clock.mean_seconds()
 
@@ -80,8 +80,8 @@ class OurStep:
 class PeerStep:
     """Steps of a TRL trainer without the first. The reward is a number without a model: TRL trains none."""
 
-    def __init__(self, work: Work, trainer: str) -> None:
-        self.work, self.trainer = work, trainer
+    def __init__(self, work: Work, trainer: str, device: str = "cpu") -> None:
+        self.work, self.trainer, self.device = work, trainer, device
 
     def seconds(self, rounds: int) -> float:
         """Seconds of one step, the mean over `rounds`."""
@@ -106,7 +106,7 @@ class PeerStep:
             trainer = kind(
                 model=str(Path(folder) / "model"),
                 reward_funcs=_reward,
-                args=settings(output_dir=folder, max_steps=rounds + 1, **peer_settings(work)),
+                args=settings(output_dir=folder, max_steps=rounds + 1, **peer_settings(work, self.device)),
                 train_dataset=Dataset.from_dict({"prompt": texts}),
                 processing_class=word_tokenizer(work.vocabulary),
                 callbacks=[Ticks()],
@@ -118,7 +118,7 @@ class PeerStep:
         return clock.mean_seconds()
 
 
-def peer_settings(work: Work) -> dict[str, Any]:
+def peer_settings(work: Work, device: str) -> dict[str, Any]:
     """TRL's defaults, but fp32, the same batch, and nothing that only costs: no checkpointing of activations."""
     return {
         "per_device_train_batch_size": work.prompts * work.repeats,
@@ -127,7 +127,7 @@ def peer_settings(work: Work) -> dict[str, Any]:
         "gradient_accumulation_steps": 1,
         "gradient_checkpointing": False,
         "bf16": False,
-        "use_cpu": True,
+        "use_cpu": device == "cpu",
         "report_to": [],
         "save_strategy": "no",
         "logging_strategy": "no",
@@ -172,14 +172,14 @@ class _Clock:
 class Surroundings:
     """A loop that reports to a clock and keeps nothing."""
 
-    def __init__(self) -> None:
-        self.clock = _Clock()
+    def __init__(self, device: str = "cpu") -> None:
+        self.clock, self.device = _Clock(), device
 
     def loop(self) -> Any:
         """The loop."""
         from understudy.training.loop import Loop, create_accelerator
 
-        return Loop(create_accelerator("fp32", "cpu"), self.clock, _NoCheckpoints())  # type: ignore[arg-type]
+        return Loop(create_accelerator("fp32", self.device), self.clock, _NoCheckpoints())  # type: ignore[arg-type]
 
 
 class _NoCheckpoints:

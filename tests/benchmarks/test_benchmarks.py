@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from benchmarks import gpu
 from benchmarks.__main__ import bar_of, main
 from benchmarks.aligning import OurStep, Work, align_config
 from benchmarks.scaling import exponent
@@ -30,6 +31,17 @@ def test_quick_run_prints_a_table_and_keeps_the_raw_numbers(tmp_path: Path, caps
     assert report["machine"]["threads"] == 1 and report["machine"]["matrix_gflops"] > 0
     shown = capsys.readouterr().out
     assert "sampling 0.1M" in shown and "GFLOP/s in a matrix product" in shown
+
+
+def test_gpu_script_runs_on_a_cpu_with_eager_calls_for_the_graph(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert gpu.main(["--without-peers", "--out", str(tmp_path)]) == 0
+    (path,) = tmp_path.glob("gpu-*.json")
+    report = json.loads(path.read_text())
+    assert report == json.loads(capsys.readouterr().out)
+    assert report["decode"]["graph_seconds_per_step"] > 0 and report["decode"]["bar"] == 0.4
+    assert 0 < report["update"]["mfu"] < 1.5 and report["step"]["ours_seconds"] > 0
 
 
 def test_unknown_suite_is_refused_with_the_known_ones(capsys: pytest.CaptureFixture[str]) -> None:
