@@ -1,7 +1,8 @@
-"""Render every overlay and check it strictly, offline: `python3 -m k8s.check [--release] [environment…]`.
+"""Render every overlay and check it strictly, offline: `python3 -m k8s.check [--release] [--record] [environment…]`.
 
-Ends with 0 when everything holds, 1 with one line per problem, 2 when a tool is missing. Without a folder of
-CustomResourceDefinitions in UNDERSTUDY_CRDS it names the kinds whose fields were not looked at.
+Ends with 0 when everything holds, 1 with one line per problem, 2 when a tool is missing. With a folder of
+CustomResourceDefinitions in UNDERSTUDY_CRDS custom kinds are held to them, and `--record` writes down the fields that
+were valid; without it they are held to those fields.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from k8s.checks import cluster, monitoring, names, network, pipelines, pods, references, schemas
+from k8s.checks import cluster, fields, monitoring, names, network, pipelines, pods, references, schemas
 from k8s.checks.render import ENVIRONMENTS, ROOT, CheckError, Object, environment
 
 
@@ -64,29 +65,38 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Check the environments and print what is wrong."""
     parser = argparse.ArgumentParser(prog="python3 -m k8s.check", description=__doc__)
     parser.add_argument("--release", action="store_true", help="refuse placeholders of digests, too")
+    parser.add_argument("--record", action="store_true", help=f"write {fields.FILE.name} from the definitions")
     parser.add_argument("environments", nargs="*", default=ENVIRONMENTS)
     options = parser.parse_args(arguments)
-    count = 0
-    unseen: set[str] = set()
+    crds = schemas.crds_folder()
+    if options.record and crds is None:
+        parser.error("--record needs a folder of CustomResourceDefinitions in UNDERSTUDY_CRDS")
+    found: list[str] = []
+    seen: list[Object] = []
     for name in options.environments:
         try:
             items = [item for folder in environment(name).values() for item in folder]
-            unseen |= set(schemas.unvalidated(items, schemas.crds_folder()))
-            for problem in problems(items, name, options.release):
-                count += 1
-                print(f"k8s {name}: {problem}", file=sys.stderr)
         except CheckError as error:
             print(error, file=sys.stderr)
             return 2
-    if unseen:
-        print(
-            f"k8s: fields of {', '.join(sorted(unseen))} were NOT validated: set UNDERSTUDY_CRDS to a folder with "
-            "their definitions (docs/operations.md, Map)."
-        )
-    if not count:
-        fit = "keep the policies" if unseen else "fit their schemas and keep the policies"
-        print(f"k8s: {', '.join(options.environments)}: all objects render, {fit}.")
-    return 1 if count else 0
+        seen += items
+        found += [f"{name}: {problem}" for problem in problems(items, name, options.release)]
+    if crds and not found and set(options.environments) == set(ENVIRONMENTS):
+        found += _recorded(schemas.record(seen, crds), options.record)
+    for problem in found:
+        print(f"k8s {problem}", file=sys.stderr)
+    if not found:
+        fit = "their definitions" if crds else f"the fields in k8s/checks/{fields.FILE.name}"
+        print(f"k8s: {', '.join(options.environments)}: all objects render, fit {fit} and keep the policies.")
+    return 1 if found else 0
+
+
+def _recorded(current: dict[str, fields.Fields], write: bool) -> Iterator[str]:
+    if write:
+        fields.FILE.write_text(fields.text(current), encoding="utf-8")
+        fields.recorded.cache_clear()
+    elif current != fields.recorded():
+        yield f"{fields.FILE.name} is not what the objects use: {fields.COMMAND}"
 
 
 if __name__ == "__main__":

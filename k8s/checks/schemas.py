@@ -1,9 +1,9 @@
 """Strict schemas: core kinds by kubernetes-validate, custom kinds by the schema in their CustomResourceDefinition.
 
 Unknown fields are errors, as with `kubectl apply --validate=strict`. The definitions belong to other projects and are
-not kept here: a folder holds them, from `kubectl get crd -o json` or their releases. Without it Trainer's kinds are
-still held to the typed models of its SDK, and the rest to the policies. CEL rules of a CRD (x-kubernetes-validations)
-are not evaluated: only an API server does that.
+not kept here: a folder holds them, from `kubectl get crd -o json` or their releases. Without it each field must be one
+that was validated before (k8s/checks/fields.py), and Trainer's kinds are held to the typed models of its SDK, too. CEL
+rules of a CRD (x-kubernetes-validations) are not evaluated: only an API server does that.
 """
 
 from __future__ import annotations
@@ -12,9 +12,11 @@ import json
 import os
 from collections.abc import Iterable, Iterator
 from functools import cache
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from k8s.checks import fields
 from k8s.checks.render import ROOT, Object, title
 
 KUBERNETES_VERSION = "1.32"
@@ -33,22 +35,20 @@ def crds_folder() -> Path | None:
 
 
 def problems(items: Iterable[Object], crds: Path | None) -> Iterator[str]:
-    """Yield what is wrong with each object; without a folder of CRDs see `unvalidated`."""
+    """Yield what is wrong with each object; without a folder of CRDs see `fields`."""
     for item in items:
         group = str(item.get("apiVersion", "")).rpartition("/")[0]
         if group in _CORE_GROUPS:
             found = _core(item)
         else:
-            found = _custom(item, crds) if crds else _typed(item)
+            found = _custom(item, crds) if crds else chain(_typed(item), fields.problems(item))
         yield from (f"{title(item)}: {problem}" for problem in found)
 
 
-def unvalidated(items: Iterable[Object], crds: Path | None) -> list[str]:
-    """Return the kinds whose fields nobody looks at: custom ones, when there is no folder of CRDs."""
-    if crds:
-        return []
-    groups = {(str(item["apiVersion"]).rpartition("/")[0], str(item["kind"])) for item in items}
-    return sorted({kind for group, kind in groups if group not in _CORE_GROUPS and kind not in _MODELS})
+def record(items: Iterable[Object], crds: Path) -> dict[str, fields.Fields]:
+    """Return the fields that valid custom objects use, as `fields.FILE` holds them."""
+    custom = (item for item in items if str(item["apiVersion"]).rpartition("/")[0] not in _CORE_GROUPS)
+    return fields.record(custom, _schemas(crds))
 
 
 def _typed(item: Object) -> Iterator[str]:

@@ -48,6 +48,11 @@ def test_environment_fits_its_schemas(rendered: dict[str, list[Object]], crds: P
     assert list(schemas.problems(rendered[name], crds)) == []
 
 
+@pytest.mark.parametrize("name", ["staging", "production"])
+def test_environment_fits_the_fields_on_record(rendered: dict[str, list[Object]], name: str) -> None:
+    assert list(schemas.problems(rendered[name], None)) == []
+
+
 def test_custom_kinds_are_of_the_versions_the_guide_installs(rendered: dict[str, list[Object]]) -> None:
     versions = {item["apiVersion"] for item in rendered["production"] if "." in item["apiVersion"].partition("/")[0]}
     assert {version for version in versions if "kueue" in version} == {"kueue.x-k8s.io/v1beta2"}

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from support.violations_pods import SFT, Items, box, one
 
-from k8s.checks import schemas
+from k8s.checks import fields, schemas
 
 
 @pytest.mark.parametrize(
@@ -51,18 +51,55 @@ def test_training_runtimes_are_held_to_the_models_of_the_sdk_without_any_definit
     runtime = one(items, *SFT)
     box(items, *SFT)["imagePullPolicies"] = "Always"
     runtime["spec"]["numNodes"] = 2
-    found = list(schemas.problems([runtime], None))
+    found = [problem for problem in schemas.problems([runtime], None) if "unknown field" in problem]
     assert len(found) == 2 and "imagePullPolicies: unknown field" in found[1] and "spec.numNodes: unknown" in found[0]
     runtime["spec"]["mlPolicy"]["numNodes"] = "two"
-    (found_type,) = schemas.problems([runtime], None)
+    found_type = next(iter(schemas.problems([runtime], None)))
     assert "numNodes" in found_type and "integer" in found_type
 
 
-def test_what_nobody_looked_at_is_named(items: Items, tmp_path: Path) -> None:
-    unseen = schemas.unvalidated(items, None)
-    assert {"ClusterQueue", "InferenceService", "ApplicationSet", "PipelineVersion"} <= set(unseen)
-    assert not {"ClusterTrainingRuntime", "Deployment", "CronJob"} & set(unseen)
-    assert schemas.unvalidated(items, tmp_path) == []
+@pytest.mark.parametrize(
+    ("kind", "name", "change", "message"),
+    [
+        ("ClusterQueue", "understudy-adhoc", {"cohort": "understudy"}, "spec.cohort: is not among the fields"),
+        ("InferenceService", "understudy", {"predictors": {}}, "spec.predictors: is not among"),
+        ("ExternalSecret", "mlflow-database", {"refreshInterval": 5}, "refreshInterval: 5 was not validated, only str"),
+        ("ApplicationSet", "understudy", {"goTemplate": "yes"}, "goTemplate: 'yes' was not validated, only boolean"),
+        ("ClusterQueue", "understudy-adhoc", {"queueingStrategy": "Best"}, "only one of ['"),
+        ("ServiceMonitor", "mlflow", {"endpoints": [{"ports": "http"}]}, "spec.endpoints[].ports: is not among"),
+    ],
+)
+def test_without_definitions_each_field_must_have_been_validated(
+    items: Items, kind: str, name: str, change: dict[str, Any], message: str
+) -> None:
+    if kind == "ServiceMonitor":
+        name = next(item["metadata"]["name"] for item in items if item["kind"] == kind)
+    broken = one(items, kind, name)
+    assert list(schemas.problems([broken], None)) == []
+    broken["spec"] |= change
+    found = list(schemas.problems([broken], None))
+    assert len(found) == 1 and message in found[0], found
+
+
+def test_names_that_a_definition_leaves_open_may_change(items: Items) -> None:
+    flavor = next(item for item in items if item["kind"] == "ResourceFlavor")
+    flavor["spec"]["nodeLabels"] = {"another.example/label": "x"}
+    assert list(schemas.problems([flavor], None)) == []
+    flavor["spec"]["nodeLabels"] = {"another.example/label": 1}
+    assert "nodeLabels.*: 1 was not validated" in next(iter(schemas.problems([flavor], None)))
+
+
+def test_a_kind_that_was_never_validated_is_refused() -> None:
+    item = {"apiVersion": "kueue.x-k8s.io/v1alpha1", "kind": "LocalQueue", "metadata": {"name": "q"}, "spec": {}}
+    (found,) = schemas.problems([item], None)
+    assert "no fields of kueue.x-k8s.io/v1alpha1 LocalQueue were validated" in found
+
+
+def test_the_fields_on_record_are_those_that_fit_the_definitions(
+    rendered: dict[str, list[dict[str, Any]]], crds: Path
+) -> None:
+    current = schemas.record([item for items in rendered.values() for item in items], crds)
+    assert current == fields.recorded() and fields.text(current) == fields.FILE.read_text("utf-8")
 
 
 def test_definitions_may_come_as_kubectl_writes_them(tmp_path: Path) -> None:
