@@ -35,7 +35,7 @@ def arguments(params: Params, digest_of: Callable[[str], str | None] | None = No
 
     source = {"source_sha256": (digest_of or source_sha256)(params.data.source)}
     base = {"base_sha256": _model_sha256(params.model.path)}
-    judges = {"judges_sha256": {judge.name: file_sha256(judge.target or "") for judge in params.evaluation.judges}}
+    judges = {"judges_sha256": {judge.name: file_sha256(judge.code) for judge in params.evaluation.judges}}
     name = {"name": params.registry.name}
     dump = params.model_dump(mode="json")
     everything = {section: dump[section] for section in RESULT_SECTIONS}

@@ -14,11 +14,15 @@ import yaml
 from pydantic import Field, model_validator
 
 from understudy.errors import ConfigError
+from understudy.judge_config import BradleyTerryJudgeConfig, ChatJudgeConfig, JudgeConfig
 from understudy.platform_config import LaunchSettings, PlatformConfig
 from understudy.registry_config import PromotionConfig, RegistryConfig
 from understudy.sections import Section, apply_override, section_sha256, validate
 
 __all__ = [
+    "BradleyTerryJudgeConfig",
+    "ChatJudgeConfig",
+    "JudgeConfig",
     "LaunchSettings",
     "Params",
     "PlatformConfig",
@@ -194,20 +198,6 @@ class AlignConfig(Section):
     kl_coefficient_end: float = Field(ge=0)
     held_out_every_rounds: int = Field(gt=0)
     checkpoint_every_rounds: int = Field(gt=0)
-
-
-class JudgeConfig(Section):
-    """One judge of sampled quality; a higher score is better."""
-
-    name: str = Field(min_length=1)
-    kind: Literal["callable", "exact_match", "reward_model"]
-    target: str | None  # "file.py:function" or "package.module:function"; a folder for reward_model
-
-    @model_validator(mode="after")
-    def _target_where_needed(self) -> Self:
-        if self.kind != "exact_match" and not self.target:
-            raise ValueError(f"judge {self.name!r} of kind {self.kind} needs a target")
-        return self
 
 
 class EvaluationConfig(Section):

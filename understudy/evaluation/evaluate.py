@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 from understudy.config import EvaluationConfig
 from understudy.data.demonstrations import Demonstration
 from understudy.evaluation import metrics
+from understudy.evaluation.agreement import agreement_of_judges
 from understudy.evaluation.intervals import Bootstrap, Floats, Interval, cluster_ids
-from understudy.evaluation.judges import Judge
+from understudy.evaluation.judges import Judge, told
 from understudy.evaluation.result import EXPERT_TEXT, GREEDY, T1, Decoding, EvaluationResult, Generated, Sample
 from understudy.evaluation.verdict import Contender, compare, decide
 
@@ -73,7 +74,7 @@ def evaluate(
         brief: policy → number of prompts, for policies whose samples are only worth a glance (random weights).
         on_sampled: called with responses sampled so far and in all.
     """
-    brief = brief or {}
+    brief, names = brief or {}, [judge.name for judge in judges]
     test, validation = _subset(test, config.max_prompts, seed), _subset(validation, config.max_prompts // 2, seed)
     clusters = cluster_ids([row.group for row in test], [row.prompt for row in test])
     study = _Study(config, seed, models, list(judges), test, clusters, on_sampled)
@@ -109,7 +110,7 @@ def evaluate(
         config=config,
         policies=list(policies),
         test=test,
-        judges=[judge.name for judge in judges],
+        judges=names,
         deciding_judge=deciding,
         verdict=decide(comparisons, deciding, config.confidence),
         metrics=measured,
@@ -122,7 +123,9 @@ def evaluate(
         likelihood=likelihood,
         clusters=clusters,
         shown=sorted(int(index) for index in shown),
-        notes=study.notes(tuning, len(validation), deciding),
+        notes=study.notes(tuning, len(validation), deciding) + [judge.note() for judge in told(judges).values()],
+        judge_agreement=agreement_of_judges(names, generated, tuned, clusters, study.bootstrap),
+        judge_details={name: judge.report() for name, judge in told(judges).items()},
     )
 
 

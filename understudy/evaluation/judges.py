@@ -5,11 +5,12 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import math
+import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -32,6 +33,22 @@ class Judge(Protocol):
         """Return one score per response (P), NaN where the judge cannot decide."""
 
 
+@runtime_checkable
+class Told(Protocol):
+    """A judge about which a report has more to say than its scores: what it cost, or how well it learned."""
+
+    def report(self) -> dict[str, Any]:
+        """Return that as plain JSON values."""
+
+    def note(self) -> str:
+        """Return that as a sentence."""
+
+
+def told(judges: Sequence[Judge]) -> dict[str, Told]:
+    """Return by name the judges that have more to say."""
+    return {judge.name: judge for judge in judges if isinstance(judge, Told)}
+
+
 @dataclass(frozen=True)
 class ExactMatch:
     """1 when response and reference are equal after each run of white space becomes one blank, else 0."""
@@ -42,6 +59,18 @@ class ExactMatch:
         """Return 0 or 1 for each response (P)."""
         pairs = zip(responses, references, strict=True)
         return np.asarray([float(response.split() == reference.split()) for response, reference in pairs])
+
+
+@dataclass(frozen=True)
+class RegexJudge:
+    """1 when the pattern is found anywhere in the response, else 0."""
+
+    name: str
+    pattern: str
+
+    def scores(self, prompts: Sequence[str], responses: Sequence[str], references: Sequence[str]) -> Floats:
+        """Return 0 or 1 for each response (P)."""
+        return np.asarray([float(re.search(self.pattern, response) is not None) for response in responses])
 
 
 @dataclass(frozen=True)
@@ -127,12 +156,13 @@ class RewardModelJudge:
         return self._loaded
 
 
-def load_judge(config: JudgeConfig, root: Path | None = None) -> Judge:
+def load_judge(config: JudgeConfig, root: Path | None = None, cache: Path | None = None) -> Judge:
     """Return the judge that the params name.
 
     Args:
         config: one entry of `evaluation.judges`.
         root: folder that relative targets start from; the current one by default, then the one above the package.
+        cache: folder for verdicts that cost something to get again.
 
     Raises:
         ConfigError: the target does not exist, with what was looked for.
@@ -140,6 +170,13 @@ def load_judge(config: JudgeConfig, root: Path | None = None) -> Judge:
     if config.kind == "exact_match":
         return ExactMatch(config.name)
     assert config.target is not None  # JudgeConfig refuses it
+    if config.kind == "regex":
+        return RegexJudge(config.name, config.target)
+    if config.kind == "chat":
+        from understudy.evaluation.judges_chat import ChatJudge
+
+        assert config.chat is not None  # JudgeConfig refuses it
+        return ChatJudge(config.name, config.target, config.chat, cache)
     if config.kind == "reward_model":
         return RewardModelJudge(config.name, str(_existing(config, config.target, root)))
     return CallableJudge(config.name, _function(config, config.target, root))

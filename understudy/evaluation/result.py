@@ -79,6 +79,8 @@ class EvaluationResult:
     clusters: NDArray[np.int64]
     shown: list[int]
     notes: list[str] = field(default_factory=list)
+    judge_agreement: list[dict[str, Any]] = field(default_factory=list)
+    judge_details: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def metrics_json(self) -> dict[str, dict[str, dict[str, dict[str, float]]]]:
         """Return the metrics in the form of EvaluationReport."""
@@ -102,6 +104,8 @@ class EvaluationResult:
                 for policy, tried in self.tuning.items()
             },
             "notes": self.notes,
+            "judge_agreement": self.judge_agreement,
+            "judge_details": self.judge_details,
             "prompts": [
                 {"id": row.id, "group": row.group, "cluster": str(cluster)}
                 for row, cluster in zip(self.test, self.clusters.tolist(), strict=True)

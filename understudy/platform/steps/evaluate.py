@@ -48,7 +48,7 @@ def run(
         from understudy.evaluation.evaluate import evaluate
         from understudy.evaluation.judges import load_judge
 
-        judges = [load_judge(judge) for judge in settings.judges]
+        judges = [load_judge(judge, cache=context.workdir / "judge-cache") for judge in settings.judges]
         models = _load_lazily(context, model, policies, settings.max_response_tokens)
         names = [name for name in ORDER if name == "base" or name in policies]
 

@@ -204,6 +204,8 @@ def _judge_problems(evaluation: EvaluationConfig) -> Iterator[str]:
         target = judge.target or ""
         if judge.kind == "reward_model" and not Path(target).expanduser().is_dir():
             yield f"judge {judge.name!r}: {target!r} is not a folder with a reward model"
+        if judge.chat is not None and judge.chat.api_key_env and not os.environ.get(judge.chat.api_key_env):
+            yield f"judge {judge.name!r}: the variable {judge.chat.api_key_env} that is to hold its key is not set"
         if judge.kind != "callable":
             continue
         name, _, function = target.rpartition(":")
