@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from support.kubernetes_api import KubernetesApi
+from support.kubernetes_api import KubernetesApi, Refusal
 from support.train_jobs import POLICY, RUN_ID, Attempt, VirtualClock, cluster, request
 
 from understudy.errors import IntegrityError, Preempted, ServiceUnreachable, UnderstudyError
@@ -166,3 +166,27 @@ def test_a_job_of_the_same_name_that_is_not_ours_is_left_alone(
     launcher.cluster.delete(launcher.name, made["metadata"]["uid"])
     launcher.cluster.delete(launcher.name, made["metadata"]["uid"])  # gone already
     assert not api.jobs
+
+
+@pytest.mark.parametrize("times", [2, 10**6])
+def test_a_conflict_that_is_no_job_of_that_name_is_asked_again_with_pauses(
+    times: int, api: KubernetesApi, clock: VirtualClock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    create, refused = api._create, [0]
+
+    def conflict(query: dict[str, str], body: dict[str, object]) -> dict[str, object]:
+        refused[0] += 1
+        if refused[0] > times:
+            return create(query, body)
+        assert refused[0] < 2000, "asked without end"
+        raise Refusal(409, "Conflict", 'Operation cannot be fulfilled on resourcequotas "gpu": the object was modified')
+
+    monkeypatch.setattr(api, "_create", conflict)
+    api.will_play("complete_two_nodes", "done")
+    attempt = Attempt(api, clock, tmp_path)
+    if times == 2:
+        assert attempt.run() == (POLICY,) and refused == [3] and clock.now() >= 2
+    else:
+        with pytest.raises(ServiceUnreachable, match=r"resourcequotas .gpu.: the object was modified"):
+            attempt.run()
+        assert clock.now() >= 900 and refused[0] < 1000

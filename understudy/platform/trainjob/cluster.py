@@ -156,7 +156,8 @@ class Cluster:
             )
         except _BadRequest:
             return []
-        return answer.data.decode("utf-8", "replace").splitlines() if answer else []
+        # Not splitlines: a progress bar's carriage returns are within one line, which has one time.
+        return answer.data.decode("utf-8", "replace").removesuffix("\n").split("\n") if answer and answer.data else []
 
     def _cluster_object(self, group: str, version: str, plural: str, name: str) -> Object | None:
         found: Object | None = self._call(
@@ -174,6 +175,9 @@ class Cluster:
         except ApiException as error:
             if error.status == 404:
                 return None
+            if error.status == 409 and what.startswith("create") and _field(error, "reason") == "Conflict":
+                # Two writers of a ResourceQuota, for example: nothing was created, and asking again helps.
+                raise self._refusal(what, 503, _message(error)) from error
             raise self._refusal(what, error.status, _message(error)) from error
         except HTTPError as error:
             raise ServiceUnreachable(
@@ -203,8 +207,13 @@ class _BadRequest(ConfigError):
 
 
 def _message(error: Any) -> str:
+    return _field(error, "message") or str(error.reason)
+
+
+def _field(error: Any, name: str) -> str:
+    """Return a field of the Status that the server answered with, "" when it is none (a proxy's page, for example)."""
     try:
         status: Mapping[str, Any] = json.loads(error.body)
-        return str(status["message"])
+        return str(status[name])
     except (TypeError, ValueError, KeyError):
-        return str(error.reason)
+        return ""
