@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from understudy.cli import gate as model_gate
-from understudy.cli import model_promotion, model_watch
+from understudy.cli import model_compare, model_promotion, model_watch
 from understudy.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -111,6 +111,8 @@ def generate(
         typer.echo(json.dumps({"model": f"{version.name}/{version.version}", "prompt": prompt, **answer}, indent=1))
 
 
+app.command()(model_compare.compare)
+app.command()(model_compare.ladder)
 app.command()(model_gate.gate)
 app.command()(model_promotion.promote)
 app.command()(model_promotion.rollback)
@@ -141,36 +143,10 @@ def _generate(
     seed: int,
     stream: bool,
 ) -> dict[str, Any]:
-    folder = registry.download(version)
+    from understudy.cli.model_stream import Answerer
 
-    import torch
-
-    from understudy.models.generation import SamplingSettings, generate
-    from understudy.models.loading import load_policy
-    from understudy.platform.registry import generation_defaults
-
-    defaults = generation_defaults(folder)
-    chosen = defaults["temperature"] if temperature is None else temperature
-    settings = SamplingSettings(
-        max_response_tokens=max_new_tokens or defaults["max_new_tokens"], temperature=chosen or 1.0, greedy=chosen == 0
-    )
-    policy = load_policy(folder)
-    ids: list[int] = []
-    shown = ""
-
-    def write(tokens: torch.Tensor) -> None:
-        nonlocal shown
-        ids.append(int(tokens[0]))
-        text = policy.decode(ids)
-        # The last character may be half of one until the next token comes.
-        if not text.endswith("\ufffd") and text.startswith(shown):
-            typer.echo(text[len(shown) :], nl=False)
-            shown = text
-
-    prompt_ids = policy.encode_prompt([{"role": "user", "content": prompt}])
-    generator = torch.Generator().manual_seed(seed)
-    rollouts = generate(policy, [prompt_ids], settings, generator, on_token=write if stream else None)
-    response = policy.decode(rollouts.responses[0])
+    answerer = Answerer(registry, version, max_new_tokens, temperature)
+    answer = answerer.answer(prompt, seed, (lambda text: typer.echo(text, nl=False)) if stream else None)
     if stream:
-        typer.echo(response[len(shown) :])
-    return {"response": response, "finished": rollouts.finished[0], "tokens": rollouts.num_tokens, "seed": seed}
+        typer.echo()
+    return answer

@@ -104,6 +104,7 @@ class EvaluationResult:
                 for policy, tried in self.tuning.items()
             },
             "notes": self.notes,
+            "deciding_judge": self.deciding_judge,
             "judge_agreement": self.judge_agreement,
             "judge_details": self.judge_details,
             "prompts": [

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from understudy.config import EvaluationConfig, ModelConfig, validate
 from understudy.platform.context import StepContext, current_run, step_context
+from understudy.platform.ladder import ladder_for_report, open_ladder
 from understudy.platform.steps.training import load_demonstrations, scratch_folder
 from understudy.records import DatasetRef, DiscriminatorRef, EvaluationReport, PolicyRef, Record
 
@@ -130,6 +131,8 @@ def _store(
     }
     title = str(context.config.get("name", "policy on " + records["dataset"].to_json()["md5"][:8]))
     whole = result.to_json() | {"provenance": provenance, "protocol": _protocol(context, records, policies)}
+    if ladder := ladder_for_report(open_ladder(context.workdir), whole):
+        whole["ladder"] = ladder
     answer = ask_gate(Path(os.environ.get("UNDERSTUDY_GATE", "gate.yaml")), whole)
     page = render_report(result, histories, provenance, title, answer, whole)
     numbers = json.dumps(whole, sort_keys=True, indent=1, allow_nan=False)

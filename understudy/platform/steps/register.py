@@ -12,6 +12,7 @@ from understudy.errors import IntegrityError
 from understudy.platform import tracking
 from understudy.platform import workdir as workdirs
 from understudy.platform.context import step_context
+from understudy.platform.ladder import enter_report, open_ladder
 from understudy.platform.lineage.record import build_lineage, store_lineage
 from understudy.platform.lineage.sign_version import sign_version
 from understudy.platform.registrations import receipt, write_receipt
@@ -49,6 +50,8 @@ def run(config: dict[str, Any], policy: PolicyRef, report: EvaluationReport, dat
             temperature=temperature,
         )
         entry = sign_version(registry, context.store, entry)
+        numbers = json.loads((report_folder / "report.json").read_text(encoding="utf-8"))
+        enter_report(open_ladder(context.workdir), numbers, registry.versions(entry.name), report.sha256)
         write_receipt(context.workdir, uri, entry)
         context.finish(entry)
     return entry
