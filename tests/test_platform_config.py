@@ -37,6 +37,10 @@ REFUSED = {
     "steps.sft.secrets=[{name: s, keys: {a: AWS_ACCESS_KEY_ID}}]": "step sft gets AWS_ACCESS_KEY_ID from several",
     "secrets=[{name: s, keys: {}}]": "at least 1 item",
     "steps.nosuch.gpus=1": "unknown key",
+    "steps.sft.timeout_seconds=2147483648": "less than or equal to 2147483647",
+    "steps.ingest.timeout_seconds=99999999999999": "less than or equal to 2147483647",
+    "steps.sft.gpus=2147483648": "less than or equal to 2147483647",
+    "steps.align.nodes=2147483648": "less than or equal to 2147483647",
     "max_restarts=-1": "greater than or equal to 0",
 }
 

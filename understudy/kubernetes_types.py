@@ -24,6 +24,7 @@ def _as_text(value: Any) -> Any:
     return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
 
 
+INT32_MAX = 2**31 - 1  # what Kubernetes and KFP hold counts and deadlines in
 # Zero is left out: as a limit it means none.
 _QUANTITY = _matching(r"(?=.*[1-9])\d+(\.\d+)?(m|[kMGTPE]|[KMGTPE]i)?", "a quantity such as 500m, 16 or 512Gi")
 _IMAGE = _matching(

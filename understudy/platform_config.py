@@ -12,6 +12,7 @@ from typing import Literal, Self, get_args
 from pydantic import Field, model_validator
 
 from understudy.kubernetes_types import (
+    INT32_MAX,
     EnvName,
     Image,
     Label,
@@ -130,7 +131,9 @@ class PlatformConfig(Section):
     adhoc: AdhocQueue = AdhocQueue()
     launcher_cpu: Quantity = "500m"  # of the pod that starts and watches a TrainJob
     launcher_memory: Quantity = "4Gi"
-    max_restarts: int = Field(default=1, ge=0)  # of a TrainJob; must equal the runtime's (k8s/infrastructure/runtimes)
+    max_restarts: int = Field(
+        default=1, ge=0, le=INT32_MAX
+    )  # of a TrainJob; must equal the runtime's (k8s/infrastructure/runtimes)
     labels: UserLabels = {"understudy.dev/cost-center": "understudy"}
     code_source_url: str = Field(
         default="https://git.example.com/ml/understudy/src/branch/production/pipelines/retrain.py",
@@ -160,17 +163,17 @@ class LaunchSettings(Section):
     """What a sft or align pod needs to launch its training: the variable UNDERSTUDY_LAUNCH, as JSON."""
 
     step: Step
-    nodes: int = Field(ge=1)
-    gpus_per_node: int = Field(ge=0)
+    nodes: int = Field(ge=1, le=INT32_MAX)
+    gpus_per_node: int = Field(ge=0, le=INT32_MAX)
     gpu_resource: ResourceName
     namespace: Name
     runtime: Name  # ClusterTrainingRuntime
     image: Image
     queue: Name  # LocalQueue
     priority: Name  # WorkloadPriorityClass
-    timeout_seconds: int = Field(gt=0)  # from admission
-    queue_timeout_seconds: int = Field(gt=0)  # from creation to admission
-    max_restarts: int = Field(ge=0)
+    timeout_seconds: int = Field(gt=0, le=INT32_MAX)  # from admission
+    queue_timeout_seconds: int = Field(gt=0, le=INT32_MAX)  # from creation to admission
+    max_restarts: int = Field(ge=0, le=INT32_MAX)
     cpu: Quantity
     memory: Quantity
     ephemeral_storage: Quantity

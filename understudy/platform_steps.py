@@ -6,7 +6,17 @@ from typing import Literal, Self
 
 from pydantic import ConfigDict, Field, model_validator
 
-from understudy.kubernetes_types import EnvName, LabelKey, Labels, LabelValue, Name, Quantity, ResourceName, UserLabels
+from understudy.kubernetes_types import (
+    INT32_MAX,
+    EnvName,
+    LabelKey,
+    Labels,
+    LabelValue,
+    Name,
+    Quantity,
+    ResourceName,
+    UserLabels,
+)
 from understudy.sections import Section
 
 
@@ -49,7 +59,7 @@ class CpuStep(Section):
     cpu_limit: Quantity | None = None
     memory: Quantity = "4Gi"
     workdir_size: Quantity = "20Gi"
-    timeout_seconds: int = Field(default=3600, gt=0)
+    timeout_seconds: int = Field(default=3600, gt=0, le=INT32_MAX)
     retry: RetryConfig = RetryConfig()
     secrets: tuple[EnvironmentSource, ...] = ()
     labels: UserLabels = {}
@@ -59,7 +69,7 @@ class PreflightStep(CpuStep):
     """Finds what is wrong within minutes."""
 
     memory: Quantity = "2Gi"
-    timeout_seconds: int = Field(default=900, gt=0)
+    timeout_seconds: int = Field(default=900, gt=0, le=INT32_MAX)
 
 
 class IngestStep(CpuStep):
@@ -75,7 +85,7 @@ class ChampionStep(CpuStep):
 
     memory: Quantity = "1Gi"
     workdir_size: Quantity = "1Gi"
-    timeout_seconds: int = Field(default=900, gt=0)
+    timeout_seconds: int = Field(default=900, gt=0, le=INT32_MAX)
 
 
 class RegisterStep(CpuStep):
@@ -93,8 +103,8 @@ class PromoteStep(CpuStep):
 class GpuStep(CpuStep):
     """A step on GPUs: one pod with `nodes: 1`, a Kubeflow TrainJob of `nodes` pods otherwise."""
 
-    nodes: int = Field(default=1, ge=1)
-    gpus: int = Field(default=1, ge=0)  # per node
+    nodes: int = Field(default=1, ge=1, le=INT32_MAX)
+    gpus: int = Field(default=1, ge=0, le=INT32_MAX)  # per node
     gpu_resource: ResourceName = "nvidia.com/gpu"
     gpu_product: LabelValue | None = None  # as GPU feature discovery labels nodes, e.g. NVIDIA-H100-80GB-HBM3
     cpu: Quantity = "8"
@@ -102,8 +112,8 @@ class GpuStep(CpuStep):
     workdir_size: Quantity = "190Gi"
     ephemeral_storage: Quantity = "200Gi"
     shared_memory: Quantity = "16Gi"
-    timeout_seconds: int = Field(default=24 * 3600, gt=0)
-    queue_timeout_seconds: int = Field(default=24 * 3600, gt=0)  # waiting for a TrainJob's quota
+    timeout_seconds: int = Field(default=24 * 3600, gt=0, le=INT32_MAX)
+    queue_timeout_seconds: int = Field(default=24 * 3600, gt=0, le=INT32_MAX)  # waiting for a TrainJob's quota
     node_selector: Labels = {}
     tolerations: tuple[Toleration, ...] = (
         Toleration(key="nvidia.com/gpu", operator="Equal", value="present", effect="NoSchedule"),
@@ -127,14 +137,14 @@ class AlignStep(TrainStep):
 
     runtime: Name = "understudy-align"
     memory: Quantity = "96Gi"
-    timeout_seconds: int = Field(default=48 * 3600, gt=0)
+    timeout_seconds: int = Field(default=48 * 3600, gt=0, le=INT32_MAX)
 
 
 class EvaluateStep(GpuStep):
     """One node: evaluation is not distributed."""
 
     nodes: Literal[1] = 1
-    timeout_seconds: int = Field(default=6 * 3600, gt=0)
+    timeout_seconds: int = Field(default=6 * 3600, gt=0, le=INT32_MAX)
 
 
 class NotifyStep(CpuStep):
@@ -142,7 +152,7 @@ class NotifyStep(CpuStep):
 
     memory: Quantity = "1Gi"
     workdir_size: Quantity = "1Gi"
-    timeout_seconds: int = Field(default=600, gt=0)
+    timeout_seconds: int = Field(default=600, gt=0, le=INT32_MAX)
     secrets: tuple[EnvironmentSource, ...] = (
         EnvironmentSource(
             name="understudy-notify", keys={"UNDERSTUDY_WEBHOOK_URL": "UNDERSTUDY_WEBHOOK_URL"}, optional=True

@@ -46,3 +46,8 @@ def test_what_we_take_kfp_takes_and_reads_alike(expression: str) -> None:
 )
 def test_what_is_refused(expression: str, words: str) -> None:
     assert words in str(cron_problem(expression))
+
+
+@pytest.mark.parametrize("part", ["*/\u0663", "\u0662", "1-\uff12", "\u00b2"])
+def test_digits_of_other_scripts_are_refused(part: str) -> None:
+    assert "is not a number, name, range or step" in str(cron_problem(f"0 0 2 * * {part}"))

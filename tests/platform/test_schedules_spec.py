@@ -80,13 +80,29 @@ def test_files_that_are_no_schedule(tmp_path: Path, text: str, words: str) -> No
         load_schedule(write(tmp_path, "nightly", text))
 
 
+@pytest.mark.parametrize(
+    ("params", "words"),
+    [
+        ("&a {data.source: *a}", "Circular reference"),
+        ("{sft.learning_rate: .nan}", "Out of range float"),
+        ("{sft.learning_rate: .inf}", "Out of range float"),
+        ('{data.source: "\\ud800"}', "surrogates not allowed"),
+        ("{seed: " + "9" * 5000 + "}", "is not valid YAML"),
+        ("{seed: " + "[" * 3000 + "]" * 3000 + "}", "nests too deeply"),
+    ],
+)
+def test_params_that_no_json_can_hold_are_refused_with_their_file(tmp_path: Path, params: str, words: str) -> None:
+    path = write(tmp_path, "nightly", TEXT.replace("params:\n  seed: 3", f"params: {params}"))
+    with pytest.raises(ConfigError, match=words) as error:
+        load_schedule(path)
+    assert str(path) in str(error.value)
+
+
 def test_files_that_would_be_passed_over_or_cannot_be_read_are_told(tmp_path: Path) -> None:
     write(tmp_path, "nightly", TEXT)
     (tmp_path / "weekly.yml").write_text(TEXT)
     (tmp_path / "folder.yaml").mkdir()
-    with pytest.raises(
-        ConfigError, match=r"(?s)weekly.yml: schedules end with .yaml.*folder.yaml cannot be read"
-    ):
+    with pytest.raises(ConfigError, match=r"(?s)weekly.yml: schedules end with .yaml.*folder.yaml cannot be read"):
         load_schedules(tmp_path)
     (tmp_path / "kustomization.yaml").write_text("configMapGenerator: 3\n")
     assert "is no kustomization with a configMapGenerator" in str(unmounted(tmp_path))

@@ -129,19 +129,23 @@ def load_schedule(path: Path) -> Schedule:
         data = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeys)
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror}.") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: bytes that are no UTF-8, a number of 5,000 digits
         raise ConfigError(f"{path} is not valid YAML: {error}. Correct the line it names.") from error
+    except RecursionError as error:
+        raise ConfigError(f"{path} nests too deeply. A schedule is a flat mapping.") from error
     if not isinstance(data, dict):
         raise ConfigError(f"{path} holds {type(data).__name__}, not a mapping such as `name:` and `cron:`.")
     schedule = validate(Schedule, data, where=str(path))
     for name in schedule.params:
         try:
             apply_override({}, f"{name}=1")
-            json.dumps(schedule.params[name])
+            json.dumps(schedule.params[name], allow_nan=False, ensure_ascii=False).encode()
         except ConfigError as error:
             raise ConfigError(f"{path}: params: {error}") from error
         except TypeError as error:
             raise ConfigError(f"{path}: params.{name}: {error}; put it in quotes.") from error
+        except ValueError as error:  # an anchor within itself, no number, half of a surrogate pair
+            raise ConfigError(f"{path}: params.{name} cannot be written as JSON: {error}.") from error
     if len(_PIN_LINE.findall(path.read_text(encoding="utf-8"))) != 1:
         raise ConfigError(f"{path}: pipeline_version must stand on one line of its own, as `pipeline_version: NAME`.")
     return schedule
