@@ -15,7 +15,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 
 import understudy
-from understudy.config import JudgeConfig
+from understudy.config import BradleyTerryJudgeConfig, JudgeConfig
 from understudy.errors import ConfigError, UnderstudyError
 from understudy.evaluation.intervals import Floats
 
@@ -169,6 +169,10 @@ def load_judge(config: JudgeConfig, root: Path | None = None, cache: Path | None
     """
     if config.kind == "exact_match":
         return ExactMatch(config.name)
+    if config.kind == "bradley_terry":
+        from understudy.evaluation.judges_bradley_terry import BradleyTerryJudge
+
+        return BradleyTerryJudge(config.name, config.bradley_terry or BradleyTerryJudgeConfig())
     assert config.target is not None  # JudgeConfig refuses it
     if config.kind == "regex":
         return RegexJudge(config.name, config.target)

@@ -47,7 +47,9 @@ def run(
         settings = validate(EvaluationConfig, config["evaluation"], "evaluation")
         validation, test = load_demonstrations(context, dataset, "validation", "test")
         from understudy.evaluation.evaluate import evaluate
+        from understudy.evaluation.intervals import Bootstrap
         from understudy.evaluation.judges import load_judge
+        from understudy.evaluation.judges_bradley_terry import fit_judges
 
         judges = [load_judge(judge, cache=context.workdir / "judge-cache") for judge in settings.judges]
         models = _load_lazily(context, model, policies, settings.max_response_tokens)
@@ -60,6 +62,10 @@ def run(
         rows = _fitting(models, test, names), _fitting(models, validation, names)
         brief = {"base": RANDOM_BASE_PROMPTS} if model.init == "scratch" else {}
         with context.working():
+            if any(judge.kind == "bradley_terry" for judge in settings.judges):
+                (train,) = load_demonstrations(context, dataset, "train")
+                bootstrap = Bootstrap(settings.confidence, settings.bootstrap_samples, context.seed)
+                fit_judges(judges, models, _fitting(models, train, ["sft"]), rows[1], context.seed, bootstrap)
             result = evaluate(settings, context.seed, names, models, *rows, judges, brief, on_sampled)
         records: dict[str, Record] = {"dataset": dataset, **policies}
         if discriminator is not None:
