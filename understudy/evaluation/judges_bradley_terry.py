@@ -97,7 +97,7 @@ class BradleyTerryJudge:
 
         if self._trained is None:
             raise UnderstudyError(
-                f"Judge {self.name!r} is trained inside the evaluate step and has not been. Use it in evaluation.judges."
+                f"Judge {self.name!r} is trained inside the evaluate step and was not. Name it in evaluation.judges."
             )
         policy, head = self._trained
         scores: list[float] = []
