@@ -241,26 +241,25 @@ class _SplitWriter:
         self._pyarrow = pyarrow
         self._schema = pyarrow.schema([pyarrow.field(name, pyarrow.string(), nullable=False) for name in COLUMNS])
         self._writer = pyarrow.parquet.ParquetWriter(path, self._schema, compression="zstd", store_schema=False)
-        self._columns: list[list[str]] = [[] for _ in COLUMNS]
+        self._rows: list[tuple[str, ...]] = []
 
     def add(self, row: Spooled, group: str) -> None:
         sha256, messages_json, prompt, response, row_id, _, metadata_json = row
-        values = (row_id if row_id is not None else sha256, group, messages_json, prompt, response, metadata_json)
-        for column, value in zip(self._columns, (*values, sha256), strict=True):
-            column.append(value)
-        if len(self._columns[0]) == _ROW_GROUP_ROWS:
+        name = row_id if row_id is not None else sha256
+        self._rows.append((name, group, messages_json, prompt, response, metadata_json, sha256))
+        if len(self._rows) == _ROW_GROUP_ROWS:
             self._flush()
 
     def _flush(self) -> None:
-        arrays = [self._pyarrow.array(column, type=self._pyarrow.string()) for column in self._columns]
+        arrays = [self._pyarrow.array(column, type=self._pyarrow.string()) for column in zip(*self._rows, strict=True)]
         self._writer.write_table(self._pyarrow.table(arrays, schema=self._schema), row_group_size=_ROW_GROUP_ROWS)
-        self._columns = [[] for _ in COLUMNS]
+        self._rows = []
 
     def __enter__(self) -> _SplitWriter:
         return self
 
     def __exit__(self, error_type: type[BaseException] | None, *rest: object) -> None:
-        if error_type is None and self._columns[0]:
+        if error_type is None and self._rows:
             self._flush()
         self._writer.close()
 

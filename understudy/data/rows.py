@@ -95,7 +95,10 @@ def may_hold_controls(line: bytes) -> bool:
 
     A few searches for bytes cost a tenth of looking at every character of the parsed texts.
     """
-    return b"\\u" in line or b"\\r" in line or b"\\b" in line or b"\\f" in line or b"\x7f" in line or b"\xc2" in line
+    # Lines without any escape, the usual ones, are searched for the backslash alone.
+    if b"\\" in line and (b"\\u" in line or b"\\r" in line or b"\\b" in line or b"\\f" in line):
+        return True
+    return b"\x7f" in line or (not line.isascii() and b"\xc2" in line)
 
 
 def validate_row(row: dict[str, Any], limits: Limits, raw: bytes | None = None) -> Row:

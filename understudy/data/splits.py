@@ -26,5 +26,8 @@ def group_position(group: str) -> float:
 
 def default_group(user_turns: Sequence[str]) -> str:
     """Name the group of a row that states none: equal user turns, whatever their case and spacing, share one."""
-    turns = "\x00".join([" ".join(turn.casefold().split()) for turn in user_turns])
+    if len(user_turns) == 1:
+        turns = " ".join(user_turns[0].casefold().split())
+    else:
+        turns = "\x00".join([" ".join(turn.casefold().split()) for turn in user_turns])
     return "prompt-" + hashlib.sha256(turns.encode()).hexdigest()[:32]
