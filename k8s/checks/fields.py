@@ -1,8 +1,8 @@
 """Fields of custom kinds that were seen to fit their CustomResourceDefinitions, for where those are not at hand.
 
 The definitions belong to other projects and are not kept here. What our own objects use of them is: `fields.json`
-holds, per kind, each path that was valid with its JSON types, and the values where the definition allows only some. A
-field that is not there is an error, as it is for the API server. Only the definitions find a field that is missing.
+holds, per kind, each path that was valid with its JSON types, the values where the definition allows only some, and the
+fields that it requires there. A field that is not on record is an error, as an unknown one is for the API server.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ FILE = Path(__file__).with_name("fields.json")
 COMMAND = "UNDERSTUDY_CRDS=FOLDER python3 -m k8s.check --record"
 _TYPES = {bool: "boolean", int: "integer", float: "number", str: "string", dict: "object", list: "array"}
 _FREE, _MAP = "anything", "names"  # a subtree, or the keys of an object, that the definition leaves open
+_TOP = ""  # the path of the object itself
 Fields = dict[str, list[Any]]
 
 
@@ -27,6 +28,7 @@ def problems(item: Mapping[str, Any], known: Mapping[str, Fields] | None = None)
     if fields is None:
         yield f"no fields of {kind} were validated: {COMMAND}"
         return
+    yield from _missing(item, _TOP, fields[_TOP])
     for key in item:
         if key not in ("apiVersion", "kind", "metadata"):
             yield from _compare(item[key], key, fields)
@@ -63,8 +65,10 @@ def record(items: Iterable[Mapping[str, Any]], schemas: Mapping[tuple[str, str, 
     found: dict[str, dict[str, set[Any]]] = {}
     for item in items:
         group, _, version = str(item["apiVersion"]).partition("/")
-        properties = schemas[group, version, str(item["kind"])].get("properties", {})
+        schema = schemas[group, version, str(item["kind"])]
+        properties = schema.get("properties", {})
         fields = found.setdefault(kind_of(item), {})
+        fields.setdefault(_TOP, set()).update(_required(schema))
         for key in item:
             if key not in ("apiVersion", "kind", "metadata"):
                 _note(item[key], key, properties[key], fields)
@@ -80,6 +84,8 @@ def _note(value: Any, path: str, schema: Mapping[str, Any], fields: dict[str, se
         uses.add(f"={value}")
         return
     uses.add(_type(value))
+    if isinstance(value, dict):
+        uses |= _required(schema)
     declared, extra = schema.get("properties", {}), schema.get("additionalProperties")
     if isinstance(value, list) and "items" in schema:
         for inner in value:
@@ -107,15 +113,26 @@ def _compare(value: Any, path: str, fields: Fields) -> Iterator[str]:
         return
     values = sorted(use[1:] for use in uses if use.startswith("="))
     if (f"={value}" not in uses) if values and isinstance(value, str) else (_type(value) not in uses):
-        told = f"one of {values}" if values else " or ".join(use for use in uses if use != _MAP)
+        told = f"one of {values}" if values else " or ".join(use for use in uses if use != _MAP and use[0] != "!")
         yield f"{path}: {value!r:.100} was not validated, only {told}; if it is right: {COMMAND}"
         return
     if isinstance(value, list):
         for inner in value:
             yield from _compare(inner, f"{path}[]", fields)
     elif isinstance(value, dict):
+        yield from _missing(value, path, uses)
         for key, inner in value.items():
             yield from _compare(inner, f"{path}.*" if _MAP in uses else f"{path}.{key}", fields)
+
+
+def _required(schema: Mapping[str, Any]) -> set[str]:
+    return {f"!{name}" for name in schema.get("required", ())}
+
+
+def _missing(value: Mapping[str, Any], path: str, uses: Iterable[str]) -> Iterator[str]:
+    for name in sorted(use[1:] for use in uses if use.startswith("!")):
+        if name not in value:
+            yield f"{f'{path}.{name}' if path else name}: is missing, and its definition requires it"
 
 
 def _type(value: Any) -> str:

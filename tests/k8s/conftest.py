@@ -11,7 +11,6 @@ import pytest
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
-from k8s.checks import schemas  # noqa: E402
 from k8s.checks.render import Object, environment  # noqa: E402
 
 
@@ -26,11 +25,3 @@ def rendered() -> dict[str, list[Object]]:
 def items(rendered: dict[str, list[Object]]) -> list[Object]:
     """A copy of the production objects, free to be broken."""
     return copy.deepcopy(rendered["production"])
-
-
-@pytest.fixture(scope="session")
-def crds() -> Path:
-    folder = schemas.crds_folder()
-    if folder is None:
-        pytest.skip("no folder of CustomResourceDefinitions: set UNDERSTUDY_CRDS (docs/operations.md, Map)")
-    return folder

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from support.definitions import DEFINITIONS
 
 from k8s import check
 from k8s.checks import pods, schemas
@@ -43,14 +44,10 @@ def test_environment_keeps_the_policies(rendered: dict[str, list[Object]], name:
     assert list(check.policies(items, production=name == "production")) == []
 
 
+@pytest.mark.parametrize("definitions", DEFINITIONS)
 @pytest.mark.parametrize("name", ["staging", "production"])
-def test_environment_fits_its_schemas(rendered: dict[str, list[Object]], crds: Path, name: str) -> None:
-    assert list(schemas.problems(rendered[name], crds)) == []
-
-
-@pytest.mark.parametrize("name", ["staging", "production"])
-def test_environment_fits_the_fields_on_record(rendered: dict[str, list[Object]], name: str) -> None:
-    assert list(schemas.problems(rendered[name], None)) == []
+def test_environment_fits_its_schemas(rendered: dict[str, list[Object]], definitions: Path | None, name: str) -> None:
+    assert list(schemas.problems(rendered[name], definitions)) == []
 
 
 def test_custom_kinds_are_of_the_versions_the_guide_installs(rendered: dict[str, list[Object]]) -> None:

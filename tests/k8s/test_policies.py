@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import ast
+import copy
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
 import promql_parser
 import pytest
 from support.violations_cluster import CLUSTER
+from support.violations_pipelines import PIPELINES
 from support.violations_pods import PODS, RULES, Items, one
 
 from k8s import check
 from k8s.checks import cluster, monitoring, pods
 
-VIOLATIONS = PODS | CLUSTER
+VIOLATIONS = PODS | CLUSTER | PIPELINES
+POLICIES = ("cluster", "monitoring", "names", "network", "pipelines", "pods", "references")
+BAD_CRON = ["61 * * * *", "* 24 * * *", "* * 0 * *", "0 0 2 * * *", "@daily", "5-1 * * * *", "1-x * * * *"]
 
 
 @pytest.mark.parametrize("name", VIOLATIONS)
@@ -19,6 +28,27 @@ def test_violation_is_caught(items: Items, name: str) -> None:
     break_it(items)
     found = list(check.policies(items, production=True))
     assert any(message in problem for problem in found), found
+
+
+def test_no_policy_is_without_a_violation(items: Items) -> None:
+    found = {problem for bad in BAD_CRON for problem in cluster.cron_problems(bad)} | set(pods.unreleased(items))
+    for break_it, _ in VIOLATIONS.values():
+        broken = copy.deepcopy(items)
+        break_it(broken)
+        found |= set(check.policies(broken, production=True))
+    templates = [template for name in POLICIES for template in problem_templates(name)]
+    assert len(templates) > 90
+    assert [template for template in templates if not any(re.search(template, text) for text in found)] == []
+
+
+def problem_templates(name: str) -> Iterator[str]:
+    """Yield a pattern for each problem that a module of policies can report, from its source."""
+    source = (Path(check.__file__).parent / "checks" / f"{name}.py").read_text(encoding="utf-8")
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Yield) and isinstance(node.value, ast.JoinedStr | ast.Constant):
+            parts = node.value.values if isinstance(node.value, ast.JoinedStr) else [node.value]
+            words = (re.escape(str(part.value)) if isinstance(part, ast.Constant) else ".*" for part in parts)
+            yield f"(?s:{''.join(words)})$"
 
 
 def test_an_object_rendered_twice_is_caught(items: Items) -> None:
@@ -32,7 +62,7 @@ def test_cron_accepts(good: str) -> None:
     assert list(cluster.cron_problems(good)) == []
 
 
-@pytest.mark.parametrize("bad", ["61 * * * *", "* 24 * * *", "* * 0 * *", "0 0 2 * * *", "@daily", "5-1 * * * *"])
+@pytest.mark.parametrize("bad", BAD_CRON)
 def test_cron_refuses(bad: str) -> None:
     assert list(cluster.cron_problems(bad))
 

@@ -1,17 +1,21 @@
-"""Unknown fields and wrong types are refused, by a folder of definitions or else by the models of Trainer's SDK."""
+"""Unknown, missing and mistyped fields are refused, by definitions where they are at hand and by the record always."""
 
 from __future__ import annotations
 
 import json
+from functools import reduce
+from operator import getitem
 from pathlib import Path
 from typing import Any
 
 import pytest
+from support.definitions import DEFINITIONS
 from support.violations_pods import SFT, Items, box, one
 
 from k8s.checks import fields, schemas
 
 
+@pytest.mark.parametrize("definitions", DEFINITIONS)
 @pytest.mark.parametrize(
     ("kind", "name", "change", "message"),
     [
@@ -24,25 +28,60 @@ from k8s.checks import fields, schemas
     ],
 )
 def test_schemas_refuse_unknown_fields_and_wrong_types(
-    items: Items, crds: Path, kind: str, name: str, change: dict[str, Any], message: str
+    items: Items, definitions: Path | None, kind: str, name: str, change: dict[str, Any], message: str
 ) -> None:
     broken = one(items, kind, name)
+    assert list(schemas.problems([broken], definitions)) == []
     broken["spec"] |= change
-    found = list(schemas.problems([broken], crds))
-    assert len(found) == 1 and message in found[0], found
+    found = list(schemas.problems([broken], definitions))
+    assert found and all(message in problem for problem in found), found
 
 
-def test_schemas_look_deep_into_the_pods_of_a_runtime(items: Items, crds: Path) -> None:
+@pytest.mark.parametrize("definitions", DEFINITIONS)
+def test_schemas_look_deep_into_the_pods_of_a_runtime(items: Items, definitions: Path | None) -> None:
     box(items, *SFT)["imagePullPolicies"] = "Always"
-    found = list(schemas.problems([one(items, *SFT)], crds))
-    assert len(found) == 1 and "imagePullPolicies" in found[0]
+    found = list(schemas.problems([one(items, *SFT)], definitions))
+    assert found and all("imagePullPolicies" in problem for problem in found)
 
 
-def test_schemas_refuse_a_version_that_is_not_served(crds: Path) -> None:
+@pytest.mark.parametrize("definitions", DEFINITIONS)
+def test_schemas_refuse_a_version_that_is_not_served(definitions: Path | None) -> None:
     item = {"apiVersion": "kueue.x-k8s.io/v1alpha1", "kind": "LocalQueue", "metadata": {"name": "q"}, "spec": {}}
-    assert list(schemas.problems([item], crds)) == [
-        "LocalQueue/q: no CustomResourceDefinition serves kueue.x-k8s.io/v1alpha1 LocalQueue"
-    ]
+    (found,) = schemas.problems([item], definitions)
+    told = "no CustomResourceDefinition serves" if definitions else "no fields of"
+    assert found.startswith(f"LocalQueue/q: {told} kueue.x-k8s.io/v1alpha1 LocalQueue")
+
+
+@pytest.mark.parametrize("definitions", DEFINITIONS)
+@pytest.mark.parametrize(
+    ("kind", "path", "field"),
+    [
+        ("ApplicationSet", (), "spec"),
+        ("ApplicationSet", ("spec",), "generators"),
+        ("ClusterQueue", ("spec", "resourceGroups", 0), "flavors"),
+        ("ServiceMonitor", ("spec",), "selector"),
+        ("PrometheusRule", ("spec", "groups", 0), "name"),
+        ("ExternalSecret", ("spec", "data", 0), "remoteRef"),
+        ("InferenceService", ("spec",), "predictor"),
+    ],
+)
+def test_a_field_that_its_definition_requires_is_missed(
+    items: Items, definitions: Path | None, kind: str, path: tuple[str | int, ...], field: str
+) -> None:
+    broken = next(item for item in items if item["kind"] == kind and holds(item, path, field))
+    assert list(schemas.problems([broken], definitions)) == []
+    del reduce(getitem, path, broken)[field]
+    (found,) = schemas.problems([broken], definitions)
+    assert field in found and "require" in found, found
+
+
+def holds(item: Any, path: tuple[str | int, ...], field: str) -> bool:
+    for part in path:
+        try:
+            item = item[part]
+        except (KeyError, IndexError):
+            return False
+    return field in item
 
 
 def test_training_runtimes_are_held_to_the_models_of_the_sdk_without_any_definitions(items: Items) -> None:
@@ -95,11 +134,27 @@ def test_a_kind_that_was_never_validated_is_refused() -> None:
     assert "no fields of kueue.x-k8s.io/v1alpha1 LocalQueue were validated" in found
 
 
-def test_the_fields_on_record_are_those_that_fit_the_definitions(
-    rendered: dict[str, list[dict[str, Any]]], crds: Path
+@pytest.mark.parametrize("definitions", DEFINITIONS)
+def test_the_record_holds_what_the_objects_use_and_nothing_else(
+    rendered: dict[str, list[dict[str, Any]]], definitions: Path | None
 ) -> None:
-    current = schemas.record([item for items in rendered.values() for item in items], crds)
-    assert current == fields.recorded() and fields.text(current) == fields.FILE.read_text("utf-8")
+    items = [item for environment in rendered.values() for item in environment]
+    recorded = fields.recorded()
+    assert fields.text(recorded) == fields.FILE.read_text("utf-8")
+    if definitions:
+        assert schemas.record(items, definitions) == recorded
+    for kind, paths in recorded.items():
+        mine = [item for item in items if fields.kind_of(item) == kind]
+        stale = [
+            path
+            for path in paths
+            if path and not any(any(fields.problems(item, {kind: without(paths, path)})) for item in mine)
+        ]
+        assert mine and stale == []
+
+
+def without(paths: dict[str, list[Any]], path: str) -> dict[str, list[Any]]:
+    return {key: uses for key, uses in paths.items() if key != path}
 
 
 def test_definitions_may_come_as_kubectl_writes_them(tmp_path: Path) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import json
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +13,11 @@ import yaml
 from google.protobuf.json_format import ParseDict, ParseError
 from kfp.kubernetes.kubernetes_executor_config_pb2 import KubernetesExecutorConfig
 from kfp.pipeline_spec.pipeline_spec_pb2 import PipelineSpec
+from support.definitions import DEFINITIONS
 
 from k8s.checks import pipelines as checks
 from k8s.checks import schemas
-from k8s.checks.render import environment, render
+from k8s.checks.render import render
 from pipelines.compile import compile_pipeline, compiled_files, content_hash, unreleased
 from pipelines.settings import PRIORITY_LABEL, QUEUE_LABEL
 from understudy.config import LaunchSettings, Params, PlatformConfig, load_params, validate
@@ -176,14 +176,12 @@ def test_no_content_travels_through_kfp() -> None:
     assert components["comp-sft"]["outputDefinitions"]["parameters"] == {"policy_record": {"parameterType": "STRING"}}
 
 
-def test_manifests_fit_the_crds(manifests: Any) -> None:
-    crds = schemas.crds_folder()
-    if crds is None:
-        pytest.skip("no folder of CustomResourceDefinitions: set UNDERSTUDY_CRDS (docs/operations.md, Map)")
-    assert list(schemas.problems(manifests, crds)) == []
+@pytest.mark.parametrize("definitions", DEFINITIONS)
+def test_manifests_fit_the_definitions(manifests: Any, definitions: Path | None) -> None:
+    assert list(schemas.problems(manifests, definitions)) == []
     broken = copy.deepcopy(manifests[1])
     broken["spec"]["codeSourceUrl"] = "typo"
-    assert any("codeSourceUrl" in problem for problem in schemas.problems([broken], crds))
+    assert any("codeSourceUrl" in problem for problem in schemas.problems([broken], definitions))
 
 
 def test_the_pipeline_spec_fits_kfps_own_protobuf(manifests: Any) -> None:
@@ -222,88 +220,6 @@ def test_images_are_those_of_the_production_release(default: Any) -> None:
     assert {container["image"] for container, _ in default.values()} == known
     tagged = params("platform.images.steps=registry.example.com/steps-python:1").platform
     assert len(list(unreleased(tagged))) == 2
-
-
-def mutations() -> Iterator[Any]:
-    def change(name: str, words: str, act: Any) -> Any:
-        return pytest.param(act, words, id=name)
-
-    def kubernetes(version: dict[str, Any], step: str) -> dict[str, Any]:
-        found: dict[str, Any] = version["spec"]["platformSpec"]["platforms"]["kubernetes"]["deploymentSpec"][
-            "executors"
-        ][f"exec-{step}"]
-        return found
-
-    def box(version: dict[str, Any], step: str) -> dict[str, Any]:
-        found: dict[str, Any] = version["spec"]["pipelineSpec"]["deploymentSpec"]["executors"][f"exec-{step}"]
-        return found["container"]
-
-    yield change(
-        "toleration", "ingest: tolerates nvidia.com/gpu",
-        lambda v: kubernetes(v, "ingest").update(tolerations=[{"key": "nvidia.com/gpu", "operator": "Exists"}]),
-    )  # fmt: skip
-    yield change(
-        "queue", "ingest: has label kueue.x-k8s.io/queue-name",
-        lambda v: kubernetes(v, "ingest")["podMetadata"]["labels"].update({QUEUE_LABEL: "scheduled"}),
-    )  # fmt: skip
-    yield change(
-        "selector",
-        "notify: selects nodes",
-        lambda v: kubernetes(v, "notify").update(nodeSelector={"labels": {"a": "b"}}),
-    )
-    yield change(
-        "no queue", "align: asks for GPUs outside a queue",
-        lambda v: kubernetes(v, "align")["podMetadata"]["labels"].pop(QUEUE_LABEL),
-    )  # fmt: skip
-    yield change(
-        "unknown queue", "names LocalQueue 'fast', which does not exist",
-        lambda v: kubernetes(v, "align")["podMetadata"]["labels"].update({QUEUE_LABEL: "fast"}),
-    )  # fmt: skip
-    yield change(
-        "unknown secret", "names Secret 'typo', which does not exist",
-        lambda v: kubernetes(v, "sft")["secretAsEnv"][0].update(secretName="typo"),
-    )  # fmt: skip
-    yield change(
-        "unknown key", "names key 'MLFLOW_URI' of ConfigMap 'understudy-settings'",
-        lambda v: kubernetes(v, "sft")["configMapAsEnv"][0]["keyToEnv"][0].update(configMapKey="MLFLOW_URI"),
-    )  # fmt: skip
-    yield change("root", "sft: runs as root", lambda v: kubernetes(v, "sft")["securityContext"].update(runAsUser="0"))
-    yield change("no deadline", "sft: has no deadline", lambda v: kubernetes(v, "sft").pop("activeDeadlineSeconds"))
-    yield change("tag", "sft: image a/python:1 is not pinned", lambda v: box(v, "sft").update(image="a/python:1"))
-    yield change(
-        "literal", "sft: AWS_SECRET_ACCESS_KEY has its value",
-        lambda v: box(v, "sft")["env"].append({"name": "AWS_SECRET_ACCESS_KEY", "value": "x"}),
-    )  # fmt: skip
-    yield change(
-        "artifact", "comp-sft: takes input artifacts",
-        lambda v: v["spec"]["pipelineSpec"]["components"]["comp-sft"]["inputDefinitions"].update(
-            artifacts={"a": {"artifactType": {"schemaTitle": "system.Model", "schemaVersion": "0.0.1"}}}
-        ),
-    )  # fmt: skip
-    yield change("protobuf", "pipelineSpec", lambda v: v["spec"]["pipelineSpec"].update(retries=1))
-    yield change("field", "platformSpec", lambda v: kubernetes(v, "sft").update(readOnlyRootFilesystem=True))
-    yield change(
-        "runtime", "names ClusterTrainingRuntime 'typo'",
-        lambda v: next(e for e in box(v, "sft")["env"] if e["name"] == "UNDERSTUDY_LAUNCH").update(
-            value=json.dumps({"runtime": "typo", "max_restarts": 1})
-        ),
-    )  # fmt: skip
-    yield change("name", "its content is", lambda v: v["metadata"].update(name="understudy-retrain-000000000000"))
-
-
-@pytest.fixture(scope="module")
-def cluster() -> list[dict[str, Any]]:
-    return [item for folder in environment("production").values() for item in folder]
-
-
-@pytest.mark.parametrize(("act", "words"), list(mutations()))
-def test_a_violation_in_the_compiled_pipeline_is_caught(act: Any, words: str, manifests: Any, cluster: Any) -> None:
-    others = [item for item in cluster if item["kind"] != "PipelineVersion"]
-    assert list(checks.compiled_pipelines([*others, manifests[1]])) == []
-    version = copy.deepcopy(manifests[1])
-    act(version)
-    found = list(checks.compiled_pipelines([*others, version]))
-    assert any(words in problem for problem in found), found
 
 
 def test_kubernetes_settings_parse_as_kfps_own_message(default: Any) -> None:
