@@ -7,6 +7,8 @@ import time
 
 import boto3
 import pytest
+from botocore.client import BaseClient
+from botocore.exceptions import ConnectionClosedError
 
 from understudy.errors import IntegrityError, ServiceUnreachable
 from understudy.platform.storage import open_store
@@ -83,3 +85,49 @@ def test_many_writers_of_the_same_content_agree(s3_bucket, folder, tmp_path):
 def test_a_missing_bucket_is_named(s3_bucket, tmp_path):
     with pytest.raises(ServiceUnreachable, match=r"s3://no-such-bucket/x at http://127.0.0.1:\d+ refused HeadBucket"):
         open_store("s3://no-such-bucket/x", tmp_path).check()
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """Operations that any client sends, with their parameters."""
+    made, send = [], BaseClient._make_api_call
+
+    def record(client, operation, parameters):
+        made.append((operation, parameters))
+        return send(client, operation, parameters)
+
+    monkeypatch.setattr(BaseClient, "_make_api_call", record)
+    return made
+
+
+def test_a_large_file_goes_in_parts_each_with_its_digest(s3_bucket, folder, tmp_path, calls):
+    stored = open_store(f"s3://{s3_bucket}", tmp_path / "work").put_folder(folder, "policy")
+    parts = [given for operation, given in calls if operation == "UploadPart"]
+    assert sorted((part["PartNumber"], part["ChecksumAlgorithm"]) for part in parts) == [(1, "SHA256"), (2, "SHA256")]
+    assert [operation for operation, _ in calls].count("CompleteMultipartUpload") == 1
+    head = boto3.client("s3").head_object(Bucket=s3_bucket, Key=f"policy/{stored.sha256}/big.bin")
+    assert head["ContentLength"] == 20 << 20 and head["ETag"].strip('"').endswith("-2")
+    small = [
+        given["ChecksumAlgorithm"] for operation, given in calls if operation == "PutObject" and "ü" in given["Key"]
+    ]
+    assert small == ["SHA256"]
+
+
+def test_an_upload_that_breaks_in_its_second_part_is_never_taken_for_content(s3_bucket, folder, tmp_path, monkeypatch):
+    send = BaseClient._make_api_call
+
+    def breaks(client, operation, parameters):
+        if operation == "UploadPart" and parameters["PartNumber"] == 2:
+            raise ConnectionClosedError(endpoint_url="http://storage.example")
+        return send(client, operation, parameters)
+
+    store = open_store(f"s3://{s3_bucket}", tmp_path / "work")
+    with monkeypatch.context() as broken:
+        broken.setattr(BaseClient, "_make_api_call", breaks)
+        with pytest.raises(ServiceUnreachable, match="run the same command again"):
+            store.put_folder(folder, "policy")
+    assert not [key for key in keys_and_times(s3_bucket) if key.endswith(("manifest.json", "big.bin"))]
+    assert not boto3.client("s3").list_multipart_uploads(Bucket=s3_bucket).get("Uploads")
+    stored = store.put_folder(folder, "policy")
+    got = open_store(None, tmp_path / "other").fetch(stored.uri, stored.sha256)
+    assert (got / "big.bin").read_bytes() == (folder / "big.bin").read_bytes()
