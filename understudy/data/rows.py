@@ -42,6 +42,10 @@ _ROLES = frozenset({"system", "user", "assistant"})
 _KEY_END = re.compile(rb'(?<!\\)"\s*:')
 
 
+# A named tuple's own constructor is Python code, six times as slow: at a row in 20 µs that counts.
+new_tuple = tuple.__new__
+
+
 class RowProblem(Exception):
     """Why a row is refused: one of `REASONS`, and the particulars."""
 
@@ -129,17 +133,23 @@ def validate_row(row: dict[str, Any], limits: Limits, raw: bytes | None = None) 
         num_prompt_chars = sum(len(message["content"]) for message in context)
     if limits.unicode_form != "keep":
         context, prompt, response = _normalised(context, prompt, response, limits.unicode_form)
-    for name, length, limit in (
-        ("prompt", num_prompt_chars, limits.max_prompt_chars),
-        ("response", len(response), limits.max_response_chars),
-    ):
-        if length > limit:
-            raise RowProblem("too long", f"the {name} has {length} characters, the limit is {limit}")
-    row_id, group = _name(get("id"), "id"), _name(get("group"), "group")
+    if num_prompt_chars > limits.max_prompt_chars:
+        raise _too_long("prompt", num_prompt_chars, limits.max_prompt_chars)
+    if len(response) > limits.max_response_chars:
+        raise _too_long("response", len(response), limits.max_response_chars)
+    row_id, group, metadata = get("id"), get("group"), get("metadata")
+    if row_id is not None:
+        row_id = _name(row_id, "id")
+    if group is not None:
+        group = _name(group, "group")
     if raw is None or limits.unicode_form != "keep" or may_hold_controls(raw):
         _refuse_control_characters(context, response, row_id, group)
-    metadata = get("metadata")
-    return Row(row_id, group, context, prompt, response, "{}" if metadata is None else _metadata_json(metadata))
+    metadata_json = "{}" if metadata is None else _metadata_json(metadata)
+    return new_tuple(Row, (row_id, group, context, prompt, response, metadata_json))
+
+
+def _too_long(name: str, length: int, limit: int) -> RowProblem:
+    return RowProblem("too long", f"the {name} has {length} characters, the limit is {limit}")
 
 
 def _parse_again(line: bytes, error: Exception) -> Any:
@@ -171,6 +181,9 @@ def _refuse_constant(name: str) -> NoReturn:
 
 def _may_repeat_keys(line: bytes, num_keys: int) -> bool:
     """Say whether the text could hold more keys than the parsed object, by counting ends of keys from above."""
+    # Every key has its colon; most texts have none, and counting one byte costs a tenth of the other searches.
+    if line.count(b":") == num_keys:
+        return False
     if line.count(b'":') == num_keys and b" :" not in line and b"\t:" not in line and b"\r:" not in line:
         return False
     return b"\\\\" in line or len(_KEY_END.findall(line)) != num_keys
@@ -249,9 +262,7 @@ def _normalised(
     return turns, normal(prompt), normal(response)
 
 
-def _name(value: Any, field: str) -> str | None:
-    if value is None:
-        return None
+def _name(value: Any, field: str) -> str:
     if type(value) is int:
         return str(value)
     if type(value) is not str:

@@ -15,7 +15,7 @@ from typing import BinaryIO, NamedTuple
 import orjson
 import xxhash
 
-from understudy.data.rows import Row
+from understudy.data.rows import Row, new_tuple
 
 _BUCKET_BYTES = 24 * 1024 * 1024
 _MAX_BUCKETS = 256
@@ -124,7 +124,8 @@ class Spool:
                     continue
                 last = sha256
                 row_id, group, metadata_json, prompt = loads(rest)
-                yield Spooled(sha256.decode(), messages.decode(), prompt, loads(response), row_id, group, metadata_json)
+                row = (sha256.decode(), messages.decode(), prompt, loads(response), row_id, group, metadata_json)
+                yield new_tuple(Spooled, row)
 
     def _add_id(self, row_id: str, content_digest: bytes, at: int) -> None:
         if not self._id_writes:
