@@ -22,12 +22,12 @@ from typing import Any
 
 from understudy.config import DataConfig
 from understudy.data.demonstrations import COLUMNS, SCHEMA_VERSION, SPLITS
-from understudy.data.quarantine import Quarantine
+from understudy.data.quarantine import Quarantine, printable
 from understudy.data.rows import FIELDS, Limits, RowProblem, validate_row
 from understudy.data.sources import Listing, entries
 from understudy.data.splits import default_group, split_of
 from understudy.data.spool import Spool, Spooled, place
-from understudy.data.summary import Summary, TextStatistics, count_ignored, render_html
+from understudy.data.summary import Summary, TextStatistics, count_ignored, ignored_in_messages, render_html
 from understudy.errors import DataRefused, UnderstudyError
 
 QUARANTINE = "quarantine.jsonl"
@@ -57,9 +57,9 @@ def ingest(listing: Listing, config: DataConfig, workdir: Path) -> Iterator[Inge
     """
     with told_when_full(workdir), temporary_folder(workdir) as scratch:
         summary = Summary(
-            source=config.source,
-            source_files=[file.name for file in listing.files],
-            ignored_files=list(listing.ignored),
+            source=printable(config.source),
+            source_files=[printable(file.name) for file in listing.files],
+            ignored_files=[printable(name) for name in listing.ignored],
             unicode_form=config.unicode_form,
             near_duplicate_threshold=config.near_duplicate_threshold,
         )
@@ -149,6 +149,8 @@ def _spool_valid_rows(listing: Listing, limits: Limits, spool: Spool, refused: Q
             if type(row) is dict:
                 if not row.keys() <= known:
                     count_ignored(summary.ignored_fields, row.keys() - known)
+                if "messages" in row:
+                    count_ignored(summary.ignored_fields, ignored_in_messages(row["messages"]))
                 try:
                     add(validate_row(row, limits, raw), place(file_index, number))
                 except RowProblem as problem:

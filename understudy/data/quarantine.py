@@ -28,10 +28,10 @@ class Quarantine:
     def add(self, source: str, line: int, problem: RowProblem, raw: bytes | dict[str, Any] | None) -> None:
         """Write one refused row; bytes that are not UTF-8 appear as escapes, long text is cut off."""
         record = {
-            "source": source.encode("utf-8", "backslashreplace").decode(),
+            "source": printable(source),
             "line": line,
             "reason": problem.reason,
-            "detail": problem.detail.encode("utf-8", "backslashreplace").decode(),
+            "detail": printable(problem.detail),
             "raw": _shown(raw),
         }
         self.by_reason[problem.reason] += 1
@@ -43,6 +43,11 @@ class Quarantine:
         return ", ".join(f"{reason} ({count})" for reason, count in ranked)
 
 
+def printable(text: str) -> str:
+    """Return text that UTF-8 can write: a lone surrogate, as in a file name of other bytes, appears as an escape."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
 def _shown(raw: bytes | dict[str, Any] | None) -> str:
     if raw is None:
         return ""
@@ -50,5 +55,5 @@ def _shown(raw: bytes | dict[str, Any] | None) -> str:
         # Four bytes a character at most, so the cut never leaves half a character inside the limit.
         text = raw[: 4 * RAW_LIMIT_CHARS + 4].rstrip(b"\r\n").decode("utf-8", "backslashreplace")
     else:
-        text = json.dumps(raw, ensure_ascii=False, default=repr).encode("utf-8", "backslashreplace").decode()
+        text = printable(json.dumps(raw, ensure_ascii=False, default=repr))
     return text if len(text) <= RAW_LIMIT_CHARS else text[:RAW_LIMIT_CHARS] + "…"

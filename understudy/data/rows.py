@@ -37,6 +37,7 @@ REASONS = (
 FIELDS = frozenset({"id", "group", "prompt", "response", "messages", "metadata"})
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _FORBIDDEN = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]|\r(?!\n)")
+MESSAGE_FIELDS = frozenset({"role", "content"})
 _ROLES = frozenset({"system", "user", "assistant"})
 # Every key ends so; an escaped quotation mark inside a text does not count, unless a backslash itself is escaped.
 _KEY_END = re.compile(rb'(?<!\\)"\s*:')
@@ -276,8 +277,14 @@ def _refuse_control_characters(context: list[dict[str, str]], response: str, *na
     texts = [response, *[turn["content"] for turn in context], *[name for name in names if name]]
     # One search for all; a tab between them does not hide a carriage return at the end of one.
     text = "\t".join(texts)
-    if found := _FORBIDDEN.search(text):
-        raise RowProblem("control character", f"U+{ord(found[0]):04X} after {text[: found.start()][-20:]!r}")
+    if not _FORBIDDEN.search(text):
+        return
+    turns = ["prompt"] if len(context) == 1 else [f"turn {number} of the context" for number in range(1, len(texts))]
+    for where, text in zip(["response", *turns[: len(context)], "id or group", "id or group"], texts, strict=False):
+        if found := _FORBIDDEN.search(text):
+            raise RowProblem(
+                "control character", f"U+{ord(found[0]):04X} in the {where} after {text[: found.start()][-20:]!r}"
+            )
 
 
 def _metadata_json(metadata: Any) -> str:

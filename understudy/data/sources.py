@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from understudy.data.rows import RowProblem, parse_line
+from understudy.data.rows import FIELDS, RowProblem, parse_line
 from understudy.errors import ConfigError, DataRefused
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".ndjson", ".ndjson.gz", ".json", ".json.gz", ".parquet", ".arrow")
@@ -161,19 +161,36 @@ def _arrow_rows(file: SourceFile) -> Iterator[Entry]:
 
 
 def _batch_rows(batch: Any, done: int) -> Iterator[Entry]:
-    try:
-        rows = batch.to_pylist()
-    except UnicodeDecodeError:
-        rows = [_decoded_row(batch, index) for index in range(batch.num_rows)]
+    names = batch.schema.names
+    if repeated := sorted({name for name in names if names.count(name) > 1 and name in FIELDS}):
+        problem = RowProblem("duplicate key", f"{', '.join(repeated)} names more than one column")
+        rows: list[dict[str, Any] | RowProblem] = [problem] * batch.num_rows
+    else:
+        try:
+            rows = batch.to_pylist()
+        except _UNREADABLE:
+            rows = [_decoded_row(batch, index) for index in range(batch.num_rows)]
     for index, row in enumerate(rows):
         yield done + index + 1, row, None
 
 
+# Of one value: text that is not UTF-8, a time that Python has no word for, a time zone nobody knows.
+_UNREADABLE = (ValueError, OverflowError, LookupError, TypeError)
+
+
 def _decoded_row(batch: Any, index: int) -> dict[str, Any] | RowProblem:
-    try:
-        row: dict[str, Any] = batch.slice(index, 1).to_pylist()[0]
-    except UnicodeDecodeError as error:
-        return RowProblem("not UTF-8", str(error))
+    """Decode value by value; one that cannot be read costs the row only in a column that is read."""
+    row: dict[str, Any] = {}
+    for name, column in zip(batch.schema.names, batch.slice(index, 1).columns, strict=True):
+        try:
+            row[name] = column[0].as_py()
+        except _UNREADABLE as error:
+            if name not in FIELDS:
+                row[name] = None
+            elif isinstance(error, UnicodeDecodeError):
+                return RowProblem("not UTF-8", f"{name}: {error}")
+            else:
+                return RowProblem("wrong type", f"{name} holds a {column.type} that cannot be read: {error}")
     return row
 
 
@@ -185,8 +202,11 @@ def _walk(root: Path) -> tuple[list[SourceFile], list[str]]:
     files: list[SourceFile] = []
     ignored: list[str] = []
     for folder, subfolders, names in os.walk(root):
-        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
         here = Path(folder)
+        # A link to a folder may lead back here; it is named instead of followed.
+        left_out = [name for name in subfolders if name.startswith(".") or (here / name).is_symlink()]
+        ignored += [f"{(here / name).relative_to(root)}/" for name in sorted(left_out)]
+        subfolders[:] = sorted(set(subfolders) - set(left_out))
         saved = _saved_dataset_files(here, names)
         for name in sorted(names):
             path = here / name

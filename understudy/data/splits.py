@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from unicodedata import normalize
 
 from understudy.config import SplitsConfig
 
@@ -25,9 +26,13 @@ def group_position(group: str) -> float:
 
 
 def default_group(user_turns: Sequence[str]) -> str:
-    """Name the group of a row that states none: equal user turns, whatever their case and spacing, share one."""
-    if len(user_turns) == 1:
-        turns = " ".join(user_turns[0].casefold().split())
-    else:
-        turns = "\x00".join([" ".join(turn.casefold().split()) for turn in user_turns])
+    """Name the group of a row that states none: equal user turns share one.
+
+    Case, spacing and Unicode's composed or decomposed spelling of a character make no difference.
+    """
+    turns = "\x00".join([" ".join(_folded(turn).split()) for turn in user_turns])
     return "prompt-" + hashlib.sha256(turns.encode()).hexdigest()[:32]
+
+
+def _folded(text: str) -> str:
+    return text.casefold() if text.isascii() else normalize("NFC", normalize("NFC", text).casefold())

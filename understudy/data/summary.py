@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from understudy.data.rows import MESSAGE_FIELDS
+
 QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
 _MAX_IGNORED_FIELDS = 50
 _BATCH_ROWS = 4096
@@ -104,6 +106,20 @@ def count_ignored(counts: dict[str, int], names: set[str]) -> None:
         shown = name[:80]
         if shown in counts or len(counts) < _MAX_IGNORED_FIELDS:
             counts[shown] = counts.get(shown, 0) + 1
+
+
+def ignored_in_messages(messages: Any) -> set[str]:
+    """Names of what stands in messages beside role and content, as `messages[].name`; a null counts as absent."""
+    if not isinstance(messages, list):
+        return set()
+    found = {
+        name
+        for message in messages
+        if isinstance(message, dict) and not message.keys() <= MESSAGE_FIELDS
+        for name, value in message.items()
+        if value is not None
+    }
+    return {f"messages[].{name}" for name in found - MESSAGE_FIELDS}
 
 
 def render_html(summary: Mapping[str, Any]) -> str:

@@ -31,7 +31,7 @@ def list_s3_sources(uri: str) -> Listing:
     if exact:
         return Listing((_source_file(location, exact[0]),))
     wanted = [item for item in objects if _wanted(item["Key"])]
-    ignored = tuple(item["Key"] for item in objects if item not in wanted and not item["Key"].endswith("/"))
+    ignored = tuple(key for item in objects if not _wanted(key := item["Key"]) and not key.endswith("/"))
     if not wanted:
         raise DataRefused(
             f"{uri} holds no demonstrations, only {', '.join(ignored[:5])}. Keys must end in {', '.join(SUFFIXES)}."
