@@ -55,15 +55,15 @@ def test_the_numbers_are_those_of_a_paired_t_test():
 
 
 def test_groups_widen_the_interval_where_prompts_of_a_group_agree():
-    groups = np.repeat(np.arange(40), 5)
+    groups = np.repeat(np.arange(200), 5)
     generator = np.random.default_rng(1)
-    theirs = generator.normal(size=200)
-    ours = theirs + np.repeat(generator.normal(0.06, 0.3, 40), 5)
+    theirs = generator.normal(size=1000)
+    ours = theirs + np.repeat(generator.normal(0.06, 0.3, 200), 5)
     together = decide_scores(make_gate(), make_scores("champion", theirs, groups), make_scores("aligned", ours, groups))
     alone = decide_scores(make_gate(), make_scores("champion", theirs), make_scores("aligned", ours))
     width = {name: found.rules[0].high - found.rules[0].low for name, found in {"g": together, "p": alone}.items()}
     assert width["g"] == pytest.approx(math.sqrt(5) * width["p"], rel=0.15)
-    assert together.rules[0].groups == 40 and alone.rules[0].groups == 200
+    assert together.rules[0].groups == 200 and alone.rules[0].groups == 200
 
 
 def test_minimum_improvement_is_over_the_champion_and_must_be_exceeded():

@@ -1,6 +1,6 @@
 """How often the gate errs on ties and how often it sees what it promises, on simulated evaluations.
 
-Bounds allow three standard errors of the simulation. Where the method is known to miss, the figure stands here.
+Bounds allow three standard errors of the simulation: a right gate fails one of these tests with probability 0.0013.
 """
 
 from __future__ import annotations
@@ -15,29 +15,27 @@ from understudy.evaluation.gate import decide_scores
 from understudy.evaluation.gate.simulation import LOSSES, SHAPES, group_labels, planned, rate
 
 ALPHA, POWER, NUM = 0.05, 0.8, 4000
-# Skewness 3.3 and the discreteness of a few losses are not removed wholly; everything else keeps alpha.
-KNOWN_EXCESS = {"skewed to losses": 0.015, "losses, some wins": 0.005}
 
 
 @pytest.mark.parametrize("shape", SHAPES + LOSSES, ids=lambda shape: shape.name)
-@pytest.mark.parametrize(("num_prompts", "per_group"), [(60, 1.0), (150, 1.0), (150, 2.1), (300, 5.0)])
+@pytest.mark.parametrize(("num_prompts", "per_group"), [(40, 1.0), (60, 1.0), (150, 1.0), (150, 2.1), (300, 5.0)])
 def test_ties_pass_at_most_alpha_of_the_time(shape, num_prompts, per_group):
     effect = -0.05 if shape in LOSSES else 0.0  # at the margin of a guard, or a tie
     passed, failed = rate(shape, group_labels(num_prompts, per_group), effect, effect, ALPHA, NUM, seed=1)
     allowed = ALPHA + 3 * math.sqrt(ALPHA * (1 - ALPHA) / NUM)
-    assert passed <= allowed + KNOWN_EXCESS.get(shape.name, 0.0)
-    mirrored = {"skewed to wins": KNOWN_EXCESS["skewed to losses"]}
-    assert failed <= allowed + mirrored.get(shape.name, 0.0)
+    assert passed <= allowed
+    assert failed <= allowed
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: shape.name)
-@pytest.mark.parametrize("per_group", [1.0, 2.1])
+@pytest.mark.parametrize("per_group", [1.0, 2.1, 5.0])
 def test_the_planned_sample_has_the_promised_power(shape, per_group):
     effect = 0.1 if shape.bounded else 0.35
     num_prompts = planned(shape, per_group, effect, ALPHA, POWER, seed=9)
-    seen, missed = rate(shape, group_labels(num_prompts, per_group), effect, 0.0, ALPHA, 2000, seed=2)
-    # The plan comes from one pilot of 2,000 prompts, whose variance is itself estimated.
-    assert POWER - 0.04 <= seen
+    layouts = [group_labels(num_prompts, per_group, seed=layout) for layout in range(10)]
+    rates = [rate(shape, layout, effect, 0.0, ALPHA, 200, seed=2) for layout in layouts]
+    seen, missed = (sum(column) / len(rates) for column in zip(*rates, strict=True))
+    assert seen >= POWER - 3 * math.sqrt(POWER * (1 - POWER) / 2000)
     assert missed <= 0.001
 
 
@@ -52,16 +50,17 @@ def test_a_plain_t_test_would_not_do():
 
 
 def test_whole_decisions_on_ties_keep_alpha_with_holm_and_with_guards():
-    """Three independent judges, any of which is enough, and equal models: at most alpha promotes by chance."""
-    judges = ("judge:quality", "judge:b", "judge:c")
+    """Five independent judges, any of which is enough, and equal models: at most alpha promotes by chance."""
+    others = ("b", "c", "d", "e")
+    judges = ("judge:quality", *(f"judge:{name}" for name in others))
     rules = [{"metric": name, "decoding": "tuned", "minimum_improvement": 0, "detect": 0.3} for name in judges]
     corrected, naive = make_gate(primary=rules, primaries_needed="any"), 0
     promoted, num = 0, 600
     generator = np.random.default_rng(11)
     for _ in range(num):
-        drawn = [generator.normal(0, 1, (3, 60)) for _ in range(2)]
+        drawn = [generator.normal(0, 1, (5, 60)) for _ in range(2)]
         sides = [
-            make_scores(name, values[0], judges={"b": values[1], "c": values[2]})
+            make_scores(name, values[0], judges=dict(zip(others, values[1:], strict=True)))
             for name, values in zip(("champion", "aligned"), drawn, strict=True)
         ]
         found = decide_scores(corrected, *sides)
