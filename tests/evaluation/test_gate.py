@@ -63,7 +63,7 @@ def test_groups_widen_the_interval_where_prompts_of_a_group_agree():
     alone = decide_scores(make_gate(), make_scores("champion", theirs), make_scores("aligned", ours))
     width = {name: found.rules[0].high - found.rules[0].low for name, found in {"g": together, "p": alone}.items()}
     assert width["g"] == pytest.approx(math.sqrt(5) * width["p"], rel=0.15)
-    assert together.rules[0].groups == 200 and alone.rules[0].groups == 200
+    assert together.rules[0].groups == 200 and alone.rules[0].groups == 1000
 
 
 def test_minimum_improvement_is_over_the_champion_and_must_be_exceeded():
