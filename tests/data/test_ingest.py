@@ -310,9 +310,9 @@ def test_full_disk_is_said_and_leaves_nothing(tmp_path: Path, monkeypatch: pytes
 
     source = write(tmp_path / "a.jsonl", rows(60))
     (tmp_path / "w").mkdir()
-    for where in ("_SplitWriter._flush", "Spool.add", "Spool.close", "_write_summary"):
+    for where in ("writing.SplitWriter._flush", "spool.Spool.add", "spool.Spool.close", "ingest._write_summary"):
         with monkeypatch.context() as patch:
-            patch.setattr(f"understudy.data.ingest.{where}", full)
+            patch.setattr(f"understudy.data.{where}", full)
             with pytest.raises(UnderstudyError, match="is full .No space left on device.*--workdir"):
                 run(source, tmp_path / "w")
         assert names(tmp_path / "w") <= {"quarantine.jsonl"}
@@ -359,7 +359,7 @@ def test_interrupt_leaves_no_temporary_files(tmp_path: Path, monkeypatch: pytest
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(ingest_module, "_write_dataset", interrupted)
+    monkeypatch.setattr(ingest_module, "write_dataset", interrupted)
     with pytest.raises(KeyboardInterrupt):
         run(write(tmp_path / "a.jsonl", rows(20)), tmp_path / "w")
     assert names(tmp_path / "w") == {"quarantine.jsonl"}

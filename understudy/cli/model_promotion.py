@@ -148,7 +148,7 @@ def provenance(
 ) -> None:
     """Print the in-toto statement of a version (SLSA v1), or its signed envelope where there is one."""
     from understudy.cli.model import open_registry
-    from understudy.data.ingest import write_atomically
+    from understudy.data.files import write_atomically
     from understudy.platform.lineage import provenance as form
     from understudy.platform.lineage.record import read_lineage
     from understudy.platform.lineage.sign_version import require_key, sign_version

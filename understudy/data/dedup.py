@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
+import numpy.typing as npt
 import xxhash
 
 SHINGLE_CHARS = 5
@@ -38,6 +39,26 @@ def jaccard(first: frozenset[str], second: frozenset[str]) -> float:
     return common / (len(first) + len(second) - common)
 
 
+class Bander:
+    """Turns a text into one number a band; texts that are `threshold` similar are likely to share a number."""
+
+    def __init__(self, threshold: float) -> None:
+        from datasketch import MinHash, MinHashLSH
+
+        lsh = MinHashLSH(threshold=min(threshold, 0.99), num_perm=_NUM_PERMUTATIONS, weights=(0.1, 0.9))
+        self.num_bands, self._used = lsh.b, lsh.b * lsh.r
+        self._template = MinHash(
+            num_perm=_NUM_PERMUTATIONS, seed=_SEED, hashfunc=xxhash.xxh32_intdigest, scheme="affine32"
+        )
+
+    def bands(self, text: str) -> npt.NDArray[np.uint64]:
+        """Return the numbers, shape (num_bands,)."""
+        signature = self._template.copy()
+        signature.update_batch([shingle.encode() for shingle in shingles(text)])
+        values = np.ascontiguousarray(signature.hashvalues[: self._used]).reshape(self.num_bands, -1)
+        return np.array([xxhash.xxh3_64_intdigest(band.tobytes()) for band in values], dtype=np.uint64)
+
+
 def near_duplicates(texts: Iterable[str], max_rows: int, threshold: float, folder: Path) -> set[int]:
     """Return the indices of texts to remove; `folder` receives temporary files.
 
@@ -47,19 +68,20 @@ def near_duplicates(texts: Iterable[str], max_rows: int, threshold: float, folde
         threshold: Jaccard similarity in (0, 1] from which two texts count as one.
         folder: an existing folder for signatures and texts.
     """
-    from datasketch import MinHash, MinHashLSH
+    bander = Bander(threshold)
+    return similar_rows(((text, bander.bands(text)) for text in texts), max_rows, threshold, folder)
 
-    lsh = MinHashLSH(threshold=min(threshold, 0.99), num_perm=_NUM_PERMUTATIONS, weights=(0.1, 0.9))
-    num_bands, rows_per_band = lsh.b, lsh.r
+
+def similar_rows(
+    rows: Iterable[tuple[str, npt.NDArray[np.uint64]]], max_rows: int, threshold: float, folder: Path
+) -> set[int]:
+    """Do what `near_duplicates` does for texts whose bands a `Bander` of this threshold has found already."""
+    num_bands = Bander(threshold).num_bands
     bands = np.memmap(folder / "bands", dtype=np.uint64, mode="w+", shape=(num_bands, max(1, max_rows)))
     store = _Texts(folder / "texts", max_rows)
-    template = MinHash(num_perm=_NUM_PERMUTATIONS, seed=_SEED, hashfunc=xxhash.xxh32_intdigest, scheme="affine32")
     num_rows = 0
-    for num_rows, text in enumerate(texts, start=1):  # noqa: B007
-        signature = template.copy()
-        signature.update_batch([shingle.encode() for shingle in shingles(text)])
-        values = np.ascontiguousarray(signature.hashvalues[: num_bands * rows_per_band]).reshape(num_bands, -1)
-        bands[:, num_rows - 1] = [xxhash.xxh3_64_intdigest(band.tobytes()) for band in values]
+    for num_rows, (text, values) in enumerate(rows, start=1):  # noqa: B007
+        bands[:, num_rows - 1] = values
         store.add(text)
     store.finish()
     shared = _shared_bands(bands, num_rows, folder)

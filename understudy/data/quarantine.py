@@ -16,9 +16,10 @@ RAW_LIMIT_CHARS = 500
 class Quarantine:
     """Writes refused rows to an open binary file and counts them by reason."""
 
-    def __init__(self, file: BinaryIO) -> None:
+    def __init__(self, file: BinaryIO, before: Counter[str] | None = None) -> None:
+        """Write to `file`, which holds the rows counted in `before` already."""
         self._file = file
-        self.by_reason: Counter[str] = Counter()
+        self.by_reason: Counter[str] = before or Counter()
 
     @property
     def num_rows(self) -> int:

@@ -1,13 +1,13 @@
 """Sorting more rows than memory holds: valid rows go to bucket files by content hash, each sorted on its own.
 
-Read back bucket by bucket, rows come in the order of their content hash whatever the order of the sources and
-the number of buckets, which is what makes a dataset version depend on its rows alone.
+Read back bucket by bucket, rows come in the order of their content hash whatever the order of the sources, the
+number of buckets and the number of spools, which is what makes a dataset version depend on its rows alone.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
@@ -48,23 +48,38 @@ class Spooled(NamedTuple):
             return [self.prompt]
         return [turn["content"] for turn in self.messages if turn["role"] == "user"]
 
+    @property
+    def text(self) -> str:
+        """Context and response, in which near-duplicates are looked for; the content hash determines it."""
+        return "\n".join([*(turn["content"] for turn in self.messages), self.response])
+
 
 def place(file_index: int, line: int) -> int:
     """Return one number for a row's file and line, in reading order."""
     return file_index << _LINE_BITS | line
 
 
-class Spool:
-    """Valid rows on disk under `folder`, and the explicit ids among them."""
+def num_buckets(source_bytes: int) -> int:
+    """Return into how many buckets sources of this size go: a power of two up to 256, each small enough to sort."""
+    # The first byte of the hash names the bucket.
+    wanted = min(_MAX_BUCKETS, max(1, source_bytes // _BUCKET_BYTES + 1))
+    return 1 << (wanted - 1).bit_length()
 
-    def __init__(self, folder: Path, source_bytes: int) -> None:
-        # The first byte of the hash names the bucket, so the number of buckets is a power of two up to 256.
-        wanted = min(_MAX_BUCKETS, max(1, source_bytes // _BUCKET_BYTES + 1))
-        self._shift = 8 - (wanted - 1).bit_length()
-        self._num_buckets = 256 >> self._shift
+
+def file_of(at: int) -> int:
+    """Return the file's number of a `place`."""
+    return at >> _LINE_BITS
+
+
+class Spool:
+    """Writes valid rows to `count` bucket files under `folder`, and the explicit ids among them."""
+
+    def __init__(self, folder: Path, count: int) -> None:
+        self._shift = 8 - (count - 1).bit_length()
+        self._count = count
         self._folder = folder
         self._stack = ExitStack()
-        self._writes: list[Callable[[bytes], int]] = [self._open("rows", i).write for i in range(self._num_buckets)]
+        self._writes: list[Callable[[bytes], int]] = [self._open("rows", i).write for i in range(count)]
         self._id_writes: list[Callable[[bytes], int]] = []
         self.num_rows = 0
 
@@ -84,6 +99,23 @@ class Spool:
         """Flush and close all bucket files; a full disk shows here at the latest."""
         self._stack.close()
 
+    def _add_id(self, row_id: str, content_digest: bytes, at: int) -> None:
+        if not self._id_writes:
+            self._id_writes = [self._open("ids", i).write for i in range(self._count)]
+        id_digest = xxhash.xxh3_128_digest(row_id.encode())
+        entry = id_digest + content_digest[8:16] + at.to_bytes(8, "little")
+        self._id_writes[id_digest[15] >> self._shift](entry)
+
+    def _open(self, kind: str, index: int) -> BinaryIO:
+        return self._stack.enter_context(_path(self._folder, kind, index).open("wb", buffering=_BUFFER_BYTES))
+
+
+class SpooledRows:
+    """Reads what one or several closed spools of `count` buckets hold, as if one had written it all."""
+
+    def __init__(self, folders: Sequence[Path], count: int) -> None:
+        self._folders, self._count = folders, count
+
     def repeated_ids(self) -> set[int]:
         """Return the places of rows whose id an earlier row has with other content.
 
@@ -93,10 +125,11 @@ class Spool:
 
         places: set[int] = set()
         kind = np.dtype([("id_high", "<u8"), ("id_low", "<u8"), ("content", "<u8"), ("at", "<u8")])
-        for index in range(self._num_buckets if self._id_writes else 0):
-            table = np.fromfile(self._path("ids", index), dtype=kind)
-            if not len(table):
+        for index in range(self._count):
+            parts = [np.fromfile(path, dtype=kind) for path in self._paths("ids", index)]
+            if not any(map(len, parts)):
                 continue
+            table = np.concatenate(parts)
             table = table[np.lexsort((table["at"], table["id_low"], table["id_high"]))]
             starts = np.ones(len(table), dtype=bool)
             starts[1:] = (table["id_high"][1:] != table["id_high"][:-1]) | (table["id_low"][1:] != table["id_low"][:-1])
@@ -111,10 +144,13 @@ class Spool:
         id, group and metadata.
         """
         loads = orjson.loads
-        for index in range(self._num_buckets):
+        for index in range(self._count):
             last = b""
-            with self._path("rows", index).open("rb") as file:
-                lines = sorted(file)
+            lines: list[bytes] = []
+            for path in self._paths("rows", index):
+                with path.open("rb") as file:
+                    lines += file
+            lines.sort()
             for line in lines:
                 sha256 = line[:64]
                 if sha256 == last:
@@ -127,15 +163,10 @@ class Spool:
                 row = (sha256.decode(), messages.decode(), prompt, loads(response), row_id, group, metadata_json)
                 yield new_tuple(Spooled, row)
 
-    def _add_id(self, row_id: str, content_digest: bytes, at: int) -> None:
-        if not self._id_writes:
-            self._id_writes = [self._open("ids", i).write for i in range(self._num_buckets)]
-        id_digest = xxhash.xxh3_128_digest(row_id.encode())
-        entry = id_digest + content_digest[8:16] + at.to_bytes(8, "little")
-        self._id_writes[id_digest[15] >> self._shift](entry)
+    def _paths(self, kind: str, index: int) -> list[Path]:
+        # A spool without ids has no file for them.
+        return [path for folder in self._folders if (path := _path(folder, kind, index)).exists()]
 
-    def _open(self, kind: str, index: int) -> BinaryIO:
-        return self._stack.enter_context(self._path(kind, index).open("wb", buffering=_BUFFER_BYTES))
 
-    def _path(self, kind: str, index: int) -> Path:
-        return self._folder / f"{kind}-{index:03d}"
+def _path(folder: Path, kind: str, index: int) -> Path:
+    return folder / f"{kind}-{index:03d}"

@@ -100,12 +100,12 @@ class TextStatistics:
         summary.length_quantiles = {name: _quantiles(counts) for name, counts in self._lengths.items()}
 
 
-def count_ignored(counts: dict[str, int], names: set[str]) -> None:
+def count_ignored(counts: dict[str, int], more: Mapping[str, int]) -> None:
     """Count fields that no schema names; at most 50 different names, so that memory stays bounded."""
-    for name in names:
+    for name, count in more.items():
         shown = name[:80]
         if shown in counts or len(counts) < _MAX_IGNORED_FIELDS:
-            counts[shown] = counts.get(shown, 0) + 1
+            counts[shown] = counts.get(shown, 0) + count
 
 
 def ignored_in_messages(messages: Any) -> set[str]:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from understudy.data.demonstrations import SPLITS, iterate_split
-from understudy.data.ingest import temporary_folder, told_when_full, write_atomically
+from understudy.data.files import temporary_folder, told_when_full, write_atomically
 from understudy.errors import ConfigError, IntegrityError, ServiceUnreachable, UnderstudyError
 from understudy.platform.object_storage import Location, reachable
 from understudy.records import DatasetRef

@@ -1,0 +1,245 @@
+"""Parts of an ingest that run anywhere: each validates some source files into a folder, and one merge joins them.
+
+    plan_shards → ingest_shard, once for each shard → understudy.data.ingest.merge_shards
+
+A shard's folder holds the spool of its valid rows, their explicit ids, the rows it refused, the bands of its rows for
+the near-duplicate search, and at last `shard.json`. An ingest in one process is an ingest of one shard, so any
+number of shards gives the same dataset version, quarantine file and refusals.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import heapq
+import json
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from understudy.config import DataConfig
+from understudy.data.dedup import Bander
+from understudy.data.files import made, write_atomically
+from understudy.data.quarantine import Quarantine
+from understudy.data.rows import FIELDS, Limits, RowProblem, validate_row
+from understudy.data.sources import Listing, SourceFile, entries
+from understudy.data.spool import Spool, SpooledRows, num_buckets, place
+from understudy.data.summary import count_ignored, ignored_in_messages
+from understudy.errors import DataRefused, IntegrityError
+
+QUARANTINE = "quarantine.jsonl"
+REPORT = "shard.json"
+FORMAT = 1
+_BANDS = "bands"
+_SHA256_BYTES = 32
+# Params on which a shard's content depends; splits and the fraction of bad rows are the merge's.
+_SETTINGS = ("source", "max_prompt_chars", "max_response_chars", "unicode_form", "near_duplicate_threshold")
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Part `index` of `count`: the files from `first_file` to before `end_file` of a listing; none is possible."""
+
+    index: int
+    count: int
+    first_file: int
+    end_file: int
+
+
+@dataclass(frozen=True)
+class ShardReport:
+    """What `shard.json` says: which part this is of what, and what was found in it."""
+
+    format: int
+    index: int
+    count: int
+    first_file: int
+    end_file: int
+    listing_sha256: str
+    settings: dict[str, Any]
+    num_buckets: int
+    rows: int
+    bad_by_reason: dict[str, int]
+    ignored_fields: dict[str, int]
+
+
+def plan_shards(listing: Listing, count: int) -> tuple[Shard, ...]:
+    """Cut the files, in reading order, into `count` runs of about equally many bytes; small listings leave some empty.
+
+    Raises:
+        ValueError: `count` is below 1.
+    """
+    if count < 1:
+        raise ValueError(f"the number of shards is {count}, it must be at least 1")
+    total = sum(file.num_bytes for file in listing.files)
+    sizes = [file.num_bytes if total else 1 for file in listing.files]
+    total = total or len(sizes)
+    owners, before = [], 0
+    for size in sizes:
+        # By the middle of the file, which lies before the end of the last shard.
+        owners.append(min(count - 1, (2 * before + size) * count // (2 * total)))
+        before += size
+    starts = [sum(owner < index for owner in owners) for index in range(count + 1)]
+    return tuple(Shard(index, count, starts[index], starts[index + 1]) for index in range(count))
+
+
+def ingest_shard(listing: Listing, shard: Shard, config: DataConfig, folder: Path) -> ShardReport:
+    """Validate the shard's files into `folder`, which is made; its report is written last.
+
+    Raises:
+        DataRefused: a file is truncated or damaged.
+        OSError: the disk is full.
+    """
+    buckets = num_buckets(sum(file.num_bytes for file in listing.files))
+    spool = Spool(made(folder), buckets)
+    ignored: dict[str, int] = {}
+    with (folder / QUARANTINE).open("wb") as file:
+        refused = Quarantine(file)
+        try:
+            for index in range(shard.first_file, shard.end_file):
+                _spool_valid_rows(listing.files[index], index, _limits(config), spool, refused, ignored)
+        finally:
+            spool.close()
+    if config.near_duplicate_threshold is not None:
+        _write_bands(folder, SpooledRows([folder], buckets), config.near_duplicate_threshold)
+    report = ShardReport(
+        format=FORMAT,
+        **dataclasses.asdict(shard),
+        listing_sha256=listing_sha256(listing),
+        settings=_settings(config),
+        num_buckets=buckets,
+        rows=spool.num_rows,
+        bad_by_reason=dict(refused.by_reason),
+        ignored_fields=ignored,
+    )
+    write_atomically(folder / REPORT, json.dumps(dataclasses.asdict(report), indent=1).encode() + b"\n")
+    return report
+
+
+class Shards:
+    """All finished shards of one ingest, in the order of their files.
+
+    Raises:
+        IntegrityError: shards are missing, unfinished, of another ingest, or there twice.
+        DataRefused: the source's files changed since a shard read them.
+    """
+
+    def __init__(self, listing: Listing, folders: Sequence[Path], config: DataConfig) -> None:
+        found = sorted(((_read_report(folder), folder) for folder in folders), key=lambda item: item[0].index)
+        self.reports, self.folders = [report for report, _ in found], [folder for _, folder in found]
+        _check(self.reports, listing, config)
+        self.rows = SpooledRows(self.folders, self.reports[0].num_buckets)
+
+    @property
+    def num_rows(self) -> int:
+        """Valid rows, exact duplicates and repeated ids among them."""
+        return sum(report.rows for report in self.reports)
+
+    @property
+    def bad_by_reason(self) -> Counter[str]:
+        """Refused rows by reason."""
+        total: Counter[str] = Counter()
+        for report in self.reports:
+            total.update(report.bad_by_reason)
+        return total
+
+    @property
+    def ignored_fields(self) -> dict[str, int]:
+        """Fields that no schema names, by how many rows have them."""
+        total: dict[str, int] = {}
+        for report in self.reports:
+            count_ignored(total, report.ignored_fields)
+        return total
+
+    def texts_with_bands(self, threshold: float, without: set[int]) -> Iterator[tuple[str, npt.NDArray[np.uint64]]]:
+        """Yield text and bands of every row without exact duplicates, in the order of `SpooledRows.unique_rows`."""
+        found = heapq.merge(*(_read_bands(folder / _BANDS, threshold) for folder in self.folders))
+        for row in self.rows.unique_rows(without):
+            sha256 = bytes.fromhex(row.sha256)
+            # The same row in two shards, and rows left out, have bands that nobody asks for.
+            bands = next((bands for other, bands in found if other == sha256), None)
+            if bands is None:
+                raise IntegrityError(f"No shard has the bands of row {row.sha256}. Run ingest again.")
+            yield row.text, np.frombuffer(bands, dtype=np.uint64)
+
+
+def listing_sha256(listing: Listing) -> str:
+    """Digest of the files' names and sizes, by which shards know that they are parts of the same source."""
+    lines = [f"{file.num_bytes} {file.name}\n" for file in listing.files]
+    return hashlib.sha256("".join(lines).encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def _spool_valid_rows(
+    file: SourceFile, index: int, limits: Limits, spool: Spool, refused: Quarantine, ignored: dict[str, int]
+) -> None:
+    known, add = FIELDS, spool.add
+    for number, row, raw in entries(file):
+        if type(row) is dict:
+            if not row.keys() <= known:
+                count_ignored(ignored, dict.fromkeys(sorted(row.keys() - known), 1))
+            if "messages" in row:
+                count_ignored(ignored, dict.fromkeys(sorted(ignored_in_messages(row["messages"])), 1))
+            try:
+                add(validate_row(row, limits, raw), place(index, number))
+            except RowProblem as problem:
+                refused.add(file.name, number, problem, raw or row)
+        elif isinstance(row, RowProblem):
+            refused.add(file.name, number, row, raw)
+
+
+def _write_bands(folder: Path, rows: SpooledRows, threshold: float) -> None:
+    bander = Bander(threshold)
+    with (folder / _BANDS).open("wb", buffering=1 << 18) as file:
+        for row in rows.unique_rows():
+            file.write(bytes.fromhex(row.sha256) + bander.bands(row.text).tobytes())
+
+
+def _read_bands(path: Path, threshold: float) -> Iterator[tuple[bytes, bytes]]:
+    size = _SHA256_BYTES + 8 * Bander(threshold).num_bands
+    with path.open("rb", buffering=1 << 18) as file:
+        while entry := file.read(size):
+            yield entry[:_SHA256_BYTES], entry[_SHA256_BYTES:]
+
+
+def _read_report(folder: Path) -> ShardReport:
+    path = folder / REPORT
+    if not path.is_file():
+        raise IntegrityError(f"{folder} holds no {REPORT}, so it is not a finished shard. Run its shard again.")
+    try:
+        data = json.loads(path.read_bytes())
+        if data["format"] != FORMAT:
+            raise IntegrityError(f"{path} has format {data['format']}, this program reads {FORMAT}. Run ingest again.")
+        return ShardReport(**data)
+    except (ValueError, KeyError, TypeError) as error:
+        raise IntegrityError(f"{path} is not the report of a shard: {error!r}. Run its shard again.") from error
+
+
+def _check(reports: list[ShardReport], listing: Listing, config: DataConfig) -> None:
+    counts, indexes = sorted({report.count for report in reports}), [report.index for report in reports]
+    if len(counts) != 1 or indexes != list(range(counts[0])):
+        raise IntegrityError(
+            f"Shards {indexes} of {counts or 'none'} are there; each of one ingest is needed once. Run ingest again."
+        )
+    here, wanted = listing_sha256(listing), _settings(config)
+    for report in reports:
+        if report.listing_sha256 != here:
+            raise DataRefused(
+                f"The files of {config.source!r} changed while they were ingested: shard {report.index} saw "
+                f"{report.listing_sha256[:12]}, now they are {here[:12]} (names and sizes). Run ingest again."
+            )
+        if report.settings != wanted:
+            other = {name: value for name, value in report.settings.items() if wanted.get(name) != value}
+            raise IntegrityError(f"Shard {report.index} was made with {other}, not as now {wanted}. Run ingest again.")
+
+
+def _limits(config: DataConfig) -> Limits:
+    return Limits(config.max_prompt_chars, config.max_response_chars, config.unicode_form)
+
+
+def _settings(config: DataConfig) -> dict[str, Any]:
+    return {name: getattr(config, name) for name in _SETTINGS}
