@@ -18,7 +18,7 @@ from understudy.health_config import HealthConfig
 from understudy.judge_config import BradleyTerryJudgeConfig, ChatJudgeConfig, JudgeConfig
 from understudy.platform_config import LaunchSettings, PlatformConfig
 from understudy.registry_config import PromotionConfig, RegistryConfig
-from understudy.sections import Section, apply_override, section_sha256, validate
+from understudy.sections import Section, apply_override, read_yaml, section_sha256, validate
 
 __all__ = [
     "BradleyTerryJudgeConfig",
@@ -284,16 +284,20 @@ def load_params(path: Path, overrides: Iterable[str] = (), presets: Iterable[Pat
     data = _read_mapping(path, "Params file", "Run in the project's folder, or name one with --params FILE.")
     for preset in presets:
         data = _overlaid(data, _read_mapping(preset, "Preset", "pipelines/runs/ and examples/ hold some."))
+    problems: list[str] = []
     for override in overrides:
-        apply_override(data, override)
-    return validate(Params, data, where=" + ".join(str(file) for file in (path, *presets)))
+        try:
+            apply_override(data, override)
+        except ConfigError as error:
+            problems.append(str(error))
+    return validate(Params, data, " + ".join(str(file) for file in (path, *presets)), problems)
 
 
 def _read_mapping(path: Path, what: str, remedy: str) -> dict[str, Any]:
     if not path.is_file():
         raise ConfigError(f"{what} {str(path)!r} does not exist. {remedy}")
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+        data = read_yaml(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not valid YAML: {error}. Correct the line it names.") from error
     if not isinstance(data, dict):

@@ -23,12 +23,13 @@ class Record:
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Self:
-        """Rebuild a record; raise IntegrityError when fields are missing or unknown.
+        """Rebuild a record; raise IntegrityError when fields without a default are missing, or any are unknown.
 
         KFP hands whole numbers back as floats inside structs, so integer fields are restored here.
         """
         fields = {field.name: field for field in dataclasses.fields(cls)}
-        unknown, missing = sorted(set(data) - set(fields)), sorted(set(fields) - set(data))
+        needed = {name for name, field in fields.items() if field.default is dataclasses.MISSING}
+        unknown, missing = sorted(set(data) - set(fields)), sorted(needed - set(data))
         if unknown or missing:
             raise IntegrityError(
                 f"{cls.__name__}: unknown fields {unknown}, missing fields {missing}. "
@@ -76,6 +77,9 @@ class PolicyRef(Record):
     base: str
     train_seconds: float
     compute_token_passes: int  # forward 1, forward and backward 3, one sampled token 1
+    # "gate: reason" of the health gate that stopped the alignment, whose last healthy weights these are; records that
+    # were written before there were gates do not have it.
+    stopped_by: str | None = None
 
 
 @dataclass(frozen=True)

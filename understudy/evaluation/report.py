@@ -71,7 +71,7 @@ def render_report(
         provenance: section title → mapping or JSON-like value (records, params, versions, digests).
         title: name of the model, for the heading and the window.
         gate: what the gate says, where there is a champion and a gate file.
-        numbers: the content of report.json, for what other evaluations added to it: `judge_agreement`, `ladder`.
+        numbers: the content of report.json, for what others added to it: `judge_agreement`, `ladder`, `stopped_by`.
     """
     pair = pair_of(result)
     numbers = numbers or {}
@@ -85,6 +85,7 @@ def render_report(
         result=result,
         gate=gate,
         labels=LABELS | {"expert": "expert"},
+        stopped_by=numbers.get("stopped_by"),
         pair=pair,
         sides=side_by_side(result, pair) if pair else [],
         metric_columns=_judge_columns(result) + list(COLUMNS),

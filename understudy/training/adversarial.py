@@ -26,10 +26,16 @@ from understudy.training.state import AlignState, Models
 
 @dataclass(frozen=True)
 class AlignResult:
-    """Policy and discriminator were trained in place; these are the numbers of the run."""
+    """Policy and discriminator were trained in place; these are the numbers of the run.
+
+    `stopped_by` is the health gate that stopped it, "gate: reason". The policy then has its weights of after
+    `healthy_round` rounds, the last healthy ones; the discriminator has those of the last round.
+    """
 
     num_rounds: int
     held_out_auc: float | None
+    stopped_by: str | None
+    healthy_round: int
     compute_token_passes: int
     train_seconds: float
 
@@ -83,17 +89,26 @@ def align(
     discriminator = DiscriminatorTrainer(state)
     policy_update = POLICY_UPDATES[update_name](state, discriminator)
     state.resume()
-    while state.round < state.total_rounds:
+    while state.round < state.total_rounds and state.health.stopped_by is None:
         samples = state.sample_round()
-        numbers = discriminator.update(samples)
+        numbers = state.health.measure(samples) | discriminator.update(samples)
         if state.policy_round >= 0:
+            state.health.before_update()
             state.seed_step("policy")
             numbers |= policy_update.update(samples)
         state.replay.add(samples)
         _finish_round(state, discriminator, numbers)
         loop.stop_if_asked(state.save, state.round, "round")
     state.save()
-    return AlignResult(state.round, state.held_out_auc, state.passes, state.seconds)
+    state.health.finish()
+    return AlignResult(
+        state.round,
+        state.held_out_auc,
+        state.health.stopped_by,
+        state.health.healthy_round,
+        state.passes,
+        state.seconds,
+    )
 
 
 def composed(config: AlignConfig) -> tuple[AlignConfig, str]:
@@ -125,12 +140,13 @@ def num_discriminator_outputs(config: AlignConfig) -> int:
 
 
 def _finish_round(state: AlignState, discriminator: DiscriminatorTrainer, numbers: dict[str, float]) -> None:
-    """Count, measure what is due, report and save."""
+    """Count, measure what is due, look after the health, report and save."""
     state.round += 1
     config, loop = state.config, state.loop
     last = state.round == state.total_rounds
     if state.held_out and (last or state.round % config.held_out_every_rounds == 0):
         state.held_out_auc = numbers["held_out_auc"] = discriminator.held_out_auc()
+    numbers |= state.health.after_round([*loop.history, {"step": state.round, **numbers}])
     rates = {"tokens_per_second": state.watch.tokens_per_second}
     loop.log(state.round, numbers, rates)
     names = {"loss": "policy_loss", "accuracy": "discriminator_accuracy", "reward": "reward", "kl": "kl"}

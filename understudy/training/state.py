@@ -27,6 +27,7 @@ from understudy.training.checkpoint import (
     trainable_tensors,
 )
 from understudy.training.examples import Example
+from understudy.training.health import Health
 from understudy.training.loop import Loop, Stopwatch, create_optimizer, step_seed
 from understudy.training.processes import Processes
 from understudy.training.replay import Replay, Sample
@@ -104,6 +105,7 @@ class AlignState:
         self.round, self.passes, self.seconds_before = 0, 0, 0.0
         self.held_out_auc: float | None = None
         self.watch = Stopwatch()
+        self.health = Health(config.health, config.discriminator.warmup_rounds, models.policy.model, loop.processes)
         models.reference.model.to(loop.accelerator.device)
 
     @property
@@ -147,6 +149,7 @@ class AlignState:
             restore_parameters(name, module, checkpoint.tensors)
             restore_optimizer(f"{name}_optimizer", self.optimizers[name], checkpoint.tensors)
         self.replay.restore(checkpoint.tensors)
+        self.health.restore(checkpoint.tensors, checkpoint.state["health"])
         self.round, state = checkpoint.step, checkpoint.state
         self.passes, self.seconds_before = state["passes"], state["seconds"]
         self.held_out_auc = state["held_out_auc"]
@@ -158,10 +161,12 @@ class AlignState:
         for name, module in self.modules.items():
             tensors |= trainable_tensors(name, module)
             tensors |= optimizer_tensors(f"{name}_optimizer", self.optimizers[name])
+        tensors |= self.health.tensors()
         state = {
             "passes": self.passes,
             "seconds": self.seconds,
             "held_out_auc": self.held_out_auc,
+            "health": self.health.state(),
             "history": self.loop.history,
         }
         self.loop.save(self.round, tensors, state)

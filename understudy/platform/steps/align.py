@@ -50,6 +50,8 @@ def run(config: Mapping[str, Any], dataset: DatasetRef, sft: PolicyRef) -> tuple
         encoded, held_out = encode(models.policy, train), encode(models.policy, validation)
         with context.working():
             result = align(models, encoded.examples, held_out.examples, settings, context.seed, loop)
+        if result.stopped_by is not None:
+            context.note(f"Alignment was stopped by health gate {result.stopped_by}")
         stored = store_policy(context, models.policy, loop, encoded.skipped)
         policy = PolicyRef(
             uri=stored.uri,
@@ -62,6 +64,7 @@ def run(config: Mapping[str, Any], dataset: DatasetRef, sft: PolicyRef) -> tuple
             base=sft.base,
             train_seconds=round(result.train_seconds, 2),
             compute_token_passes=result.compute_token_passes,
+            stopped_by=result.stopped_by,
         )
         stored = _store_discriminator(context, processes, models, settings)
         discriminator = DiscriminatorRef(stored.uri, stored.sha256, dataset.md5, policy.sha256, result.held_out_auc)

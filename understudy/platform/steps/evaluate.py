@@ -137,6 +137,8 @@ def _store(
     }
     title = str(context.config.get("name", "policy on " + records["dataset"].to_json()["md5"][:8]))
     whole = result.to_json() | {"provenance": provenance, "protocol": _protocol(context, records, policies)}
+    if (aligned := policies.get("aligned")) and aligned.stopped_by is not None:
+        whole["stopped_by"] = aligned.stopped_by
     if ladder := ladder_for_report(open_ladder(context.workdir), whole):
         whole["ladder"] = ladder
     answer = ask_gate(Path(os.environ.get("UNDERSTUDY_GATE", "gate.yaml")), whole)

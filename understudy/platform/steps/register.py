@@ -107,6 +107,7 @@ def origin_tags(
         "report_uri": report.uri,
         "verdict": report.verdict,
         "metrics": json.dumps(metrics),
+        **({} if policy.stopped_by is None else {"stopped_by": policy.stopped_by}),
         **code_origin(),
     }
 
