@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar, get_args
 
 import yaml
@@ -22,14 +22,21 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
-def validate(model: type[M], data: Any, where: str) -> M:
-    """Validate `data`; raise one ConfigError that lists every problem with the closest valid name."""
+def validate(model: type[M], data: Any, where: str, known: Sequence[str] = ()) -> M:
+    """Validate `data`; raise one ConfigError that lists every problem, those already `known` first.
+
+    An unknown key comes with the closest valid name.
+    """
+    problems, cause = list(known), None
     try:
-        return model.model_validate(data)
+        valid = model.model_validate(data)
+        if not problems:
+            return valid
     except ValidationError as error:
-        problems = [_problem(model, item) for item in error.errors(include_url=False)]
-        count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
-        raise ConfigError(f"{where}: {count}:\n" + "\n".join(f"  - {problem}" for problem in problems)) from error
+        problems += [_problem(model, item) for item in error.errors(include_url=False)]
+        cause = error
+    count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
+    raise ConfigError(f"{where}: {count}:\n" + "\n".join(f"  - {problem}" for problem in problems)) from cause
 
 
 def section_sha256(*values: BaseModel | Mapping[str, Any] | str | int) -> str:
@@ -41,10 +48,10 @@ def section_sha256(*values: BaseModel | Mapping[str, Any] | str | int) -> str:
 def apply_override(data: dict[str, Any], override: str) -> None:
     """Set one `a.b=c` in nested sections; raise ConfigError when it is not of that form."""
     key, separator, text = override.partition("=")
-    if not separator or not key:
+    if not separator or not all(part.strip() for part in key.split(".")):
         raise ConfigError(f"--set {override!r} is not of the form section.key=value, for example sft.epochs=2.")
     try:
-        value = yaml.safe_load(text)
+        value = read_yaml(text)
     except yaml.YAMLError as error:
         raise ConfigError(f"--set {override!r}: the value is not valid YAML: {error}") from error
     *parents, last = key.split(".")
@@ -53,10 +60,34 @@ def apply_override(data: dict[str, Any], override: str) -> None:
         child = node.setdefault(parent, {})
         if child is None:
             child = node[parent] = {}
+        if isinstance(child, list):
+            raise ConfigError(f"--set {override!r}: {parent!r} is a list; give all of it, as {parent}=[…].")
         if not isinstance(child, dict):
             raise ConfigError(f"--set {override!r}: {parent!r} is a value ({child!r}), it has no keys below it.")
         node = child
     node[last] = value
+
+
+def read_yaml(text: str) -> Any:
+    """Parse YAML of plain values; a key that stands twice in one mapping is an error, not the last one's victory.
+
+    Raises:
+        yaml.YAMLError: the text is not such YAML.
+    """
+    return yaml.load(text, Loader=_UniqueKeys)  # noqa: S506 - a subclass of SafeLoader
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            name = key.value if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge" else None
+            if name in seen:
+                raise yaml.constructor.ConstructorError(
+                    "while reading a mapping", node.start_mark, f"the key {name!r} stands twice", key.start_mark
+                )
+            seen |= {name} if name is not None else set()
+        return super().construct_mapping(node, deep)
 
 
 def _problem(model: type[BaseModel], item: Any) -> str:

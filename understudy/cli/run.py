@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from understudy.config import load_params
+from understudy.errors import ConfigError, DataRefused
 
 if TYPE_CHECKING:
     from understudy.platform.local_run import RunResult
@@ -39,7 +40,7 @@ def run(
     from understudy.cli.live import LiveView
     from understudy.cli.summary import print_summary
     from understudy.platform import local_run
-    from understudy.platform.steps.preflight import raise_for, service_problems
+    from understudy.platform.steps.preflight import config_problems, raise_for, service_problems
     from understudy.platform.workdir import prepare
 
     folder = prepare(workdir)
@@ -47,7 +48,14 @@ def run(
         os.environ["AWS_ENDPOINT_URL"] = loaded.storage.endpoint_url
     raise_for([], service_problems(local_run.tracking_uri(loaded, folder), loaded.storage.uri, folder))
     view = LiveView(loaded, to_stderr=as_json)
-    given = arguments(loaded)
+    try:
+        given = arguments(loaded)
+    except (ConfigError, DataRefused):
+        # The source alone cannot be read; step preflight, which lists what else is wrong, would never come.
+        problems = config_problems({name: getattr(loaded, name) for name in type(loaded).model_fields}, folder)
+        if len(problems) > 1:
+            raise_for(problems, [])
+        raise
     with view:
         result = local_run.run(PIPELINE, given, loaded, folder, on_events=view.update, on_start=view.start)
     if as_json:
