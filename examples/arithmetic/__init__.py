@@ -1,0 +1,1 @@
+"""Sums and splittings: demonstrations of which every answer can be checked."""

@@ -1,0 +1,1 @@
+"""Debian package descriptions, short to long: open-ended prose."""

@@ -1,0 +1,93 @@
+"""`python -m experiments.real`: run the cells that are missing, then print the tables of all that are there."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+from experiments.real.arms import ARMS
+from experiments.real.tasks import TASKS, pretrained_overrides
+
+HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
+SIZES = {"500": 500, "2000": 2000, "all": None}
+SMOKE = (
+    "sft.epochs=1",
+    "align.num_rounds=2",
+    "align.discriminator.warmup_rounds=1",
+    "align.discriminator.warmup_updates_per_round=1",
+    "align.discriminator.batch_pairs=4",
+    "align.selfplay.batch_pairs=4",
+    "align.rollout.prompts_per_round=4",
+    "align.rollout.responses_per_prompt=2",
+    "evaluation.max_prompts=16",
+    "evaluation.temperatures=[0.5]",
+)
+SMOKE_SHORT = ("align.rollout.max_response_tokens=32", "evaluation.max_response_tokens=16")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Return 0 when every asked cell is there."""
+    options = _parser().parse_args(arguments)
+    results = options.out or (ROOT / "build" / "real-smoke" / "results" if options.smoke else HERE / "results")
+    if not options.report:
+        _run(options, results)
+    from experiments.real.report import tables
+    from experiments.real.study import load_cells
+
+    print(tables(load_cells(results)))
+    return 0
+
+
+def _run(options: argparse.Namespace, results: Path) -> None:
+    import torch
+    import transformers
+
+    from experiments.real.cell import Cell, Folders, Study
+
+    torch.set_num_threads(options.threads)
+    transformers.utils.logging.disable_progress_bar()
+    overrides = tuple(options.set)
+    if options.model:
+        overrides = (*pretrained_overrides(options.model, options.lora), *overrides)
+    if options.smoke:
+        overrides = (*overrides, *SMOKE, *(() if set(options.tasks) <= {"sort", "pick"} else SMOKE_SHORT))
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    study = Study(Folders(results, options.work), overrides, device)
+    cells = [
+        Cell(TASKS[task], SIZES[size], ARMS[arm], seed)
+        for task in options.tasks
+        for size in options.sizes
+        for seed in options.seeds  # a seed's arms next to each other: what is cut short is still paired
+        for arm in options.arms
+    ]
+    started = time.monotonic()
+    for number, cell in enumerate(cells, 1):
+        made = study.run(cell)
+        best = made["validation"][made["tuned"]]
+        said = f"validation {made['validation']['T=1']:.3f}, {made['tuned']} {best:.3f}"
+        line = f"{time.monotonic() - started:6.0f} s  {number} of {len(cells)}  {cell.name}: {said}"
+        print(line, file=sys.stderr, flush=True)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m experiments.real", description=__doc__)
+    parser.add_argument("--tasks", nargs="+", choices=list(TASKS), default=["pick"])
+    parser.add_argument("--sizes", nargs="+", choices=list(SIZES), default=["500"])
+    parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS))
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2, 3, 4])
+    parser.add_argument("--model", type=Path, help="folder of weights, or of one GGUF file; default: from scratch")
+    parser.add_argument("--lora", action="store_true", help="adapters instead of all weights; with --model")
+    parser.add_argument("--smoke", action="store_true", help="tiny settings; numbers without meaning, kept aside")
+    parser.add_argument("--report", action="store_true", help="only the tables, from the cells at hand")
+    parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="over every arm")
+    parser.add_argument("--out", type=Path, help="folder of the cells; one for each model and set of overrides")
+    parser.add_argument("--work", type=Path, default=ROOT / "build" / "real", help="folder of weights and data")
+    parser.add_argument("--threads", type=int, default=1)
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

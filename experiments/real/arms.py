@@ -1,0 +1,63 @@
+"""The arms: what is compared, each as values laid over the task's params."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+COMPUTE_OF = "reverse_kl_sequence"  # the arm whose compute the longer SFT may spend
+BEST_OF = 8
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way to use the same demonstrations.
+
+    Attributes:
+        name: of its cells.
+        label: in the tables.
+        kind: "sft", "sft_longer", "best_of_n", "closed_form" or "align".
+        overrides: `section.key=value` over the task's params.
+        role: "sft" (a baseline that the bar is about), "baseline" or "ours".
+    """
+
+    name: str
+    label: str
+    kind: str
+    overrides: tuple[str, ...]
+    role: str
+
+
+def _ours(divergence: str, label: str, level: str) -> Arm:
+    name = f"{divergence.replace(':', '_').replace('.', '')}_{level}"
+    overrides = (f"align.divergence={divergence}", f"align.level={level}")
+    return Arm(name, f"{label}, {level}", "align", overrides, "ours")
+
+
+ARMS: dict[str, Arm] = {
+    arm.name: arm
+    for arm in (
+        Arm("sft", "SFT", "sft", (), "sft"),
+        _ours("reverse_kl", "**reverse KL**", "sequence"),
+        Arm("sft_longer", "SFT, as much compute, best NLL", "sft_longer", (), "sft"),
+        Arm("sft_longer_last", "SFT, as much compute, last weights", "sft_longer", (), "sft"),
+        Arm("sft_smoothed", "SFT, label smoothing 0.1", "sft", ("sft.label_smoothing=0.1",), "sft"),
+        Arm("best_of_8", f"SFT, best of {BEST_OF} by the discriminator", "best_of_n", (), "baseline"),
+        Arm(
+            "closed_form",
+            "closed-form log-ratio reward",
+            "closed_form",
+            ("align.divergence=reverse_kl", "align.level=sequence", "align.reward_clip=100"),
+            "baseline",
+        ),
+        Arm("spin", "SPIN", "align", ("align.method=selfplay", "align.selfplay.loss=dpo"), "baseline"),
+        Arm("iterative_sft", "iterative SFT, best of a group", "align", ("align.method=iterative_sft",), "baseline"),
+        Arm("rlhf_ppo", "RLHF, PPO", "align", ("align.method=rlhf",), "baseline"),
+        _ours("js", "**JS**", "sequence"),
+        _ours("alpha:0.5", "α = ½", "sequence"),
+        _ours("forward_kl", "forward KL", "sequence"),
+        _ours("reverse_kl", "**reverse KL**", "token"),
+        _ours("js", "**JS**", "token"),
+        _ours("alpha:0.5", "α = ½", "token"),
+        _ours("forward_kl", "forward KL", "token"),
+    )
+}

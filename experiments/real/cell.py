@@ -1,0 +1,220 @@
+"""One cell: an arm on a task with so many demonstrations and one seed, trained and measured."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from experiments.real.arms import COMPUTE_OF, Arm
+from experiments.real.measure import Chooser, Place, measure
+from experiments.real.tasks import Rows, Task, load
+from understudy.config import Params, load_params
+from understudy.models.language_model import LanguageModel, TokenBatch
+from understudy.models.loading import create_policy, load_policy, with_lora
+from understudy.models.scalar_head import ScalarHead
+from understudy.sections import section_sha256
+from understudy.tracker import ListTracker
+from understudy.training.adversarial import align, composed, num_discriminator_outputs, objective_from
+from understudy.training.checkpoint import Checkpoints
+from understudy.training.examples import Example, encode
+from understudy.training.loop import Loop, create_accelerator
+from understudy.training.sft import train_sft
+from understudy.training.state import Models
+
+ROOT = Path(__file__).parents[2]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What names a cell."""
+
+    task: Task
+    size: int | None
+    arm: Arm
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """File name without its ending."""
+        return f"{self.task.name}-{self.size or 'all'}-{self.arm.name}-{self.seed}"
+
+
+@dataclass(frozen=True)
+class Folders:
+    """Where results are kept, and where weights and fetched data are."""
+
+    results: Path
+    work: Path
+
+
+class Study:
+    """Trains and measures cells; SFT policies are trained once for all arms that start from them."""
+
+    def __init__(self, folders: Folders, overrides: tuple[str, ...] = (), device: str = "cpu") -> None:
+        self.folders, self.overrides, self.device = folders, overrides, device
+
+    def path(self, cell: Cell) -> Path:
+        """Where a cell's JSON is."""
+        return self.folders.results / f"{cell.name}.json"
+
+    def run(self, cell: Cell) -> dict[str, Any]:
+        """Train, measure and write one cell; one that is there is read."""
+        if self.path(cell).is_file():
+            found: dict[str, Any] = json.loads(self.path(cell).read_text())
+            return found
+        started = time.monotonic()
+        params = load_params(ROOT / "params.yaml", (*cell.task.overrides, *self.overrides, *cell.arm.overrides))
+        splits, num_test = params.data.splits, params.evaluation.max_prompts
+        rows = load(cell.task, cell.size, cell.seed, self.folders.work, num_test, splits)
+        torch.manual_seed(cell.seed)
+        policy, choose, told = self._policy(cell, params, rows)
+        policy.model.to(self.device).eval()
+        place = Place(params.evaluation, cell.seed, ROOT, cell.task.by_character)
+        made = {
+            "task": cell.task.name,
+            "size": cell.size,
+            "arm": cell.arm.name,
+            "seed": cell.seed,
+            "overrides": [*cell.task.overrides, *self.overrides, *cell.arm.overrides],
+            "num_train": len(rows.train),
+            "num_parameters": sum(parameter.numel() for parameter in policy.model.parameters()),
+            **told,
+            **measure(policy, rows.validation, rows.test, place, choose),
+        }
+        made["seconds"] = round(time.monotonic() - started, 1)
+        _write(self.path(cell), made)
+        return made
+
+    def _policy(self, cell: Cell, params: Params, rows: Rows) -> tuple[LanguageModel, Chooser | None, dict[str, Any]]:
+        if cell.arm.kind == "sft":
+            folder, told = self._sft(cell, params, rows)
+            return load_policy(folder), None, told
+        start = self._sft(cell, params, rows)[0]
+        if cell.arm.kind == "sft_longer":
+            return self._longer(cell, params, rows, start)
+        return self._aligned(cell, params, rows, start)
+
+    def _sft(self, cell: Cell, params: Params, rows: Rows) -> tuple[Path, dict[str, Any]]:
+        """Folder of the SFT policy of these params and its numbers, trained if it is not there."""
+        settings = {"model": params.model.model_dump(mode="json"), "sft": params.sft.model_dump(mode="json")}
+        key = section_sha256(settings, cell.task.name, str(cell.size), str(cell.seed))[:16]
+        folder = self.folders.work / "sft" / f"{cell.task.name}-{cell.size or 'all'}-{cell.seed}-{key}"
+        if not (folder / "told.json").is_file():
+            texts = (text for row in rows.train for text in (row.prompt, row.response))
+            policy = create_policy(params.model, texts, cell.seed)
+            with self._loop(params) as loop:
+                result = train_sft(policy, *_encoded(policy, rows), params.sft, cell.seed, loop)
+            told = {"compute_token_passes": result.compute_token_passes, "num_updates": result.num_steps}
+            policy.save(folder)
+            _write(folder / "told.json", told)
+        read: dict[str, Any] = json.loads((folder / "told.json").read_text())
+        return folder, read
+
+    def _longer(
+        self, cell: Cell, params: Params, rows: Rows, start: Path
+    ) -> tuple[LanguageModel, None, dict[str, Any]]:
+        """Go on from the SFT policy for the compute that alignment took, by the arm that names the amount."""
+        from experiments.real.arms import ARMS
+
+        amount = self.run(Cell(cell.task, cell.size, ARMS[COMPUTE_OF], cell.seed))["compute_token_passes"]
+        policy = self._trainable(start, params, cell.seed)
+        train, validation = _encoded(policy, rows)
+        held_out = [] if cell.arm.name.endswith("_last") else validation  # without it the last weights are kept
+        with self._loop(params) as loop:
+            result = train_sft(policy, train, held_out, params.sft, cell.seed, loop, amount)
+        return policy, None, {"compute_token_passes": result.compute_token_passes, "num_updates": result.num_steps}
+
+    def _aligned(
+        self, cell: Cell, params: Params, rows: Rows, start: Path
+    ) -> tuple[LanguageModel, Chooser | None, dict[str, Any]]:
+        policy, reference = self._trainable(start, params, cell.seed), load_policy(start)
+        reference.model.requires_grad_(False)
+        settings = params.align
+        best_of_n = cell.arm.kind == "best_of_n"
+        if best_of_n:
+            # The same discriminator with as many rounds, against a policy that stands still.
+            rounds = settings.discriminator.warmup_rounds + settings.num_rounds
+            update = {"warmup_rounds": rounds, "warmup_updates_per_round": settings.discriminator.updates_per_round}
+            own = settings.discriminator.model_copy(update=update)
+            settings = settings.model_copy(update={"discriminator": own, "num_rounds": 1, "learning_rate": 1e-12})
+        if cell.arm.kind == "closed_form":
+            own = settings.discriminator.model_copy(update={"warmup_rounds": 0, "updates_per_round": 0})
+            settings = settings.model_copy(update={"discriminator": own})
+            discriminator: Any = ClosedFormReward(reference, self._base(params, rows, cell.seed))
+        else:
+            torch.manual_seed(cell.seed)
+            outputs = num_discriminator_outputs(settings)
+            discriminator = ScalarHead.copied_from(load_policy(start), outputs, settings.discriminator.dropout)
+        train, held_out = _encoded(policy, rows)
+        with self._loop(params) as loop:
+            models = Models(policy, reference, discriminator)
+            result = align(models, train, held_out, settings, cell.seed, loop)
+            told = {
+                "compute_token_passes": result.compute_token_passes,
+                "num_updates": settings.num_rounds,
+                "held_out_auc": result.held_out_auc,
+                "last": {key: round(value, 4) for key, value in loop.history[-1].items()} if loop.history else {},
+            }
+        choose = Chooser(discriminator, objective_from(composed(settings)[0])) if best_of_n else None
+        return policy, choose, told
+
+    def _trainable(self, folder: Path, params: Params, seed: int) -> LanguageModel:
+        policy = load_policy(folder)
+        return policy if params.model.lora is None else with_lora(policy, params.model.lora, seed)
+
+    def _base(self, params: Params, rows: Rows, seed: int) -> LanguageModel:
+        texts = (text for row in rows.train for text in (row.prompt, row.response))
+        base = create_policy(params.model.model_copy(update={"lora": None}), texts, seed)
+        base.model.to(self.device).requires_grad_(False)
+        return base
+
+    @contextmanager
+    def _loop(self, params: Params) -> Iterator[Loop]:
+        self.folders.work.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix="cell-", dir=self.folders.work))
+        try:
+            accelerator = create_accelerator(params.model.precision, self.device)
+            yield Loop(accelerator, ListTracker(), Checkpoints(folder, keep=1))
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+class ClosedFormReward(nn.Module):
+    """No discriminator: log π_SFT − log π_base of the response so far, in the place of its logit.
+
+    The optimal log-ratio of SFT against the model that it started from; shape (B, T, 1). It has nothing to train, but
+    a network in its place needs a parameter.
+    """
+
+    def __init__(self, sft: LanguageModel, base: LanguageModel) -> None:
+        super().__init__()
+        self.unused = nn.Parameter(torch.zeros(1))
+        self._models = [sft, base]
+
+    @torch.no_grad()
+    def forward(self, batch: TokenBatch) -> Tensor:
+        """Cumulative log-ratio at each response token."""
+        sft, base = self._models
+        sft.model.eval()
+        base.model.eval()
+        return (sft.response_logps(batch) - base.response_logps(batch)).cumsum(dim=1)[..., None]
+
+
+def _encoded(policy: LanguageModel, rows: Rows) -> tuple[list[Example], list[Example]]:
+    return encode(policy, rows.train).examples, encode(policy, rows.validation).examples
+
+
+def _write(path: Path, value: dict[str, Any]) -> None:
+    from examples.writing import write_text
+
+    write_text(path, json.dumps(value, separators=(",", ":"), allow_nan=False) + "\n")

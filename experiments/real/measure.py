@@ -1,0 +1,160 @@
+"""What is measured of a policy on held-out groups; what is tuned is tuned on validation rows.
+
+Shapes: P prompts, B sequences.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from understudy.config import EvaluationConfig
+from understudy.data.demonstrations import Demonstration
+from understudy.evaluation import metrics
+from understudy.evaluation.intervals import Bootstrap, Floats, cluster_ids
+from understudy.evaluation.judges import Judge, load_judge
+from understudy.evaluation.policies import LoadedPolicies
+from understudy.models.generation import SamplingSettings, generate
+from understudy.models.language_model import LanguageModel
+from understudy.objectives.adversarial import AdversarialObjective
+from understudy.objectives.best_of_n import select_best
+from understudy.training.discriminating import last_logits
+from understudy.training.loop import step_seed
+
+TOP_PS = (0.9, 0.7)
+_ROWS = 192
+
+
+@dataclass(frozen=True)
+class Place:
+    """Settings of the measurement and the folder that judges are found from."""
+
+    config: EvaluationConfig
+    seed: int
+    root: Path
+    by_character: bool
+
+
+@dataclass(frozen=True)
+class Chooser:
+    """Takes the best of several samples by a discriminator."""
+
+    discriminator: Any
+    objective: AdversarialObjective
+    num: int = 8
+
+    @torch.no_grad()
+    def __call__(
+        self, policy: LanguageModel, prompts: Sequence[list[int]], responses: Sequence[list[int]]
+    ) -> list[int]:
+        """Rows of the best of each group of `num`; prompts are repeated as the responses are."""
+        self.discriminator.eval()
+        batch = policy.batch(prompts, responses)
+        output_BTn = self.discriminator(batch)
+        row_B = torch.arange(len(prompts), device=output_BTn.device)
+        logp_BT = torch.zeros_like(batch.mask_BT, dtype=torch.float32)
+        scores = self.objective.scores(output_BTn, logp_BT, batch.mask_BT, row_B)
+        return [int(row) for row in select_best(last_logits(scores), self.num)]
+
+
+def measure(
+    policy: LanguageModel,
+    validation: Sequence[Demonstration],
+    test: Sequence[Demonstration],
+    place: Place,
+    choose: Chooser | None,
+) -> dict[str, Any]:
+    """Return NLL, and at T=1 and at the decoding that validation chose, all that is measured of samples."""
+    (judge,) = [load_judge(judge, root=place.root) for judge in place.config.judges]
+    tuning = {}
+    for name, settings in decodings(place.config).items():
+        texts, _ = sample(policy, validation, settings, step_seed(place.seed, "tuning"), choose)
+        tuning[name] = _mean(_judged(judge, validation, texts))
+    best = max(tuning, key=lambda name: tuning[name])
+    made: dict[str, Any] = {"validation": tuning, "tuned": best, "decodings": {}}
+    for shown, name in {"T=1": "T=1", "tuned": best}.items():
+        settings = decodings(place.config)[name]
+        texts, finished = sample(policy, test, settings, step_seed(place.seed, "test"), choose)
+        made["decodings"][shown] = of_texts(texts, finished, judge, test, place)
+    if choose is None:
+        models = LoadedPolicies(lambda _: policy, place.config.max_response_tokens)
+        sums, counts = models.expert_logps("policy", test)
+        made["nll"] = [round(float(value), 4) for value in -sums]
+        made["expert_tokens"] = [int(count) for count in counts]
+    return made
+
+
+def decodings(config: EvaluationConfig) -> dict[str, SamplingSettings]:
+    """T=1, the temperatures of the params, and two nuclei."""
+    length = config.max_response_tokens
+    cooler = {f"T={value:g}": SamplingSettings(length, value) for value in (1.0, *config.temperatures)}
+    return cooler | {f"top-p={value:g}": SamplingSettings(length, 1.0, value) for value in TOP_PS}
+
+
+def sample(
+    policy: LanguageModel,
+    rows: Sequence[Demonstration],
+    settings: SamplingSettings,
+    seed: int,
+    choose: Chooser | None = None,
+) -> tuple[list[str], list[bool]]:
+    """One response a row, or the best of several, and whether each came to its end."""
+    generator = torch.Generator(policy.device).manual_seed(seed)
+    prompts = [policy.encode_prompt([dict(message) for message in row.messages]) for row in rows]
+    order = sorted(range(len(rows)), key=lambda index: len(prompts[index]))
+    repeats = choose.num if choose else 1
+    found: dict[int, tuple[str, bool]] = {}
+    for start in range(0, len(order), max(1, _ROWS // repeats)):
+        chosen = order[start : start + max(1, _ROWS // repeats)]
+        asked = [prompts[index] for index in chosen]
+        rollouts = generate(policy, asked, settings, generator, repeats)
+        repeated = [prompt for prompt in asked for _ in range(repeats)]
+        kept = choose(policy, repeated, rollouts.responses) if choose else range(len(chosen))
+        for index, row in zip(chosen, kept, strict=True):
+            found[index] = policy.decode(rollouts.responses[row]), rollouts.finished[row]
+    return [found[index][0] for index in range(len(rows))], [found[index][1] for index in range(len(rows))]
+
+
+def of_texts(
+    texts: Sequence[str], finished: Sequence[bool], judge: Judge, rows: Sequence[Demonstration], place: Place
+) -> dict[str, Any]:
+    """Scores and lengths of each prompt, for pairing; and what only a set of texts has."""
+    references = [row.response for row in rows]
+    clusters = cluster_ids([row.group for row in rows], [row.prompt for row in rows])
+    auc = metrics.classifier_auc(references, texts, clusters, Bootstrap(0.95, 100, place.seed))
+    spelt = [" ".join(text) for text in texts] if place.by_character else texts
+    bleu = metrics.self_bleu(spelt, place.seed)
+    return {
+        "scores": [_short(value) for value in _judged(judge, rows, texts)],
+        "lengths": [len(text) for text in texts],
+        "clusters": [int(label) for label in clusters],
+        "distinct_2": _finite(metrics.distinct_n(spelt, 2)),
+        "self_bleu": _finite(float(bleu.mean())) if len(bleu) else None,
+        "auc": _finite(auc.value) if auc else None,
+        "chrf": _finite(float(metrics.chrf(texts, references).mean())),
+        "finished": sum(finished) / len(finished),
+    }
+
+
+def _judged(judge: Judge, rows: Sequence[Demonstration], texts: Sequence[str]) -> Floats:
+    return judge.scores([row.prompt for row in rows], texts, [row.response for row in rows])
+
+
+def _mean(scores: Floats) -> float:
+    decided = scores[~torch.tensor(scores).isnan().numpy()]
+    return round(float(decided.mean()), 4) if len(decided) else 0.0
+
+
+def _short(value: float) -> float | int | None:
+    if math.isnan(value):
+        return None
+    return int(value) if value in (0.0, 1.0) else round(float(value), 4)
+
+
+def _finite(value: float) -> float | None:
+    return round(value, 4) if math.isfinite(value) else None

@@ -1,0 +1,160 @@
+"""The tasks: where demonstrations come from, what judges them, and the params that fit their size.
+
+All demonstrations are split by group once; a seed draws which training rows it gets, and all seeds meet the same
+validation and test rows.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from understudy.config import SplitsConfig
+from understudy.data.demonstrations import Demonstration
+from understudy.data.splits import split_of
+
+_ARITHMETIC_ROWS = 6000
+_TINY = (
+    "model.scratch={vocab_size: 261, hidden_size: 32, intermediate_size: 88, num_layers: 2, num_heads: 2, "
+    "num_kv_heads: 2, context_tokens: 32}",
+    "sft.epochs=30",
+    "sft.batch_tokens=512",
+    "align.num_rounds=100",
+    "align.rollout={prompts_per_round: 16, responses_per_prompt: 4, max_response_tokens: 8, temperature: 1.0, "
+    "top_p: 1.0}",
+    "align.discriminator.warmup_rounds=15",
+    "align.discriminator.warmup_updates_per_round=4",
+    "align.discriminator.learning_rate=1e-3",
+    "align.discriminator.batch_pairs=32",
+    "align.learning_rate=3e-4",
+    "align.selfplay.batch_pairs=32",
+    "evaluation.max_prompts=200",
+    "evaluation.max_response_tokens=8",
+    "evaluation.temperatures=[0.05, 0.3, 0.6]",
+    'evaluation.judges=[{name: right, kind: callable, target: "examples/arithmetic/judge.py:judge"}]',
+    "evaluation.tuning_judge=right",
+)
+_PRETRAINED = (
+    "model.init=pretrained",
+    "sft.learning_rate=1e-4",
+    "sft.epochs=3",
+    "align.num_rounds=400",
+    "align.learning_rate=2e-6",
+    "align.discriminator.learning_rate=2e-5",
+    "align.discriminator.warmup_rounds=20",
+)
+
+
+@dataclass(frozen=True)
+class Task:
+    """One source of demonstrations.
+
+    Attributes:
+        name: of its cells.
+        open_ended: whether many different responses are right.
+        sizes: numbers of training demonstrations; None is all.
+        overrides: over params.yaml, for a policy from scratch.
+        rows: reads the demonstrations, given a folder for what is fetched.
+        judge: what the tables call the deciding judge.
+        by_character: n-grams are of characters, because a response is one word.
+    """
+
+    name: str
+    open_ended: bool
+    sizes: tuple[int | None, ...]
+    overrides: tuple[str, ...]
+    rows: Callable[[Path], list[dict[str, Any]]]
+    judge: str
+    by_character: bool = False
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What one cell sees."""
+
+    train: list[Demonstration]
+    validation: list[Demonstration]
+    test: list[Demonstration]
+
+
+def load(task: Task, size: int | None, seed: int, folder: Path, num_test: int, splits: SplitsConfig) -> Rows:
+    """Split by group; draw `size` training rows by the seed, and the same held-out rows for every seed."""
+    by_split: dict[str, list[Demonstration]] = {"train": [], "validation": [], "test": []}
+    for row in sorted(task.rows(folder), key=lambda row: str(row["id"])):
+        by_split[split_of(row["group"], splits)].append(_demonstration(row))
+    train = _drawn(by_split["train"], size, seed)
+    return Rows(train, _drawn(by_split["validation"], num_test // 2, 0), _drawn(by_split["test"], num_test, 0))
+
+
+def pretrained_overrides(folder: Path, lora: bool) -> tuple[str, ...]:
+    """Params for a folder of weights instead of a policy from scratch."""
+    gguf = sorted(folder.glob("*.gguf"))
+    named = () if (folder / "config.json").is_file() or not gguf else (f"model.gguf_file={gguf[0].name}",)
+    adapters = ("model.lora={rank: 16, alpha: 32, dropout: 0.05, target_modules: all-linear}",) if lora else ()
+    faster = ("align.learning_rate=5e-5",) if lora else ()
+    return (*_PRETRAINED, f"model.path={folder}", *named, *adapters, *faster)
+
+
+def _arithmetic(kind: str) -> Callable[[Path], list[dict[str, Any]]]:
+    def rows(_: Path) -> list[dict[str, Any]]:
+        from examples.arithmetic.generate import generate
+
+        return generate(kind, _ARITHMETIC_ROWS)
+
+    return rows
+
+
+def _ansible(folder: Path) -> list[dict[str, Any]]:
+    # The judge reads its schema in $UNDERSTUDY_WORKDIR/raw.
+    os.environ["UNDERSTUDY_WORKDIR"] = str(folder)
+    path = folder / "raw" / "demonstrations.jsonl"
+    if not path.is_file():
+        from examples.ansible import extract
+
+        extract.write(folder / "raw", folder, extract.COLLECTIONS, extract.MAX_CHARS, None)
+    return _read(path)
+
+
+def _debian(folder: Path) -> list[dict[str, Any]]:
+    path = folder / "debian" / "demonstrations.jsonl"
+    if not path.is_file():
+        from examples.debian import extract
+
+        extract.write(folder / "debian", None, max_chars=400)
+    return _read(path)
+
+
+def _read(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def _demonstration(row: dict[str, Any]) -> Demonstration:
+    messages = ({"role": "user", "content": row["prompt"]},)
+    return Demonstration(row["id"], row["group"], messages, row["prompt"], row["response"])
+
+
+def _drawn(rows: Sequence[Demonstration], size: int | None, seed: int) -> list[Demonstration]:
+    order = list(rows)
+    random.Random(seed).shuffle(order)
+    return order[:size]
+
+
+_PROSE = (
+    "model.scratch.vocab_size=2048",
+    'evaluation.judges=[{name: similarity, kind: callable, target: "examples/debian/similarity.py:judge"}]',
+    "evaluation.tuning_judge=similarity",
+)
+TASKS: dict[str, Task] = {
+    task.name: task
+    for task in (
+        Task("sort", False, (500, 2000, None), _TINY, _arithmetic("sort"), "right", by_character=True),
+        Task("pick", True, (500, 2000, None), _TINY, _arithmetic("pick"), "right", by_character=True),
+        Task("ansible", False, (500, 2000, None), (), _ansible, "valid"),
+        Task("debian", True, (500, 2000, None), _PROSE, _debian, "chrF to the expert"),
+    )
+}
