@@ -34,7 +34,7 @@ def api(clock: VirtualClock) -> Iterator[KubernetesApi]:
         yield api
 
 
-@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("when", ["before", "after", "throttled"])
 def test_one_failure_at_any_call_changes_nothing(
     when: str, api: KubernetesApi, clock: VirtualClock, tmp_path: Path
 ) -> None:

@@ -96,7 +96,7 @@ class KubernetesApi:
         self.extra_pods: dict[str, Object] = {}
         self.log_lines: list[tuple[float, str]] = []  # (seconds since the job's creation, text), of every pod
         self.when_complete: Callable[[Job], None] = lambda job: None
-        self.outages: deque[str] = deque()  # for the next requests: "before" or "after" it took effect, or "no"
+        self.outages: deque[str] = deque()  # for the next requests: "before" or "after" it took effect, "throttled", or "no"
         self._roles: deque[Role] = deque()
         self.lock = threading.RLock()
 
@@ -355,6 +355,8 @@ class _Handler(BaseHTTPRequestHandler):
             try:
                 if outage == "before":
                     raise Refusal(503, "ServiceUnavailable", "the API server is starting")
+                if outage == "throttled":
+                    raise Refusal(429, "TooManyRequests", "please try again later")
                 content = self.api.handle(self.command, url.path, dict(parse_qsl(url.query)), body)
                 if outage == "after":
                     raise Refusal(503, "ServiceUnavailable", "the API server went away")
