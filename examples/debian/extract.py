@@ -62,12 +62,16 @@ def find_lists(folder: Path) -> list[Path]:
 
 def extract(texts: Iterable[str], max_chars: int | None = MAX_CHARS, limit: int | None = None) -> list[Row]:
     """Return one row a package in a fixed order; a limit takes whole groups in an order decided by a digest."""
-    rows: dict[str, Row] = {}
+    found: dict[str, tuple[str, str]] = {}
     for text in texts:
         for name, short, long in _stanzas(text):
-            if len(long) >= MIN_CHARS and (max_chars is None or len(long) <= max_chars):
-                rows.setdefault(name, _row(name, short, long))
-    order = sorted(rows.values(), key=lambda row: (hashlib.sha256(row["group"].encode()).digest(), row["id"]))
+            found.setdefault(name, (short, long))
+    rows = [
+        _row(name, short, long)
+        for name, (short, long) in found.items()
+        if MIN_CHARS <= len(long) <= (max_chars or len(long))
+    ]
+    order = sorted(rows, key=lambda row: (hashlib.sha256(row["group"].encode()).digest(), row["id"]))
     return sorted(order[: limit or None], key=lambda row: row["id"])
 
 

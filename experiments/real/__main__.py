@@ -48,7 +48,7 @@ def _run(options: argparse.Namespace, results: Path) -> None:
     from experiments.real.cell import Cell, Folders, Study
 
     torch.set_num_threads(options.threads)
-    transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     overrides = tuple(options.set)
     if options.model:
         overrides = (*pretrained_overrides(options.model, options.lora), *overrides)

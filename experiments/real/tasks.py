@@ -22,7 +22,8 @@ _ARITHMETIC_ROWS = 6000
 _TINY = (
     "model.scratch={vocab_size: 261, hidden_size: 32, intermediate_size: 88, num_layers: 2, num_heads: 2, "
     "num_kv_heads: 2, context_tokens: 32}",
-    "sft.epochs=30",
+    "sft.epochs=80",
+    "sft.learning_rate=8e-3",
     "sft.batch_tokens=512",
     "align.num_rounds=100",
     "align.rollout={prompts_per_round: 16, responses_per_prompt: 4, max_response_tokens: 8, temperature: 1.0, "
