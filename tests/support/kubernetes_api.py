@@ -96,7 +96,7 @@ class KubernetesApi:
         self.extra_pods: dict[str, Object] = {}
         self.log_lines: list[tuple[float, str]] = []  # (seconds since the job's creation, text), of every pod
         self.when_complete: Callable[[Job], None] = lambda job: None
-        self.outages: deque[str] = deque()  # for the next requests: "before" or "after" it took effect, "throttled", or "no"
+        self.outages: deque[str] = deque()  # of the next requests: "before" or "after" their effect, "throttled", "no"
         self._roles: deque[Role] = deque()
         self.lock = threading.RLock()
 
