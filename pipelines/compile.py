@@ -71,7 +71,7 @@ def compile_pipeline(platform: PlatformConfig, queue: Queue = "scheduled") -> Co
         include_pipeline_manifest=True,
     )
     try:
-        pipeline = build(on_platform(platform, queue))
+        pipeline = build(on_platform(platform, queue), platform.steps.ingest.shards)
     except (ValueError, TypeError) as error:
         raise ConfigError(f"KFP refuses a setting below `platform:`: {error}") from error
     with tempfile.TemporaryDirectory() as folder:

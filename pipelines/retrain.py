@@ -18,15 +18,19 @@ from components.align import align
 from components.champion import champion
 from components.evaluate import evaluate
 from components.ingest import ingest
+from components.ingest_merge import ingest_merge
+from components.ingest_shard import ingest_shard
 from components.notify import notify
 from components.preflight import preflight
 from components.promote import promote
 from components.register import register
 from components.sft import sft
 
+Place = Callable[[Any, Any], None]
 
-def build(place: Callable[[Any, Any], None] = lambda step, task: None) -> Any:
-    """Return the pipeline."""
+
+def build(place: Place = lambda step, task: None, ingest_shards: int = 1) -> Any:
+    """Return the pipeline; with `ingest_shards` above 1, so many pods read the source beside each other."""
 
     @dsl.pipeline(name="understudy-retrain", description="Align a language model from expert demonstrations alone.")
     def retrain(
@@ -48,9 +52,7 @@ def build(place: Callable[[Any, Any], None] = lambda step, task: None) -> Any:
         with dsl.ExitHandler(told, name="steps"):
             checked = preflight(config=preflight_config)
             place("preflight", checked)
-            data = ingest(config=ingest_config, preflight=checked.output)
-            place("ingest", data)
-            dataset = data.outputs["dataset_record"]
+            dataset = ingested(ingest_config, checked.output, place, ingest_shards)
             warm = sft(config=sft_config, dataset=dataset)
             place("sft", warm)
             start = warm.outputs["policy_record"]
@@ -79,6 +81,19 @@ def build(place: Callable[[Any, Any], None] = lambda step, task: None) -> Any:
                 place("promote", decided.set_caching_options(False))
 
     return retrain
+
+
+def ingested(config: Any, preflight: Any, place: Place, shards: int) -> Any:
+    """Add step ingest, whole or fanned out, to the pipeline at hand; return the dataset's record."""
+    if shards == 1:
+        data = ingest(config=config, preflight=preflight)
+    else:
+        with dsl.ParallelFor(items=list(range(shards)), name="ingest-shards") as index:
+            part = ingest_shard(config=config, preflight=preflight, index=index, count=shards)
+            place("ingest", part)
+        data = ingest_merge(config=config, shards=dsl.Collected(part.output))
+    place("ingest", data)
+    return data.outputs["dataset_record"]
 
 
 retrain = build()

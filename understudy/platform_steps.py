@@ -73,11 +73,12 @@ class PreflightStep(CpuStep):
 
 
 class IngestStep(CpuStep):
-    """Holds the demonstrations in memory to find near duplicates."""
+    """Sorts the demonstrations on its disk; with `shards` above 1, so many pods of this size read the source first."""
 
     cpu: Quantity = "2"
     memory: Quantity = "8Gi"
     workdir_size: Quantity = "50Gi"
+    shards: int = Field(default=1, ge=1, le=256)
 
 
 class ChampionStep(CpuStep):

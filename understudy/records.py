@@ -64,6 +64,18 @@ class DatasetRef(Record):
 
 
 @dataclass(frozen=True)
+class ShardRef(Record):
+    """One validated part of a source, `index` of `count`, until the merge has made a dataset version of all."""
+
+    uri: str
+    sha256: str
+    index: int
+    count: int
+    rows: int
+    bad: int
+
+
+@dataclass(frozen=True)
 class PolicyRef(Record):
     """One policy: a Hugging Face folder (safetensors, tokenizer, config) under `uri`."""
 

@@ -50,6 +50,17 @@ def test_ingest_show_verify_pull(project: Path) -> None:
     assert as_json("pull")["path"] == done["path"]
 
 
+def test_shards_change_nothing_but_who_reads(project: Path) -> None:
+    lines = (project / "my.jsonl").read_text().splitlines(keepends=True)
+    (project / "many").mkdir()
+    for index in range(3):
+        (project / "many" / f"{index}.jsonl").write_text("".join(lines[index::3]))
+    one = as_json("ingest", "many", "--workdir", "one")
+    three = as_json("ingest", "many", "--workdir", "three", "--shards", "3")
+    assert three["md5"] == one["md5"] == as_json("ingest", "my.jsonl")["md5"]
+    assert (three["bad_by_reason"], three["source_files"]) == ({"not JSON": 1}, [f"many/{i}.jsonl" for i in range(3)])
+
+
 def test_text_output_names_what_matters(project: Path) -> None:
     result = invoke("ingest", "my.jsonl", "--workdir", "w")
     assert result.exit_code == 0

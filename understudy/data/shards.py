@@ -169,8 +169,8 @@ class Shards:
 
 
 def listing_sha256(listing: Listing) -> str:
-    """Digest of the files' names and sizes, by which shards know that they are parts of the same source."""
-    lines = [f"{file.num_bytes} {file.name}\n" for file in listing.files]
+    """Digest of the files' names, sizes and versions, by which shards know that they are parts of the same source."""
+    lines = [f"{file.num_bytes} {file.version} {file.name}\n" for file in listing.files]
     return hashlib.sha256("".join(lines).encode("utf-8", "surrogateescape")).hexdigest()
 
 
@@ -230,7 +230,7 @@ def _check(reports: list[ShardReport], listing: Listing, config: DataConfig) -> 
         if report.listing_sha256 != here:
             raise DataRefused(
                 f"The files of {config.source!r} changed while they were ingested: shard {report.index} saw "
-                f"{report.listing_sha256[:12]}, now they are {here[:12]} (names and sizes). Run ingest again."
+                f"{report.listing_sha256[:12]}, now they are {here[:12]} (names, sizes, versions). Run ingest again."
             )
         if report.settings != wanted:
             other = {name: value for name, value in report.settings.items() if wanted.get(name) != value}

@@ -31,11 +31,15 @@ Entry = tuple[int, dict[str, Any] | RowProblem, bytes | None]
 
 @dataclass(frozen=True)
 class SourceFile:
-    """One file of demonstrations; `open` gives a fresh binary stream, seekable when the file holds a table."""
+    """One file of demonstrations; `open` gives a fresh binary stream, seekable when the file holds a table.
+
+    `version` is what its store calls the content, if it has a word for it: an ETag.
+    """
 
     name: str
     num_bytes: int
     open: Callable[[], BinaryIO]
+    version: str = ""
 
 
 @dataclass(frozen=True)

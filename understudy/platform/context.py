@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from understudy.platform.tracking import MlflowTracker
 
 STOP_NAME = "stop"
-UNTRACKED = ("preflight", "champion")  # they ask and compute nothing; MLflow would cost them seconds
+UNTRACKED = ("preflight", "champion", "ingest_shard")  # without numbers of their own; MLflow would cost them seconds
 FAILURE_NAME = "failure.json"
 RESUME = "Run the same command again to resume."
 

@@ -86,7 +86,7 @@ def _source_file(location: Location, item: dict[str, Any]) -> SourceFile:
     def opened() -> BinaryIO:
         return io.BufferedReader(_Ranges(place, size, etag), _RANGE_BYTES)
 
-    return SourceFile(place.uri, size, opened)
+    return SourceFile(place.uri, size, opened, etag)
 
 
 class _Ranges(io.RawIOBase):

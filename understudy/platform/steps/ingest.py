@@ -6,15 +6,18 @@ import dataclasses
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from understudy.config import DataConfig, validate
-from understudy.data.ingest import ingest
+from understudy.data.ingest import Ingested, ingest
 from understudy.data.sources import Listing, list_sources
 from understudy.data.summary import Summary
 from understudy.errors import ConfigError, DataRefused
 from understudy.platform.datasets import default_remote, materialise, parent_of, publish, write_record
 from understudy.records import DatasetRef
+
+if TYPE_CHECKING:
+    from understudy.platform.context import StepContext
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,14 +43,24 @@ def run(config: Mapping[str, Any]) -> DatasetRef:
 
     with step_context("ingest", config) as context:
         data = validate(DataConfig, config["data"], where="data")
-        result = ingest_source(data, context.workdir, str(config.get("source_sha256") or ""), refuse_empty=True)
-        context.tracker.log(0, metrics(result.summary))
-        context.finish(result.ref)
-        return result.ref
+        digest = str(config.get("source_sha256") or "")
+        return finish(context, ingest_source(data, context.workdir, digest, refuse_empty=True))
+
+
+def finish(context: StepContext, result: IngestResult) -> DatasetRef:
+    """Say what the step found and made."""
+    context.tracker.log(0, metrics(result.summary))
+    context.finish(result.ref)
+    return result.ref
 
 
 def ingest_source(
-    config: DataConfig, workdir: Path, digest: str = "", remote: str | None = None, refuse_empty: bool = False
+    config: DataConfig,
+    workdir: Path,
+    digest: str = "",
+    remote: str | None = None,
+    refuse_empty: bool = False,
+    shards: int = 1,
 ) -> IngestResult:
     """Ingest one source into a published version and remember it as the working directory's current one.
 
@@ -57,29 +70,44 @@ def ingest_source(
         digest: digest of the source, worked out here when empty.
         remote: DVC remote, by default UNDERSTUDY_DVC_REMOTE or a folder in the working directory.
         refuse_empty: refuse, rather than warn of, a train, validation or test split without rows.
+        shards: processes that read the source, at most one for each of its files.
     """
+    from understudy.platform.steps.ingest_shards import ingest_in_processes
+
     workdir = workdir.absolute()
     listing = list_any(config.source)
     digest = digest or source_sha256(config.source)
-    with ingest(listing, config, workdir) as ingested:
-        summary = ingested.summary
-        if refuse_empty and summary.warnings:
-            raise DataRefused(" ".join(summary.warnings))
-        published = publish(ingested.folder, workdir, remote or default_remote(workdir))
-        ref = DatasetRef(
-            uri=published.uri,
-            md5=published.md5,
-            rows=summary.rows,
-            splits=summary.splits,
-            num_bytes=published.num_bytes,
-            num_files=published.num_files,
-            source=config.source,
-            source_sha256=digest,
-            parent=parent_of(published.md5, workdir),
-        )
-        folder = materialise(ref, workdir)
-        write_record(ref, workdir)
-        return IngestResult(ref, summary, ingested.quarantine, folder, published.num_uploaded)
+    with ingest(listing, config, workdir) if shards == 1 else ingest_in_processes(config, workdir, shards) as ingested:
+        return publish_ingested(ingested, config, workdir, digest, remote, refuse_empty)
+
+
+def publish_ingested(
+    ingested: Ingested,
+    config: DataConfig,
+    workdir: Path,
+    digest: str,
+    remote: str | None = None,
+    refuse_empty: bool = False,
+) -> IngestResult:
+    """Publish what was ingested and remember it as the current version; the arguments are those of `ingest_source`."""
+    summary = ingested.summary
+    if refuse_empty and summary.warnings:
+        raise DataRefused(" ".join(summary.warnings))
+    published = publish(ingested.folder, workdir, remote or default_remote(workdir))
+    ref = DatasetRef(
+        uri=published.uri,
+        md5=published.md5,
+        rows=summary.rows,
+        splits=summary.splits,
+        num_bytes=published.num_bytes,
+        num_files=published.num_files,
+        source=config.source,
+        source_sha256=digest,
+        parent=parent_of(published.md5, workdir),
+    )
+    folder = materialise(ref, workdir)
+    write_record(ref, workdir)
+    return IngestResult(ref, summary, ingested.quarantine, folder, published.num_uploaded)
 
 
 def list_any(source: str) -> Listing:
