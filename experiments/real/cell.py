@@ -163,6 +163,8 @@ class Study:
                 "compute_token_passes": result.compute_token_passes,
                 "num_updates": settings.num_rounds,
                 "held_out_auc": result.held_out_auc,
+                "stopped_by": result.stopped_by,
+                "healthy_round": result.healthy_round,
                 "last": {key: round(value, 4) for key, value in loop.history[-1].items()} if loop.history else {},
             }
         choose = Chooser(discriminator, objective_from(composed(settings)[0])) if best_of_n else None

