@@ -12,7 +12,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks.subjects import as_text, create_model, create_policy, examples, random_ids, word_tokenizer
+from benchmarks.subjects import (
+    as_text,
+    create_model,
+    create_policy,
+    examples,
+    num_parameters,
+    random_ids,
+    word_tokenizer,
+)
 from benchmarks.timing import alternate, median, median_ratio
 from understudy.config import AlignConfig, load_params
 
@@ -190,10 +198,31 @@ class _NoCheckpoints:
         pass
 
 
+def least_flops(work: Work, parameters: int, embedding: int) -> float:
+    """Arithmetic that no implementation of our step can avoid: products with weights alone, prompts read once.
+
+    Sampling and scoring by the reference are a forward pass over all prompts and responses, the policy's update a
+    forward and a backward pass (three times as much); the discriminator, which has no output layer over the
+    vocabulary, scores them once and trains on pairs of an expert's and a sampled response to one prompt.
+    """
+    rows = work.prompts * work.repeats
+    tokens = work.prompts * work.prompt_tokens + rows * work.response_tokens
+    settings = align_config(work, 1).discriminator
+    pairs = settings.updates_per_round * settings.batch_pairs
+    trained = pairs * (work.prompt_tokens + 2 * work.response_tokens)
+    return 2 * parameters * (1 + 1 + 3) * tokens + 2 * (parameters - embedding) * (tokens + 3 * trained)
+
+
 def measure(
-    work: Work, rounds: int, repetitions: int, peers: tuple[str, ...] = ("rloo", "grpo")
+    work: Work,
+    rounds: int,
+    repetitions: int,
+    flops_per_second: float,
+    peers: tuple[str, ...] = ("rloo", "grpo"),
 ) -> list[dict[str, Any]]:
     """Sampled tokens per second of whole steps; one row for each peer."""
+    model = create_model(work.size, work.vocabulary, 16)
+    least = least_flops(work, num_parameters(model), model.get_input_embeddings().weight.numel())
     step = OurStep(work)
     turns: dict[str, Any] = {"ours": lambda: step.seconds(rounds)}
     for peer in peers:
@@ -207,7 +236,7 @@ def measure(
             "peer": work.sampled_tokens / median(seconds[peer]),
             "peer_name": f"TRL {peer.upper()}",
             "ratio": median_ratio(seconds[peer], seconds["ours"]),
-            "floor": None,
+            "floor": work.sampled_tokens * flops_per_second / least,
             "seconds": {name: seconds[name] for name in ("ours", peer)},
         }
         for peer in peers

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.aligning import Surroundings
-from benchmarks.subjects import as_text, create_model, create_policy, random_ids, word_tokenizer
+from benchmarks.subjects import as_text, create_model, create_policy, num_parameters, random_ids, word_tokenizer
 from benchmarks.timing import alternate, median, median_ratio
 from understudy.config import load_params
 from understudy.training.examples import Example
@@ -27,8 +27,8 @@ def demonstrations(rows: int) -> list[Example]:
     return made
 
 
-def measure(size: str, rows: int, repetitions: int) -> dict[str, Any]:
-    """Tokens per second of an epoch, prompts included, and the ratio."""
+def measure(size: str, rows: int, repetitions: int, flops_per_second: float) -> dict[str, Any]:
+    """Tokens per second of an epoch, prompts included, the ratio, and the floor: products with weights alone."""
     examples = demonstrations(rows)
     work = {"ours": lambda: _ours(size, examples), "peer": lambda: _peer(size, examples)}
     seconds = alternate(work, repetitions, warm_up=False)
@@ -40,7 +40,7 @@ def measure(size: str, rows: int, repetitions: int) -> dict[str, Any]:
         "peer": tokens / median(seconds["peer"]),
         "peer_name": "TRL SFT, packing",
         "ratio": median_ratio(seconds["peer"], seconds["ours"]),
-        "floor": None,
+        "floor": flops_per_second / (6 * num_parameters(create_model(size, VOCABULARY, 16))),
         "seconds": seconds,
     }
 

@@ -32,7 +32,7 @@ def write_rows(path: Path, rows: int) -> None:
 
 
 def measure(rows: int, near_duplicates: bool = False) -> dict[str, Any]:
-    """Rows per second of wall and of processor time, and peak memory."""
+    """Rows per second of processor and of wall time, and peak memory."""
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder) / "rows.jsonl"
         write_rows(source, rows)
@@ -42,9 +42,10 @@ def measure(rows: int, near_duplicates: bool = False) -> dict[str, Any]:
     search = " with near-duplicate search" if near_duplicates else ""
     return {
         "name": f"ingest {rows:,} rows{search}",
-        "unit": "rows/s",
-        "ours": rows / found["seconds"],
-        "rows_per_processor_second": rows / found["processor_seconds"],
+        "unit": "rows/s of one core",
+        # By processor time: one thread works, and on a shared machine the wall clock counts the others' work.
+        "ours": rows / found["processor_seconds"],
+        "rows_per_wall_second": rows / found["seconds"],
         "peak_mib": found["peak_mib"],
         "peak_mib_above_start": found["peak_mib_above_start"],
         "kept": found["kept"],

@@ -32,7 +32,7 @@ def show(report: dict[str, Any], console: Console | None = None) -> None:
             _number(row["ours"]),
             _number(row["peer"]),
             _ratio(row),
-            "" if row["bar"] is None else f"{row['bar']:.1f}",
+            bar_text(row),
             _number(row["floor"]),
         )
     console.print(table)
@@ -44,7 +44,22 @@ def _ratio(row: dict[str, Any]) -> str:
     text = f"{row['ratio']:.2f}"
     if row["bar"] is None:
         return text
-    return f"[green]{text}[/]" if row["ratio"] >= row["bar"] else f"[red]{text}[/]"
+    return f"[green]{text}[/]" if meets(row) else f"[red]{text}[/]"
+
+
+def meets(row: dict[str, Any]) -> bool | None:
+    """Whether a row meets its bar: a ratio where there is a peer, else a speed; None without one."""
+    if row["bar"] is None:
+        return None
+    value = row["ours"] if row["ratio"] is None else row["ratio"]
+    return bool(value >= row["bar"])
+
+
+def bar_text(row: dict[str, Any]) -> str:
+    """The bar: a ratio such as 1.4, or a speed such as 50,000."""
+    if row["bar"] is None:
+        return ""
+    return f"{row['bar']:,.0f}" if row["ratio"] is None else f"{row['bar']:.1f}"
 
 
 def _number(value: float | None) -> str:

@@ -1,0 +1,82 @@
+"""Where the align step's time goes: its phases by the function that does them, and torch's operations."""
+
+from __future__ import annotations
+
+import inspect
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from benchmarks.aligning import OurStep, Work
+
+ROOT = Path(__file__).parents[1]
+_NUM_OPERATIONS = 8
+
+
+def measure(work: Work, rounds: int) -> dict[str, Any]:
+    """Shares of a round's time: phases without a profiler's own cost, operations with it."""
+    from torch.profiler import ProfilerActivity, profile
+
+    with _phases() as (seconds, where):
+        whole = OurStep(work).seconds(rounds)
+    phases = {name: took / (rounds + 1) for name, took in seconds.items()}
+    with profile(activities=[ProfilerActivity.CPU]) as profiler:
+        OurStep(work).seconds(1)
+    events = [event for event in profiler.key_averages() if event.self_cpu_time_total > 0]
+    total = sum(event.self_cpu_time_total for event in events)
+    top = sorted(events, key=lambda event: -event.self_cpu_time_total)[:_NUM_OPERATIONS]
+    return {
+        "name": f"profile of the align step {work.size}",
+        "unit": "s a round",
+        "ours": whole,
+        "phases": {name: {"seconds": took, "where": where[name]} for name, took in phases.items()},
+        "operations": {event.key: event.self_cpu_time_total / total for event in top},
+        "peer": None,
+        "ratio": None,
+        "floor": None,
+    }
+
+
+@contextmanager
+def _phases() -> Iterator[tuple[Counter[str], dict[str, str]]]:
+    """Time the functions that make up a round while the context lasts."""
+    from understudy.training.discriminating import DiscriminatorTrainer
+    from understudy.training.state import AlignState
+    from understudy.training.updating import Update
+
+    parts: dict[str, tuple[Any, str]] = {
+        "sampling": (AlignState, "sample_round"),
+        "discriminator's updates": (DiscriminatorTrainer, "update"),
+        "scoring by reference and discriminator": (Update, "score"),
+        "policy's forward and backward pass": (Update, "accumulate"),
+        "policy's optimiser": (Update, "step"),
+    }
+    seconds: Counter[str] = Counter()
+    before = {name: getattr(owner, method) for name, (owner, method) in parts.items()}
+    try:
+        for name, (owner, method) in parts.items():
+            setattr(owner, method, _timed(before[name], name, seconds))
+        yield seconds, {name: _where(function) for name, function in before.items()}
+    finally:
+        for name, (owner, method) in parts.items():
+            setattr(owner, method, before[name])
+
+
+def _timed(function: Callable[..., Any], name: str, seconds: Counter[str]) -> Callable[..., Any]:
+    def run(*arguments: Any, **named: Any) -> Any:
+        start = time.perf_counter()
+        try:
+            return function(*arguments, **named)
+        finally:
+            seconds[name] += time.perf_counter() - start  # type: ignore[assignment]
+
+    return run
+
+
+def _where(function: Callable[..., Any]) -> str:
+    function = inspect.unwrap(function)
+    path = Path(inspect.getsourcefile(function) or "").resolve().relative_to(ROOT)
+    return f"{path}:{inspect.getsourcelines(function)[1]}"
