@@ -59,15 +59,17 @@ def when_submitted(api: KfpApi, act: Any) -> threading.Thread:
 
 
 def test_a_run_is_created_with_the_adhoc_queue_our_account_and_the_params(
-    api: KfpApi, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    api: KfpApi, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("KFP_TOKEN", TOKEN)
-    assert cli.call(submitted(api, "--set", "seed=11", "--json")) == 0
+    (tmp_path / "preset.yaml").write_text("seed: 12\nsft: {epochs: 5}\n")
+    assert cli.call(submitted(api, "--preset", str(tmp_path / "preset.yaml"), "--set", "seed=11", "--json")) == 0
     said = json.loads(capsys.readouterr().out)
     (run,) = api.runs.values()
     assert said["run_id"] == run["run_id"] and said["state"] == "PENDING"
     assert run["service_account"] == "understudy-runner"
     assert run["runtime_config"]["parameters"]["sft_config"]["seed"] == 11
+    assert run["runtime_config"]["parameters"]["sft_config"]["sft"]["epochs"] == 5
     executors = run["pipeline_spec"]["platform_spec"]["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
     assert executors["exec-align"]["podMetadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "adhoc"
     assert "nodeSelector" not in executors["exec-align"]

@@ -28,6 +28,7 @@ TokenOption = Annotated[
     typer.Option("--token-file", help="File with a bearer token; else KFP_TOKEN, else the service account's."),
 ]
 ParamsOption = Annotated[Path, typer.Option("--params", help="The run's params.")]
+PresetOption = Annotated[list[Path] | None, typer.Option("--preset", help="Params laid over it; repeatable.")]
 SetOption = Annotated[list[str] | None, typer.Option("--set", help="section.key=value; repeatable.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object; progress goes to stderr.")]
 app = typer.Typer(
@@ -78,6 +79,7 @@ def compile_command(
 @app.command("submit")
 def submit_command(
     params: ParamsOption = Path("params.yaml"),
+    presets: PresetOption = None,
     overrides: SetOption = None,
     endpoint: EndpointOption = None,
     namespace: NamespaceOption = None,
@@ -89,7 +91,7 @@ def submit_command(
     as_json: JsonOption = False,
 ) -> None:
     """Start a run on the cluster, in the ad-hoc queue, with the arguments that `understudy run` would use."""
-    loaded = load_params(params, overrides or [])
+    loaded = load_params(params, overrides or [], presets or [])
     _refuse_unreachable_inputs(loaded, version)
     from pipelines.arguments import arguments
     from pipelines.compile import PIPELINE_NAME, compile_pipeline
