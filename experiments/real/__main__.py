@@ -13,6 +13,7 @@ from experiments.real.tasks import TASKS, pretrained_overrides
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 SIZES = {"500": 500, "2000": 2000, "all": None}
+SMOKE_ROWS = 24
 SMOKE = (
     "sft.epochs=1",
     "align.num_rounds=2",
@@ -57,9 +58,9 @@ def _run(options: argparse.Namespace, results: Path) -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     study = Study(Folders(results, options.work), overrides, device)
     cells = [
-        Cell(TASKS[task], SIZES[size], ARMS[arm], seed)
+        Cell(TASKS[task], size, ARMS[arm], seed)
         for task in options.tasks
-        for size in options.sizes
+        for size in ([SMOKE_ROWS] if options.smoke else map(SIZES.get, options.sizes))
         for seed in options.seeds  # a seed's arms next to each other: what is cut short is still paired
         for arm in options.arms
     ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from experiments.real.arms import ARMS
@@ -56,7 +57,7 @@ def samples_table(arms: Arms) -> str:
     for name, cells in arms.items():
         plain = [cell["decodings"]["T=1"] for cell in cells.values()]
         columns = [
-            _shown(of_seeds(each["auc"] for each in plain)),
+            _shown(_clipped(of_seeds(each["auc"] for each in plain))),
             _number(of_seeds(_nll(cell) for cell in cells.values()), 3),
             _number(of_seeds(each["distinct_2"] for each in plain), 3),
             _number(of_seeds(cell["decodings"]["tuned"]["distinct_2"] for cell in cells.values()), 3),
@@ -71,6 +72,10 @@ def samples_table(arms: Arms) -> str:
 
 def _nll(cell: dict[str, Any]) -> float | None:
     return sum(cell["nll"]) / sum(cell["expert_tokens"]) if "nll" in cell else None
+
+
+def _clipped(interval: Interval | None) -> Interval | None:
+    return interval and replace(interval, low=max(0.0, interval.low), high=min(1.0, interval.high))
 
 
 def _label(arm: str) -> str:

@@ -211,8 +211,8 @@ def test_a_smoke_run_keeps_cells_that_make_tables_and_resumes(
     assert len(list((tmp_path / "cells").iterdir())) == len(arms) + 1
     cells = {path.name: json.loads(path.read_text()) for path in (tmp_path / "cells").iterdir()}
     assert all(len(cell["decodings"]["T=1"]["scores"]) == 16 for cell in cells.values())
-    assert "nll" not in cells["pick-500-best_of_8-0.json"] and len(cells["pick-500-sft_longer-0.json"]["nll"]) == 16
-    longer, named = (cells[f"pick-500-{name}-0.json"] for name in ("sft_longer", "reverse_kl_sequence"))
+    assert "nll" not in cells["pick-24-best_of_8-0.json"] and len(cells["pick-24-sft_longer-0.json"]["nll"]) == 16
+    longer, named = (cells[f"pick-24-{name}-0.json"] for name in ("sft_longer", "reverse_kl_sequence"))
     assert longer["compute_token_passes"] == pytest.approx(named["compute_token_passes"], rel=0.5)
     before = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "cells").iterdir()}
     assert main(command) == 0

@@ -1,0 +1,66 @@
+"""The presets of pipelines/runs: each is a whole run laid over params.yaml, and changes what it says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from pipelines.arguments import arguments
+from understudy.config import load_params
+
+ROOT = Path(__file__).parents[2]
+RUNS = sorted((ROOT / "pipelines/runs").glob("*.yaml"))
+
+
+def leaves(value: Any, path: str = "") -> dict[str, Any]:
+    if not isinstance(value, dict):
+        return {path: value}
+    return {name: leaf for key, each in value.items() for name, leaf in leaves(each, f"{path}.{key}").items()}
+
+
+def changed(preset: Path) -> dict[str, Any]:
+    plain, laid = (
+        leaves(load_params(ROOT / "params.yaml", presets=presets).model_dump(mode="json")) for presets in ([], [preset])
+    )
+    return {name.removeprefix("."): value for name, value in laid.items() if name not in plain or plain[name] != value}
+
+
+def test_there_is_one_for_each_kind_of_machine() -> None:
+    assert [path.stem for path in RUNS] == ["cpu", "one-gpu", "several-gpus"]
+
+
+@pytest.mark.parametrize("path", RUNS, ids=lambda path: path.stem)
+def test_a_preset_is_valid_and_makes_the_pipelines_arguments(path: Path) -> None:
+    params = load_params(ROOT / "params.yaml", presets=[path])
+    given = arguments(params, digest_of=lambda source: None)
+    assert given["align_config"]["align"]["num_rounds"] == yaml.safe_load(path.read_text())["align"]["num_rounds"]
+    assert params.registry.name == f"understudy-{path.stem}"
+
+
+@pytest.mark.parametrize("path", RUNS, ids=lambda path: path.stem)
+def test_a_preset_states_nothing_that_params_yaml_says_already(path: Path) -> None:
+    stated = set(leaves(yaml.safe_load(path.read_text())))
+    found = {f".{name}" for name in changed(path)}
+    # `scratch: null` takes away a whole section.
+    assert {name for name in stated if name not in found and not name.startswith((".platform", ".model"))} == set()
+
+
+def test_the_cpu_preset_differs_only_where_it_says() -> None:
+    assert changed(ROOT / "pipelines/runs/cpu.yaml") == {
+        "sft.epochs": 16.0,
+        "align.divergence": "js",
+        "align.num_rounds": 12,
+        "evaluation.temperatures": [0.05, 0.3, 0.5, 0.7],
+        "registry.name": "understudy-cpu",
+    }
+
+
+def test_gpu_presets_say_that_they_are_unmeasured_and_train_what_fits_their_machines() -> None:
+    one, several = (load_params(ROOT / "params.yaml", presets=[path]) for path in RUNS[1:])
+    assert one.model.lora is not None and one.align.discriminator.init == "shared_lora"
+    assert several.model.lora is None and several.align.discriminator.init == "sft"
+    assert several.platform.env == {"UNDERSTUDY_ACCELERATE": "fsdp"} and several.platform.steps.align.gpus == 8
+    assert all("NOT MEASURED" in path.read_text() for path in RUNS[1:])
