@@ -26,7 +26,7 @@ SMOKE = (
     "evaluation.max_prompts=16",
     "evaluation.temperatures=[0.5]",
 )
-SMOKE_SHORT = ("align.rollout.max_response_tokens=32", "evaluation.max_response_tokens=16")
+SMOKE_SHORT = ("align.rollout.max_response_tokens=80", "evaluation.max_response_tokens=16")
 
 
 def main(arguments: list[str] | None = None) -> int:
