@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from benchmarks import gpu
+from benchmarks import gpu, page, profiling
 from benchmarks.__main__ import bar_of, main
-from benchmarks.aligning import OurStep, Work, align_config
+from benchmarks.aligning import OurStep, Work, align_config, least_flops
 from benchmarks.scaling import exponent
 from benchmarks.subjects import as_text, create_policy, word_tokenizer
 from benchmarks.table import show
@@ -100,3 +100,40 @@ def test_bars_belong_to_their_peer_and_colour_the_ratio() -> None:
     show({"machine": machine, "rows": rows}, Console(file=out, force_terminal=True, width=160))
     text = out.getvalue()
     assert "\x1b[32m2.50" in text and "\x1b[31m1.50" in text and "1,234" in text
+
+
+def test_the_page_is_what_the_raw_numbers_say() -> None:
+    text = page.PAGE.read_text(encoding="utf-8")
+    assert text == page.rendered(text, page.latest(page.RESULTS)), "run `python -m benchmarks.page`"
+    assert all(f"<!-- begin {name}:" in text for name in page.BLOCKS)
+
+
+def test_the_latest_run_counts_and_bars_are_told(tmp_path: Path) -> None:
+    machine = json.loads(next(page.RESULTS.glob("cpu-2*.json")).read_text())["machine"]
+    row = {"name": "sampling 1M", "unit": "u", "suite": "sampling", "ours": 200.0, "peer": 100.0, "floor": 400.0}
+    row |= {"load_average_before": [1, 1, 1], "load_average_after": [2, 1, 1], "bar": 1.4}
+    for name, peer, ratio in (
+        ("20260101", "generate, dynamic cache", 1.0),
+        ("20260102", "generate, static cache", 2.0),
+    ):
+        rows = [row | {"peer_name": peer, "ratio": ratio}]
+        (tmp_path / f"cpu-{name}.json").write_text(json.dumps({"machine": machine, "rows": rows}))
+    found = page.latest(tmp_path)
+    assert [(row["ratio"], row["file"]) for row in found] == [(2.0, "cpu-20260102.json")]
+    assert "| 200 | 100 | 2.00 | 1.4 | yes | 400 | 50% | 1.0 to 2.0 |" in page.peers(found)
+    assert "**no**" in page.peers([found[0] | {"ratio": 1.3}])
+    with pytest.raises(ValueError, match="a block 'peer'; there are machine, peers"):
+        page.rendered("<!-- begin peer: x -->\n<!-- end -->", found)
+
+
+def test_least_arithmetic_of_a_step_by_hand() -> None:
+    work = Work("1M", prompts=2, repeats=3, prompt_tokens=10, response_tokens=20)
+    # 6 responses: 140 tokens; two updates of 2 pairs with 10 + 2 * 20 tokens each.
+    assert least_flops(work, 1000, 100) == 2 * 1000 * 5 * 140 + 2 * 900 * (140 + 3 * 200)
+
+
+def test_a_profile_names_phases_and_lines() -> None:
+    found = profiling.measure(Work("0.1M", 1, 2, 4, 4, 32), 1)
+    assert found["phases"]["sampling"]["where"].startswith("understudy/training/state.py:")
+    assert all(phase["seconds"] > 0 for phase in found["phases"].values()) and len(found["phases"]) == 5
+    assert 0.3 < sum(found["operations"].values()) <= 1
