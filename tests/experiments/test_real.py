@@ -17,7 +17,8 @@ from experiments.real.__main__ import main
 from experiments.real.arms import ARMS
 from experiments.real.cell import Cell, ClosedFormReward, Folders, Study
 from experiments.real.measure import Chooser
-from experiments.real.study import Contender, best_sft, judged, mean, of_seeds, win_rate
+from experiments.real.report import tables
+from experiments.real.study import Contender, best_sft, judged, load_cells, mean, of_seeds, win_rate
 from experiments.real.tasks import TASKS, Task, load, pretrained_overrides
 from understudy.config import SplitsConfig, load_params
 from understudy.models.scalar_head import ScalarHead
@@ -217,3 +218,11 @@ def test_a_smoke_run_keeps_cells_that_make_tables_and_resumes(
     before = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "cells").iterdir()}
     assert main(command) == 0
     assert {path.name: path.stat().st_mtime_ns for path in (tmp_path / "cells").iterdir()} == before
+
+
+def test_the_committed_cells_make_the_tables_of_the_page() -> None:
+    cells = load_cells(RESULTS)
+    assert cells and all("sft" in arms for arms in cells.values())
+    page = (ROOT / "docs/results.md").read_text()
+    missing = [line for line in tables(cells).splitlines() if line and line not in page]
+    assert not missing
