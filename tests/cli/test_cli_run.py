@@ -19,7 +19,7 @@ from support.tiny import ROOT, run_command, run_pipeline
 
 from understudy.cli.live import LiveView, shown_text
 from understudy.cli.numbers import duration, number
-from understudy.cli.summary import metrics_table, print_summary, short_verdict
+from understudy.cli.summary import look_further, metrics_table, print_summary, short_verdict
 from understudy.config import load_params
 from understudy.platform.events import read_events
 from understudy.platform.local_run import RunResult
@@ -199,6 +199,18 @@ def test_the_end_says_verdict_report_model_and_next_command(tmp_path: Path) -> N
     said = "1m15s, 45s of it outside training, sampling and scoring, 1 of 7 steps from the cache"
     assert said in " ".join(text.split()) and "understudy model show mine" in text
     assert "left out" not in text
+
+
+def test_the_next_command_works_from_where_the_run_was_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    here = tmp_path / ".understudy" / "runs" / "r"
+    assert look_further("mine", here, None) == "understudy model show mine"
+    assert look_further("my model", here, None) == "understudy model show 'my model'"
+    other = Path("a b/runs/r")
+    assert look_further("mine", other, None) == "understudy model show mine --workdir 'a b'"
+    server = "http://mlflow:5000"
+    assert look_further("mine", other, server) == f"MLFLOW_TRACKING_URI={server} understudy model show mine"
+    assert look_further("mine", other, "http://me:secret@mlflow") == "understudy model show mine"
 
 
 def test_numbers_and_durations_are_said_one_way() -> None:

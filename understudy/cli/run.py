@@ -61,7 +61,7 @@ def run(
     if as_json:
         typer.echo(json.dumps(outcome(result), indent=2))
     else:
-        print_summary(view.console, result, len(view.steps), link_report(result))
+        print_summary(view.console, result, len(view.steps), link_report(result), loaded.tracking.uri)
 
 
 def link_report(result: RunResult) -> str | None:

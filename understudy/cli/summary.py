@@ -6,6 +6,7 @@ Everything that was measured is in the report and in `--json`.
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from understudy.cli.live import near
 from understudy.cli.numbers import duration, number
 from understudy.platform.local_run import RunResult
 
@@ -46,7 +48,9 @@ OF_THE_MODEL = {"kl_to_sft", "nll"}  # of the distribution itself, so one value 
 MAX_SENTENCES = 3
 
 
-def print_summary(console: Console, result: RunResult, num_steps: int, report_path: str | None) -> None:
+def print_summary(
+    console: Console, result: RunResult, num_steps: int, report_path: str | None, tracking_uri: str | None = None
+) -> None:
     """Print the table, the verdict, the report's path, the model, the time and the command to look further."""
     report = result.records.get("evaluate", {}).get("report")
     entry = result.records.get("register", {}).get("entry")
@@ -66,7 +70,20 @@ def print_summary(console: Console, result: RunResult, num_steps: int, report_pa
     own = f", {duration(result.seconds - working)} of it outside training, sampling and scoring" if working else ""
     _pair(console, "time", f"{duration(result.seconds)}{own}{cached}")
     if entry:
-        _pair(console, "look further", f"understudy model show {entry['name']}")
+        _pair(console, "look further", look_further(entry["name"], result.run_dir, tracking_uri))
+
+
+def look_further(name: str, run_dir: Path, tracking_uri: str | None) -> str:
+    """Return the command that shows the model, as a shell takes it, in the current folder."""
+    workdir = near(run_dir.absolute().parent.parent)
+    place = [] if workdir == ".understudy" or tracking_uri else ["--workdir", workdir]
+    command = shlex.join(["understudy", "model", "show", name, *place])
+    # A URI may hold a password, which belongs into no output.
+    return (
+        f"MLFLOW_TRACKING_URI={shlex.quote(tracking_uri)} {command}"
+        if tracking_uri and "@" not in tracking_uri
+        else command
+    )
 
 
 def metrics_table(metrics: Mapping[str, Values], width: int) -> Table:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import torch
@@ -84,7 +85,8 @@ def _token_error(
 
 def _sequence_error(mdp: TokenMDP, row: Divergence, expert_SV: Tensor, policy_SV: Tensor) -> float:
     truth = gradient(sequence_divergence(mdp, row, expert_SV, policy_SV), policy_SV)
-    objective = objective_for(row, "sequence", horizon=mdp.horizon)
+    # A response as a whole has neither absorbed steps nor a discount: both settings are of the token level alone.
+    objective = objective_for(row, "sequence", horizon=mdp.horizon, absorbing=True, discount=0.9)
     loss = policy_loss(mdp, objective, policy_SV, log_ratio_along_responses(mdp, expert_SV, policy_SV))
     return relative_error(gradient(loss, policy_SV), truth)
 
@@ -182,6 +184,20 @@ def regularised_optimum(vocab: int, horizon: int, generator: torch.Generator) ->
         policy_SV = follow(reference_SV, gradient_at, value_at)
         gap = (optimum_N * (optimum_N.log() - mdp.log_trajectory(policy_SV))).sum()
         yield Row(11, "5 with beta KL to the reference", f"beta {beta:g}: KL(optimum || reached)", float(gap), 1e-4)
+
+
+def kl_estimators(vocab: int, horizon: int, generator: torch.Generator) -> Iterator[Row]:
+    """Proof 11: k1 and k3 both have the expectation KL(policy || reference); k3 is never negative."""
+    mdp = small_enough(vocab, horizon)
+    policy_SV, reference_SV = (policy_table(mdp, "random", generator) for _ in range(2))
+    logp_NC, reference_NC = mdp.response_logps(policy_SV), mdp.response_logps(reference_SV)
+    weight_N = mdp.log_trajectory(policy_SV).exp()
+    truth = float((weight_N * (mdp.log_trajectory(policy_SV) - mdp.log_trajectory(reference_SV))).sum())
+    for name in ("k1", "k3"):
+        each_NC = policy_gradient.kl_penalty_to_reference(logp_NC, reference_NC, estimator=name)
+        error = abs(float((weight_N[:, None] * each_NC * mdp.mask_NC).sum()) / truth - 1)
+        error = math.inf if name == "k3" and bool((each_NC < 0).any()) else error
+        yield Row(11, "5 with beta KL to the reference", f"E[{name}] = KL(policy || reference)", error, 1e-9)
 
 
 def _regularised_gradient(

@@ -30,6 +30,8 @@ def best_of(vocab: int, horizon: int, generator: torch.Generator) -> Iterator[Ro
     best_N = best_of_n.best_of_n_distribution(policy_N, score_N, 4)
     excess = float((best_N * (best_N / policy_N).log()).sum()) - best_of_n.best_of_n_kl_bound(4)
     yield Row(11, "12 best-of-n", "KL(best of 4 || policy) - (log 4 - 3/4), at most 0", excess, 1e-12)
+    wrong = max(abs(best_of_n.best_of_n_kl_bound(n) - (math.log(n) - 1 + 1 / n)) for n in (1, 2, 4, 64))
+    yield Row(11, "12 best-of-n", "the bound on that KL is log n - (n - 1)/n", wrong, 1e-12)
     sample_N = torch.multinomial(policy_N, 4 * SELECTIONS, replacement=True, generator=generator)
     kept = sample_N[best_of_n.select_best(score_N[sample_N], 4)]
     seen_N = torch.bincount(kept, minlength=len(policy_N)).double() / len(kept)

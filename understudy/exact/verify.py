@@ -17,6 +17,8 @@ from understudy.exact import (
     preference_proofs,
 )
 from understudy.exact import discriminator_proofs as discriminators
+from understudy.exact import pair_proofs as pairs
+from understudy.exact import sample_proofs as samples
 from understudy.exact.mdp import TokenMDP
 from understudy.exact.report import Row
 
@@ -26,19 +28,26 @@ MAX_RESPONSES = 20_000
 
 PROOFS: tuple[tuple[int, str, Proof], ...] = (
     (1, "gradient identity", adversarial.gradient_identity),
+    (1, "advantages", samples.advantages),
     (2, "convergence with the optimal discriminator", adversarial.convergence),
     (3, "convergence with everything learned", learned_proofs.everything_learned),
     (4, "likelihoods", likelihood_proofs.likelihoods),
+    (4, "what likelihoods are means of", samples.likelihood_means),
     (5, "what discriminators learn", discriminators.discriminator_optima),
     (5, "variational bounds", discriminators.variational_bound),
+    (5, "what discriminator losses are means of", samples.discriminator_means),
     (6, "AIRL form", discriminators.airl_form),
     (7, "Bradley-Terry family", lambda vocab, horizon, generator: bradley_terry_proofs.bradley_terry_family(generator)),
     (8, "self-play", preference_proofs.self_play),
     (8, "RLHF", preference_proofs.rlhf),
+    (8, "PPO", samples.ppo_definitions),
+    (8, "preference losses", pairs.preference_definitions),
+    (7, "one game", pairs.game_definitions),
     (9, "mass-covering and mode-seeking", lambda vocab, horizon, generator: frontier.frontier()),
     (10, "length bias", adversarial.length_bias),
     (11, "best-of-n", best_of_n_proofs.best_of),
     (11, "KL-regularised optimum", adversarial.regularised_optimum),
+    (11, "estimators of KL", adversarial.kl_estimators),
 )
 
 
