@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
 import torch
+import typer
 from safetensors.torch import load_file, save_file
 from support.small_policy import write_small_policy
 from support.tiny import ROOT, run_pipeline
 from transformers import PreTrainedTokenizerFast
 
+from understudy import cli
 from understudy.platform.events import read_events
 
 pytestmark = pytest.mark.slow
@@ -57,3 +60,14 @@ def test_test_rows_beyond_the_context_are_refused_before_training_not_after(tmp_
     assert "4 of 62 demonstrations do not fit the model's context (allowed: 5%)" in done.stderr
     assert [step for step in steps_begun(tmp_path / "w") if step != "notify"] == ["preflight", "ingest", "sft"]
     assert not list((tmp_path / "w/store/policy").glob("*"))
+
+
+@pytest.mark.parametrize("interruption", [KeyboardInterrupt, typer.Abort])
+def test_ctrl_c_before_the_first_step_says_how_to_resume(interruption, monkeypatch, capsys):
+    def interrupted(*_):
+        raise interruption
+
+    monkeypatch.setattr("understudy.cli.run.load_params", interrupted)
+    monkeypatch.setattr(sys, "argv", ["understudy", "run"])
+    assert cli.call(["run"]) == 75
+    assert capsys.readouterr().err == "Interrupted. Run the same command again to resume.\n"

@@ -114,6 +114,14 @@ def test_a_number_that_is_none_is_unhealthy_and_nothing_left_to_lose_is_not() ->
     assert examine(history, _limits(), WARMUP).healthy
 
 
+@pytest.mark.parametrize(("before", "healthy"), [(0.04, True), (0.06, False)])
+def test_a_policy_that_is_sure_already_cannot_lose_its_entropy(before: float, healthy: bool) -> None:
+    history = _history(entropy=[0.0] * 4)
+    for entry in history:
+        entry["entropy"] = before if entry["step"] == WARMUP + 1 else 0.001
+    assert examine(history, _limits(), WARMUP).healthy == healthy
+
+
 def test_distinct_pairs_by_hand() -> None:
     assert distinct_pairs([[1, 2, 1, 2], [2, 1]]) == 2 / 4
     assert distinct_pairs([[5], []]) == 0.0

@@ -28,6 +28,8 @@ COMMANDS = {
     "ui": ("understudy.cli.ui", "Open MLflow's web interface on the runs of this working directory."),
     "doctor": ("understudy.cli.doctor", "Check this machine: versions, disk, memory, GPU, services."),
 }
+_INTERRUPTED = "Interrupted. Run the same command again to resume."
+_TYPER_INTERRUPTED = 130  # what typer makes of a Ctrl-C in a command, without a word
 CONTEXT = {"help_option_names": ["-h", "--help"]}
 
 
@@ -80,13 +82,11 @@ def call(arguments: list[str]) -> int:
     arguments = [argument for argument in arguments if argument != "--debug"]
     try:
         result: Any = typer.main.get_command(app).main(arguments, prog_name="understudy", standalone_mode=False)
-    except typer.Abort:
-        return Preempted.exit_code
     except exceptions.ClickException as error:
         error.show()
         return error.exit_code
-    except KeyboardInterrupt:
-        return _say("Interrupted. Run the same command again to resume.", Preempted.exit_code)
+    except (KeyboardInterrupt, typer.Abort):
+        return _say(_INTERRUPTED, Preempted.exit_code)
     except BrokenPipeError:
         # The reader went away (`| head`); point stdout elsewhere so that Python's last flush is quiet.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
@@ -100,6 +100,8 @@ def call(arguments: list[str]) -> int:
             raise
         message = f"Unexpected {type(error).__name__}: {error}. Run the command with --debug to see where."
         return _say(message, UnderstudyError.exit_code)
+    if result == _TYPER_INTERRUPTED:
+        return _say(_INTERRUPTED, Preempted.exit_code)
     return result if isinstance(result, int) else 0
 
 

@@ -23,8 +23,9 @@ from understudy.training.processes import Processes
 from understudy.training.replay import Sample
 
 History = Sequence[Mapping[str, float]]
-# An SFT policy with less entropy or fewer distinct pairs than this has nothing left to lose.
-_NOTHING = 1e-3
+# An SFT policy with fewer distinct pairs, or with less entropy (nats a token), than this has nothing left to lose: it
+# already gives one answer, as on a task with one right answer it should (docs/results.md, sort).
+_FEW_PAIRS, _SURE = 1e-3, 0.05
 _SLOWER = "raise align.kl_coefficient_start and align.kl_coefficient_end, lower align.learning_rate"
 
 
@@ -145,7 +146,7 @@ def _lengths(start: History, rounds: History) -> Iterator[Reading]:
 def _entropies(start: History, rounds: History) -> Iterator[Reading]:
     before = rounds[0]["entropy"]
     for entry in rounds:
-        value = _fraction(entry["entropy"], before)
+        value = _fraction(entry["entropy"], before, _SURE)
         told = f"entropy is {entry['entropy']:.3g} nats a token, {value:.3g} times the SFT policy's {before:.3g}"
         yield Reading(int(entry["step"]), value, told)
 
@@ -153,7 +154,7 @@ def _entropies(start: History, rounds: History) -> Iterator[Reading]:
 def _distinct_pairs(start: History, rounds: History) -> Iterator[Reading]:
     before = _mean(start, "distinct_2")
     for entry in rounds:
-        value = _fraction(entry["distinct_2"], before)
+        value = _fraction(entry["distinct_2"], before, _FEW_PAIRS)
         share = entry["distinct_2"]
         told = f"distinct token pairs are {share:.3g} of all, {value:.3g} times the SFT policy's {before:.3g}"
         yield Reading(int(entry["step"]), value, told)
@@ -177,8 +178,8 @@ def _mean(entries: History, name: str) -> float:
     return sum(entry[name] for entry in entries) / len(entries)
 
 
-def _fraction(value: float, before: float) -> float:
-    return value / before if before > _NOTHING else 1.0
+def _fraction(value: float, before: float, nothing: float) -> float:
+    return value / before if before > nothing else 1.0
 
 
 def distinct_pairs(responses: Sequence[Sequence[int]]) -> float:
