@@ -187,18 +187,13 @@ def _enter(workdir: Path, sides: list[Version], verdict: str, tally: dict[str, i
 
 
 def _plot(path: Path, found: list[dict[str, Any]]) -> None:
-    from understudy.evaluation.canvas import ROLES
+    from understudy.evaluation.canvas import standalone
     from understudy.evaluation.plots_pair import draw_ladder
 
     drawn = draw_ladder(found)
     if not drawn:
         raise ConfigError("The ladder is empty, so there is nothing to plot. Register a model first.")
-    text = drawn[0].svg.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1)
-    text = text if drawn[0].svg.count("xmlns=") == 0 else drawn[0].svg
-    for role in ROLES:
-        colour = {"ink": "#1a1a1a", "line": "#dddddd", "aligned": "#1f6feb"}.get(role, "#666666")
-        text = text.replace(f"var(--{role.replace('_', '-')})", colour)
     try:
-        path.write_text(text, encoding="utf-8")
+        path.write_text(standalone(drawn[0].svg), encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"{path} cannot be written: {error.strerror}. Name another file with --plot.") from error

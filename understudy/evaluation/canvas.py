@@ -91,7 +91,19 @@ def svg(figure: Any, key: str) -> str:
     text = re.sub(r' (?:width|height)="[\d.]+pt"', "", text, count=2)
     text = re.sub(r"font: ([\d.]+)px [^;\"]*", r"font-size: \1px", text)
     for role, stand_in in ROLES.items():
-        text = text.replace(stand_in, f"var(--{role.replace('_', '-')})")
+        text = text.replace(stand_in, _variable(role))
     # Ids of groups repeat from figure to figure and nothing refers to them.
     text = re.sub(r'<g id="[^"]*"', "<g", text)
     return text.replace("<svg ", '<svg aria-hidden="true" focusable="false" ', 1).strip()
+
+
+def standalone(drawn: str) -> str:
+    """Return what `svg` returned with fixed colours, for a file outside the page and its style sheet."""
+    fixed = {"ink": "#1a1a1a", "line": "#dddddd", "aligned": "#1f6feb"}
+    for role in ROLES:
+        drawn = drawn.replace(_variable(role), fixed.get(role, "#666666"))
+    return drawn
+
+
+def _variable(role: str) -> str:
+    return f"var(--{role.replace('_', '-')})"

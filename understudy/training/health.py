@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise, takewhile
+from itertools import chain, pairwise, takewhile
 from typing import Any
 
 from torch import Tensor, nn
@@ -40,7 +40,7 @@ class Reading:
 
 @dataclass(frozen=True)
 class Gate:
-    """A gate with its limits; `read` gives its measurements of a history, oldest first.
+    """A gate with its limits; `read` gives its measurements of a history, newest first and only as far as asked.
 
     A measurement is healthy where low <= value <= high; one that is no number is not.
     """
@@ -50,19 +50,19 @@ class Gate:
     high: float
     patience: int
     remedy: str
-    read: Callable[[History, History], Iterable[Reading]]
+    read: Callable[[History, History], Iterator[Reading]]
 
     def is_healthy(self, reading: Reading) -> bool:
         """Whether a measurement is within the limits."""
         return self.low <= reading.value <= self.high
 
-    def newest_violations(self, readings: Sequence[Reading]) -> list[Reading]:
-        """The unhealthy measurements since the last healthy one, oldest first."""
-        return list(takewhile(lambda reading: not self.is_healthy(reading), reversed(readings)))[::-1]
+    def newest_violations(self, readings: Iterable[Reading]) -> list[Reading]:
+        """The unhealthy measurements since the last healthy one, newest first as the readings are."""
+        return list(takewhile(lambda reading: not self.is_healthy(reading), readings))
 
     def reason(self, violations: Sequence[Reading]) -> str:
         """Why the run is stopped: what was measured, the limits, since when, and what to do."""
-        first, last = violations[0], violations[-1]
+        first, last = violations[-1], violations[0]
         limits = f"at least {self.low:g}" if self.high == math.inf else f"below {self.high:g}"
         if self.low > 0 and self.high < math.inf:
             limits = f"{self.low:g} to {self.high:g}"
@@ -99,11 +99,11 @@ def examine(history: History, config: HealthConfig, warmup_rounds: int) -> Verdi
     rounds = [entry for entry in history if entry["step"] > warmup_rounds]
     healthy, stopped_by, values = True, None, {}
     for gate in gates(config) if rounds else ():
-        readings = list(gate.read(start, rounds))
-        if not readings:
+        readings = gate.read(start, rounds)
+        if (newest := next(readings, None)) is None:
             continue
-        values[gate.name] = readings[-1].value
-        violations = gate.newest_violations(readings)
+        values[gate.name] = newest.value
+        violations = gate.newest_violations(chain([newest], readings))
         healthy = healthy and not violations
         if len(violations) >= gate.patience and stopped_by is None:
             stopped_by = gate.reason(violations)
@@ -137,7 +137,7 @@ def gates(config: HealthConfig) -> Iterator[Gate]:
 
 def _lengths(start: History, rounds: History) -> Iterator[Reading]:
     before = _mean(start, "response_tokens")
-    for entry in rounds:
+    for entry in reversed(rounds):
         tokens = entry["response_tokens"]
         told = f"mean response length is {tokens:.4g} tokens, {tokens / before:.3g} times the SFT policy's {before:.4g}"
         yield Reading(int(entry["step"]), tokens / before, told)
@@ -145,7 +145,7 @@ def _lengths(start: History, rounds: History) -> Iterator[Reading]:
 
 def _entropies(start: History, rounds: History) -> Iterator[Reading]:
     before = rounds[0]["entropy"]
-    for entry in rounds:
+    for entry in reversed(rounds):
         value = _fraction(entry["entropy"], before, _SURE)
         told = f"entropy is {entry['entropy']:.3g} nats a token, {value:.3g} times the SFT policy's {before:.3g}"
         yield Reading(int(entry["step"]), value, told)
@@ -153,7 +153,7 @@ def _entropies(start: History, rounds: History) -> Iterator[Reading]:
 
 def _distinct_pairs(start: History, rounds: History) -> Iterator[Reading]:
     before = _mean(start, "distinct_2")
-    for entry in rounds:
+    for entry in reversed(rounds):
         value = _fraction(entry["distinct_2"], before, _FEW_PAIRS)
         share = entry["distinct_2"]
         told = f"distinct token pairs are {share:.3g} of all, {value:.3g} times the SFT policy's {before:.3g}"
@@ -161,14 +161,14 @@ def _distinct_pairs(start: History, rounds: History) -> Iterator[Reading]:
 
 
 def _aucs(start: History, rounds: History) -> Iterator[Reading]:
-    for entry in rounds:
+    for entry in reversed(rounds):
         if "held_out_auc" in entry:
             told = f"the discriminator's held-out AUC is {entry['held_out_auc']:.4g}"
             yield Reading(int(entry["step"]), entry["held_out_auc"], told)
 
 
 def _kls(start: History, rounds: History) -> Iterator[Reading]:
-    for entry in rounds:
+    for entry in reversed(rounds):
         value = entry["kl"] / entry["response_tokens"]
         told = f"KL to the SFT policy is {value:.3g} nats a token ({entry['kl']:.3g} a response)"
         yield Reading(int(entry["step"]), value, told)

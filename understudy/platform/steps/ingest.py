@@ -77,7 +77,8 @@ def ingest_source(
     workdir = workdir.absolute()
     listing = list_any(config.source)
     digest = digest or source_sha256(config.source)
-    with ingest(listing, config, workdir) if shards == 1 else ingest_in_processes(config, workdir, shards) as ingested:
+    made = ingest(listing, config, workdir) if shards == 1 else ingest_in_processes(listing, config, workdir, shards)
+    with made as ingested:
         return publish_ingested(ingested, config, workdir, digest, remote, refuse_empty)
 
 

@@ -19,6 +19,7 @@ from understudy.config import DataConfig, validate
 from understudy.data.files import temporary_folder, told_when_full
 from understudy.data.ingest import Ingested, merge_shards
 from understudy.data.shards import ingest_shard, plan_shards
+from understudy.data.sources import Listing
 from understudy.errors import ConfigError, UnderstudyError
 from understudy.platform.steps import unpack
 from understudy.platform.steps.ingest import finish, list_any, publish_ingested, source_sha256
@@ -72,14 +73,13 @@ def run_merge(config: Mapping[str, Any], shards: Sequence[str]) -> DatasetRef:
 
 
 @contextmanager
-def ingest_in_processes(config: DataConfig, workdir: Path, count: int) -> Iterator[Ingested]:
+def ingest_in_processes(listing: Listing, config: DataConfig, workdir: Path, count: int) -> Iterator[Ingested]:
     """Do as `understudy.data.ingest.ingest` with `count` processes, at most one for each source file.
 
     Raises:
         DataRefused: as `ingest`; of several damaged files the first in reading order is named.
         UnderstudyError: a process was killed; the disk is full.
     """
-    listing = list_any(config.source)
     if count < 1:
         raise ConfigError(f"The number of shards is {count}; it must be at least 1.")
     count = min(count, len(listing.files))
