@@ -38,6 +38,7 @@ class Work:
     response_tokens: int = 64
     vocabulary: int = 2048
     divergence: str = "reverse_kl"
+    discriminator: str = "shared_trunk"  # or "sft", a copy of the policy, all of it trained
 
     @property
     def sampled_tokens(self) -> int:
@@ -51,6 +52,7 @@ def align_config(work: Work, rounds: int) -> AlignConfig:
     settings = {
         "num_rounds": rounds,
         "divergence": work.divergence,
+        "discriminator.init": work.discriminator,
         "rollout.prompts_per_round": work.prompts,
         "rollout.responses_per_prompt": work.repeats,
         "rollout.max_response_tokens": work.response_tokens,
@@ -70,7 +72,7 @@ class OurStep:
 
     def seconds(self, rounds: int) -> float:
         """Seconds of one round, the mean over `rounds`."""
-        from understudy.models.scalar_head import ScalarHead
+        from understudy.models.discriminator import create_discriminator
         from understudy.training.adversarial import align, num_discriminator_outputs
         from understudy.training.state import Models
 
@@ -78,7 +80,9 @@ class OurStep:
         context = work.prompt_tokens + work.response_tokens + 1
         policy = create_policy(work.size, work.vocabulary, context)
         reference = copy.deepcopy(policy)
-        head = ScalarHead.copied_from(policy, num_discriminator_outputs(config), config.discriminator.dropout)
+        reference.model.requires_grad_(False)
+        outputs = num_discriminator_outputs(config)
+        head = create_discriminator(config.discriminator, outputs, reference, lambda: policy)
         train = examples(4 * work.prompts, work.prompt_tokens, work.response_tokens, work.vocabulary)
         surroundings = Surroundings(self.device)
         align(Models(policy, reference, head), train, [], config, 7, surroundings.loop())

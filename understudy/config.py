@@ -138,17 +138,29 @@ class RolloutConfig(Section):
     server_url: str | None = None  # of a vLLM server; null with engine vllm: in the training process
 
 
+class OwnTrunkConfig(Section):
+    """Shape of a discriminator of its own size; it shares only the tokenizer with the policy."""
+
+    hidden_size: int = Field(gt=0)
+    intermediate_size: int = Field(gt=0)
+    num_layers: int = Field(gt=0)
+    num_heads: int = Field(gt=0)
+
+
 class DiscriminatorConfig(Section):
     """The network that tells expert from policy, and how it is trained."""
 
     loss: Literal["logistic", "bradley_terry", "bradley_terry_variance", "variational"]
     form: Literal["plain", "airl"]
-    init: Literal["sft", "shared_lora"]
+    init: Literal["sft", "shared_lora", "shared_trunk", "own"]
     learning_rate: float = Field(gt=0, le=10)
     weight_decay: float = Field(ge=0)
     dropout: float = Field(ge=0, lt=1)
     label_smoothing: float = Field(ge=0, lt=0.5)
     lora_rank: int = Field(gt=0)  # read with init: shared_lora
+    reader_layers: int = Field(ge=0)  # this and the next: read with init: shared_trunk
+    reader_width: int | None = Field(gt=0, multiple_of=32)  # null: the policy's own hidden width
+    own: OwnTrunkConfig | None  # read with init: own
     warmup_rounds: int = Field(ge=0)  # before the first policy update
     warmup_updates_per_round: int = Field(gt=0)
     updates_per_round: int = Field(ge=0)  # 0 freezes it after the warm-up
@@ -156,6 +168,12 @@ class DiscriminatorConfig(Section):
     replay_rounds: int = Field(ge=0)
     replay_fraction: float = Field(ge=0, lt=1)
     max_grad_norm: float = Field(gt=0)
+
+    @model_validator(mode="after")
+    def _own_has_a_shape(self) -> Self:
+        if self.init == "own" and self.own is None:
+            raise ValueError("init is own but discriminator.own is null; give its shape")
+        return self
 
 
 class PpoConfig(Section):

@@ -17,10 +17,10 @@ from training.helpers import align_config, examples, loop, random_policy, sft_co
 
 import understudy.training.state
 from understudy.errors import Preempted
+from understudy.models.discriminator import create_discriminator
 from understudy.models.generation import SamplingSettings, generate
 from understudy.models.language_model import LanguageModel
 from understudy.models.loading import with_lora
-from understudy.models.scalar_head import ScalarHead
 from understudy.training.adversarial import align, composed, num_discriminator_outputs
 from understudy.training.loop import Loop
 from understudy.training.sft import train_sft
@@ -68,7 +68,7 @@ def _align(scenario: dict[str, Any], surroundings: Loop) -> dict[str, Any]:
     policy, reference = _policy(scenario), random_policy("llama")
     torch.manual_seed(7)
     num_outputs = num_discriminator_outputs(config)
-    discriminator = ScalarHead.copied_from(reference, num_outputs, config.discriminator.dropout)
+    discriminator = create_discriminator(config.discriminator, num_outputs, reference, lambda: reference)
     # A pairwise loss leaves the bias free: its gradient is rounding, which Adam makes a whole step of.
     discriminator.head.bias.requires_grad_(not composed(config)[0].discriminator.loss.startswith("bradley_terry"))
     rows = examples(policy)

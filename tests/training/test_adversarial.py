@@ -9,6 +9,7 @@ from training.helpers import align_config, examples, loop, random_policy
 
 from understudy.config import AlignConfig
 from understudy.errors import ConfigError, Preempted, TrainingDiverged
+from understudy.models.discriminator import create_discriminator, load_discriminator
 from understudy.models.scalar_head import ScalarHead, load_scalar_head
 from understudy.training.adversarial import AlignResult, align, num_discriminator_outputs
 from understudy.training.discriminating import auc
@@ -16,12 +17,15 @@ from understudy.training.loop import Loop
 from understudy.training.replay import Replay, Sample
 from understudy.training.state import Models
 
+OWN = "{hidden_size: 16, intermediate_size: 24, num_layers: 1, num_heads: 2}"
+
 
 def _models(config: AlignConfig, seed: int = 0) -> Models:
     policy, reference = random_policy("llama", seed), random_policy("llama", seed)
     torch.manual_seed(7)
     num_outputs = num_discriminator_outputs(config)
-    return Models(policy, reference, ScalarHead.copied_from(reference, num_outputs, config.discriminator.dropout))
+    discriminator = create_discriminator(config.discriminator, num_outputs, reference, lambda: reference)
+    return Models(policy, reference, discriminator)
 
 
 def _run(folder: Path, *overrides: str, stop_after: int | None = None) -> tuple[Models, AlignResult, Loop]:
@@ -55,7 +59,8 @@ def test_two_runs_are_bit_identical_and_both_networks_moved(tmp_path: Path) -> N
 
 @pytest.mark.parametrize(
     ("stop_after", "override"),
-    [(1, "seed=7"), (2, "seed=7"), (3, "seed=7"), (2, "align.policy_update=ppo"), (3, "align.method=selfplay")],
+    [(1, "seed=7"), (2, "seed=7"), (3, "seed=7"), (2, "align.policy_update=ppo"), (3, "align.method=selfplay")]
+    + [(2, "align.discriminator.init=shared_trunk")],
 )
 def test_stopped_and_resumed_ends_with_the_same_weights(tmp_path: Path, stop_after: int, override: str) -> None:
     whole, result, history = _run(tmp_path / "whole", override)
@@ -86,6 +91,10 @@ def test_stopped_and_resumed_ends_with_the_same_weights(tmp_path: Path, stop_aft
         ["align.method=selfplay", "align.selfplay.loss=slic"],
         ["align.method=iterative_sft"],
         ["align.method=rlhf"],
+        ["align.discriminator.init=shared_trunk"],
+        ["align.discriminator.init=shared_trunk", "align.level=token", "align.discriminator.form=airl"],
+        ["align.discriminator.init=shared_trunk", "align.policy_update=ppo"],
+        ["align.discriminator.init=own", f"align.discriminator.own={OWN}"],
     ],
     ids=lambda overrides: ",".join(o.removeprefix("align.") for o in overrides),
 )
@@ -123,14 +132,24 @@ def test_shared_trunk_holds_the_reference_once_and_does_not_change_it(tmp_path: 
         torch.testing.assert_close(loaded(batch), discriminator(batch), atol=1e-5, rtol=1e-5)
 
 
-def test_discriminator_round_trips_through_its_folder(tmp_path: Path) -> None:
-    models, _, _ = _run(tmp_path / "run")
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["align.discriminator.init=sft"],
+        ["align.discriminator.init=shared_trunk"],
+        ["align.discriminator.init=own", f"align.discriminator.own={OWN}"],
+    ],
+    ids=["sft", "shared_trunk", "own"],
+)
+def test_discriminator_round_trips_through_its_folder(tmp_path: Path, overrides: list[str]) -> None:
+    models, _, _ = _run(tmp_path / "run", *overrides)
     models.discriminator.save(tmp_path / "saved", {})
     batch = models.policy.batch([[5, 6]], [[7, 8, 9]])
     models.discriminator.eval()
     with torch.no_grad():
-        loaded = load_scalar_head(tmp_path / "saved", models.policy).eval()
+        loaded = load_discriminator(tmp_path / "saved", models.policy).eval()
         assert torch.equal(loaded(batch), models.discriminator(batch))
+        assert float(loaded(batch).abs().max()) > 0
 
 
 def test_not_finite_reward_stops_before_the_update(tmp_path: Path) -> None:

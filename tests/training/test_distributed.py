@@ -44,6 +44,11 @@ CURVES: dict[str, dict[str, Any]] = {
     "selfplay, kto": {"kind": "align", "overrides": ["align.method=selfplay", "align.selfplay.loss=kto"]},
     "iterative sft": {"kind": "align", "overrides": ["align.method=iterative_sft"]},
     "rlhf": {"kind": "align", "overrides": ["align.method=rlhf"]},
+    "shared trunk, micro-batches": {
+        "kind": "align",
+        "overrides": ["align.discriminator.init=shared_trunk"],
+        "micro_batch_tokens": TINY_MICRO_BATCHES,
+    },
 }
 SAMPLES: dict[str, dict[str, Any]] = {
     "llama": {"kind": "generate", "family": "llama", "num_prompts": 5, "repeats": 3},

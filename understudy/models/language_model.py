@@ -38,6 +38,7 @@ class TokenBatch:
         first_row: where these rows begin in the batch that they are a part of.
         num_whole: rows of that batch; None: these are all.
         packed: the same tokens without padding, where the model can read them so.
+        seen_BTF: what a frozen model saw in them (`LanguageModel.read`), where that is known already.
     """
 
     ids_BS: Tensor
@@ -47,6 +48,7 @@ class TokenBatch:
     first_row: int = 0
     num_whole: int | None = None
     packed: Packed | None = None
+    seen_BTF: Tensor | None = None
 
     @property
     def num_rows(self) -> int:
@@ -58,7 +60,8 @@ class TokenBatch:
         if rows == slice(0, self.num_rows):
             return self
         columns = (self.ids_BS[rows], self.attention_BS[rows], self.response_BT[rows], self.mask_BT[rows])
-        return TokenBatch(*columns, self.first_row + rows.start, self.num_whole or self.num_rows)
+        seen_BTF = None if self.seen_BTF is None else self.seen_BTF[rows]
+        return TokenBatch(*columns, self.first_row + rows.start, self.num_whole or self.num_rows, seen_BTF=seen_BTF)
 
     @property
     def prompt_columns(self) -> int:
@@ -191,6 +194,49 @@ class LanguageModel:
                 logp_M = chosen_logps(logits[0], id_M)
         return packed.unpack(logp_M, batch.response_BT)
 
+    @property
+    def hidden_size(self) -> int:
+        """Width of the hidden states, H."""
+        return int(_inner(self.model).config.get_text_config().hidden_size)
+
+    @torch.no_grad()
+    def read(self, batch: TokenBatch) -> Tensor:
+        """What the model without its adapters sees in the responses, shape (B, T, 2H + 1), zero where masked.
+
+        For each response token: the last hidden state before it, the one after it, and its log-probability.
+        """
+        training = self.model.training
+        self.model.eval()
+        try:
+            with self.without_adapters():
+                before_BTH, after_BTH, logp_BT = self._read(batch)
+        finally:
+            self.model.train(training)
+        # Float32, because the penalty is computed from the log-probability.
+        seen_BTF = torch.cat([before_BTH.float(), after_BTH.float(), logp_BT[..., None].float()], dim=-1)
+        return seen_BTF.masked_fill(~batch.mask_BT[..., None], 0.0)
+
+    def _read(self, batch: TokenBatch) -> tuple[Tensor, Tensor, Tensor]:
+        inner, packed = _inner(self.model), batch.packed
+        if packed is None:
+            first, num_response = batch.prompt_columns - 1, batch.response_BT.shape[1]
+            output = inner(
+                input_ids=batch.ids_BS,
+                use_cache=False,
+                output_hidden_states=True,
+                **self.forward_arguments(batch.attention_BS),
+            )
+            hidden_BUH = output.hidden_states[-1][:, first : first + num_response + 1]
+            logits_BTV = output.logits[:, first : first + num_response]
+            return hidden_BUH[:, :-1], hidden_BUH[:, 1:], chosen_logps(logits_BTV, batch.response_BT)
+        with reading(packed, inner) as arguments:
+            hidden_NH = inner.base_model(**arguments, use_cache=False).last_hidden_state[0]
+        head, before_MH = inner.get_output_embeddings(), hidden_NH.index_select(0, packed.before_M)
+        logp_M = head_logps(before_MH, head.weight, head.bias, packed.ids_N[packed.token_M])
+        values = (before_MH, hidden_NH.index_select(0, packed.token_M), logp_M)
+        before_BTH, after_BTH, logp_BT = (packed.unpack(value, batch.response_BT) for value in values)
+        return before_BTH, after_BTH, logp_BT
+
     def without_adapters(self) -> contextlib.AbstractContextManager[None]:
         """Within this context the model is the frozen one that its adapters were added to."""
         if hasattr(self.model, "disable_adapter"):
@@ -210,6 +256,16 @@ class LanguageModel:
             model = copy.deepcopy(model).merge_and_unload()
         model.save_pretrained(folder, safe_serialization=True, **({"state_dict": dict(weights)} if weights else {}))
         self.tokenizer.save_pretrained(folder)
+
+    def save_unadapted(self, folder: Path) -> None:
+        """Write the model without its adapters, as a plain Hugging Face folder."""
+        _unadapted(self.model).save_pretrained(folder, safe_serialization=True)
+        self.tokenizer.save_pretrained(folder)
+
+
+def _unadapted(model: Any) -> Any:
+    """The model that adapters were added to, as it was; a copy where there are any."""
+    return copy.deepcopy(model).unload() if hasattr(model, "merge_and_unload") else model
 
 
 def token_logps(logits_BTV: Tensor, batch: TokenBatch) -> Tensor:

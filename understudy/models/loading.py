@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from understudy.config import LoraConfig, ModelConfig, ScratchConfig
+from understudy.config import LoraConfig, ModelConfig, OwnTrunkConfig, ScratchConfig
 from understudy.errors import ConfigError
 from understudy.models.language_model import LanguageModel
 
@@ -112,6 +112,26 @@ def _scratch_model(config: ScratchConfig, tokenizer: Any, seed: int) -> Any:
             bos_token_id=None,
             eos_token_id=tokenizer.eos_token_id,
             pad_token_id=tokenizer.pad_token_id,
+        )
+    )
+
+
+def create_backbone(config: OwnTrunkConfig, layout: LanguageModel) -> Any:
+    """A new decoder without an output layer, for the tokens of `layout`; weights by torch's global generator."""
+    from transformers import LlamaConfig, LlamaModel
+
+    return LlamaModel(
+        LlamaConfig(
+            vocab_size=len(layout.tokenizer),
+            hidden_size=config.hidden_size,
+            intermediate_size=config.intermediate_size,
+            num_hidden_layers=config.num_layers,
+            num_attention_heads=config.num_heads,
+            num_key_value_heads=config.num_heads,
+            max_position_embeddings=layout.context_tokens,
+            bos_token_id=None,
+            eos_token_id=layout.tokenizer.eos_token_id,
+            pad_token_id=layout.pad_token_id,
         )
     )
 

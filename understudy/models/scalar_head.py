@@ -71,28 +71,20 @@ class ScalarHead(nn.Module):
         """
         if batch.packed is not None:
             hidden_BTH = self._packed_hidden(batch, batch.packed, before)
-            return cast(Tensor, self.head(self._dropped(hidden_BTH, batch)).float())
+            return cast(Tensor, self.head(dropped(self.dropout, hidden_BTH, batch)).float())
         arguments = self._layout[0].forward_arguments(batch.attention_BS)
         hidden_BSH = self.backbone(input_ids=batch.ids_BS, use_cache=False, **arguments).last_hidden_state
         first = batch.prompt_columns - int(before)
         hidden_BTH = hidden_BSH[:, first : first + batch.response_BT.shape[1]]
         # As in the packed layout, where padding does not exist.
         hidden_BTH = hidden_BTH.masked_fill(~batch.mask_BT[..., None], 0.0)
-        return cast(Tensor, self.head(self._dropped(hidden_BTH, batch)).float())
+        return cast(Tensor, self.head(dropped(self.dropout, hidden_BTH, batch)).float())
 
     def _packed_hidden(self, batch: TokenBatch, packed: Packed, before: bool) -> Tensor:
         with reading(packed, self.backbone) as arguments:
             hidden_NH = self.backbone(**arguments, use_cache=False).last_hidden_state[0]
         hidden_MH = hidden_NH.index_select(0, packed.before_M if before else packed.token_M)
         return packed.unpack(hidden_MH, batch.response_BT)
-
-    def _dropped(self, hidden_BTH: Tensor, batch: TokenBatch) -> Tensor:
-        """Dropout drawn for the whole batch, so that it does not depend on who runs which of its rows."""
-        if not self.training or self.dropout.p == 0:
-            return hidden_BTH
-        num_rows, first = batch.num_whole or batch.num_rows, batch.first_row
-        factor_BTH: Tensor = self.dropout(hidden_BTH.new_ones(num_rows, *hidden_BTH.shape[1:]))
-        return hidden_BTH * factor_BTH[first : first + batch.num_rows]
 
     def save(self, folder: Path, description: dict[str, Any], weights: Mapping[str, Tensor] | None = None) -> None:
         """Write config.json, model.safetensors (adapters merged) and description.json.
@@ -116,6 +108,15 @@ class ScalarHead(nn.Module):
         save_file(tensors, folder / "model.safetensors")
         text = json.dumps({"num_outputs": self.head.out_features, **description}, indent=1, sort_keys=True)
         (folder / "description.json").write_text(text, encoding="utf-8")
+
+
+def dropped(dropout: nn.Dropout, hidden_BTH: Tensor, batch: TokenBatch) -> Tensor:
+    """Dropout drawn for the whole batch, so that it does not depend on who runs which of its rows."""
+    if not dropout.training or dropout.p == 0:
+        return hidden_BTH
+    num_rows, first = batch.num_whole or batch.num_rows, batch.first_row
+    factor_BTH: Tensor = dropout(hidden_BTH.new_ones(num_rows, *hidden_BTH.shape[1:]))
+    return hidden_BTH * factor_BTH[first : first + batch.num_rows]
 
 
 def load_scalar_head(folder: Path, layout: LanguageModel) -> ScalarHead:

@@ -22,8 +22,8 @@ from understudy.records import DatasetRef
 if TYPE_CHECKING:
     from understudy.evaluation.drift import Reference
     from understudy.evaluation.intervals import Floats
+    from understudy.models.discriminator import Discriminator
     from understudy.models.language_model import LanguageModel
-    from understudy.models.scalar_head import ScalarHead
     from understudy.platform.registry import Registry, Version
     from understudy.platform.storage import Store
 
@@ -49,7 +49,7 @@ class Scorer:
     """
 
     policy: LanguageModel
-    head: ScalarHead | None
+    head: Discriminator | None
     of_tokens: bool
     trained: frozenset[bytes]
     notes: list[str]
@@ -196,7 +196,7 @@ def row_digest(row: Demonstration) -> bytes:
 
 def _scorer(policy: LanguageModel, store: Store, tags: dict[str, str], trained: frozenset[bytes]) -> Scorer:
     """Load the discriminator that the report names beside the policy, where its numbers are comparable alone."""
-    from understudy.models.scalar_head import load_scalar_head
+    from understudy.models.discriminator import load_discriminator
 
     report = json.loads((store.fetch(tags["report_uri"], tags["report_sha256"]) / "report.json").read_text("utf-8"))
     record = report.get("provenance", {}).get("Records and digests", {}).get("discriminator")
@@ -206,7 +206,7 @@ def _scorer(policy: LanguageModel, store: Store, tags: dict[str, str], trained: 
     try:
         folder = store.fetch(uri, str(record["sha256"]))
         description: dict[str, Any] = json.loads((folder / "description.json").read_text(encoding="utf-8"))
-        head = load_scalar_head(folder, policy)
+        head = load_discriminator(folder, policy)
     except (IntegrityError, OSError) as error:
         note = f"Its discriminator cannot be read, so that score is not watched: {error}"
         return Scorer(policy, None, False, trained, [note])

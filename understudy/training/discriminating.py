@@ -34,10 +34,12 @@ class DiscriminatorTrainer:
         """Run this round's updates; returns their mean numbers."""
         warming_up = self.state.policy_round < 0
         num_updates = self.settings.warmup_updates_per_round if warming_up else self.settings.updates_per_round
+        choices = [self._choose(samples, update) for update in range(num_updates)]
+        self._see([] if warming_up else samples, choices)
         totals: dict[str, float] = {}
-        for update in range(num_updates):
+        for update, chosen in enumerate(choices):
             self.state.seed_step("discriminator", update)
-            for name, value in self._step(self._choose(samples, update)).items():
+            for name, value in self._step(chosen).items():
                 totals[name] = totals.get(name, 0.0) + value / num_updates
         return totals
 
@@ -55,6 +57,17 @@ class DiscriminatorTrainer:
         """Scores at the objective's level."""
         prompt_B = torch.tensor(list(rows), device=mask_BT.device)
         return self.state.objective.scores(output_BTn, logp_BT, mask_BT, prompt_B)
+
+    def _see(self, samples: list[Sample], choices: Sequence[list[Sample]]) -> None:
+        """Have the reference read in one go what this round's updates and scores will ask for."""
+        state = self.state
+        if state.seen is None:
+            return
+        chosen = [sample for choice in choices for sample in choice]
+        wanted = [*samples, *chosen, *state.as_expert(chosen)]
+        state.seen.forget()
+        with state.accelerator.autocast():
+            state.seen.read([state.train[sample.row].prompt for sample in wanted], [s.response for s in wanted])
 
     def _choose(self, samples: list[Sample], update: int) -> list[Sample]:
         chance = random.Random(step_seed(self.state.seed, "replay", self.state.round, update))
@@ -87,14 +100,13 @@ class DiscriminatorTrainer:
         self, examples: Sequence[Example], chosen: Sequence[Sample], module: Any, passes: int
     ) -> tuple[DiscriminatorScores, DiscriminatorScores]:
         """Scores of the expert's and the sampled responses to the same prompts."""
-        policy = self.state.policy
-        prompts, rows = [examples[sample.row].prompt for sample in chosen], [sample.row for sample in chosen]
-        both = []
-        for responses in ([examples[s.row].response for s in chosen], [s.response for s in chosen]):
-            batch = policy.batch(prompts, responses)
+        rows, both = [sample.row for sample in chosen], []
+        for samples in (self.state.as_expert(chosen, examples), chosen):
+            prompts, responses = [examples[s.row].prompt for s in samples], [s.response for s in samples]
+            batch = self.state.with_seen(self.state.policy.batch(prompts, responses), examples, samples)
             output_BTn = self.state.processes.over_rows(module, batch)
             both.append(self.scores(output_BTn, self._logp_for_form(batch), batch.mask_BT, rows))
-            self.state.count(passes, batch.num_tokens)
+            self.state.count(passes * self.state.discriminator_pass, batch.num_tokens)
         return both[0], both[1]
 
     @torch.no_grad()

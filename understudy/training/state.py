@@ -8,6 +8,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,10 +16,11 @@ from torch import Tensor, nn
 
 from understudy.config import AlignConfig
 from understudy.errors import ConfigError
+from understudy.models.discriminator import Discriminator
 from understudy.models.engines import create_engine
 from understudy.models.generation import SamplingSettings
 from understudy.models.language_model import LanguageModel, TokenBatch
-from understudy.models.scalar_head import ScalarHead
+from understudy.models.trunk_reader import TrunkReader
 from understudy.objectives.adversarial import AdversarialObjective
 from understudy.training.checkpoint import (
     optimizer_tensors,
@@ -31,6 +33,7 @@ from understudy.training.health import Health
 from understudy.training.loop import Loop, Stopwatch, create_optimizer, step_seed
 from understudy.training.processes import Processes
 from understudy.training.replay import Replay, Sample
+from understudy.training.seen import SeenByReference
 
 _MICRO_BATCH_TOKENS = 8192  # in one process
 FORWARD, BACKWARD = 1, 3  # token passes: a forward pass or a sampled token; a forward and a backward pass
@@ -71,7 +74,7 @@ class Models:
 
     policy: LanguageModel
     reference: LanguageModel
-    discriminator: ScalarHead
+    discriminator: Discriminator
 
 
 class AlignState:
@@ -107,6 +110,12 @@ class AlignState:
         self.watch = Stopwatch()
         self.health = Health(config.health, config.discriminator.warmup_rounds, models.policy.model, loop.processes)
         models.reference.model.to(loop.accelerator.device)
+        self.seen: SeenByReference | None = None
+        self.discriminator_pass = 1.0  # of a token, in passes through the policy
+        if isinstance(models.discriminator, TrunkReader):
+            read = partial(self.count, FORWARD)
+            self.seen = SeenByReference(models.reference, self.processes.over_rows, _MICRO_BATCH_TOKENS, read)
+            self.discriminator_pass = num_weights(models.discriminator) / num_weights(models.policy.model)
 
     @property
     def accelerator(self) -> Any:
@@ -203,14 +212,26 @@ class AlignState:
             parts = [slice(first, min(first + size, len(some))) for first in range(0, len(some), size)]
             yield MicroBatch(batch, parts, start, len(samples), start + step >= len(samples))
 
-    def as_expert(self, samples: Sequence[Sample]) -> list[Sample]:
-        """The expert's responses to the prompts of some samples."""
-        return [Sample(sample.row, self.train[sample.row].response, finished=True) for sample in samples]
+    def with_seen(self, batch: TokenBatch, examples: Sequence[Example], samples: Sequence[Sample]) -> TokenBatch:
+        """The batch of these samples with what the reference saw in them, where the discriminator reads that."""
+        if self.seen is None:
+            return batch
+        return self.seen.attach(batch, [examples[s.row].prompt for s in samples], [s.response for s in samples])
 
-    def count(self, passes: int, num_tokens: int) -> None:
+    def as_expert(self, samples: Sequence[Sample], examples: Sequence[Example] | None = None) -> list[Sample]:
+        """The expert's responses to the prompts of some samples, by default training demonstrations."""
+        found = self.train if examples is None else examples
+        return [Sample(sample.row, found[sample.row].response, finished=True) for sample in samples]
+
+    def count(self, passes: float, num_tokens: int) -> None:
         """Account for the compute of some tokens."""
-        self.passes += passes * num_tokens
+        self.passes += round(passes * num_tokens)
         self.watch.add(num_tokens)
+
+
+def num_weights(module: nn.Module) -> int:
+    """Numbers in the weights of a network."""
+    return sum(parameter.numel() for parameter in module.parameters())
 
 
 def rows_of_round(num_rows: int, num_prompts: int, seed: int, round_index: int) -> list[int]:

@@ -73,22 +73,31 @@ class Update:
         models.policy.model.eval()
         models.discriminator.eval()
         pieces, over_rows = [], state.processes.over_rows
-        for batch, first in ((micro.batch, micro.first) for micro in state.micro_batches(samples)):
+        for micro in state.micro_batches(samples):
+            some = samples[micro.first : micro.first + micro.batch.num_rows]
             with state.accelerator.autocast():
-                logp_bt = _sampled_logps(samples[first : first + batch.num_rows], batch)
-                passes = 2 * FORWARD
+                batch = state.with_seen(micro.batch, state.train, some)
+                logp_bt = _sampled_logps(some, batch)
                 if logp_bt is None:
-                    logp_bt, passes = over_rows(models.policy.response_logps, batch), 3 * FORWARD
-                with models.reference.without_adapters():
-                    reference_bt = over_rows(models.reference.response_logps, batch)
+                    logp_bt = over_rows(models.policy.response_logps, batch)
+                    state.count(FORWARD, batch.num_tokens)
+                reference_bt = self._reference_logps(batch)
                 pieces.append((logp_bt, reference_bt, batch.mask_BT, over_rows(models.discriminator, batch)))
-            state.count(passes, batch.num_tokens)
+            state.count(FORWARD * state.discriminator_pass, batch.num_tokens)
         logp_BT, reference_BT, mask_BT, output_BTn = (
             torch.cat(same_width(column)) for column in zip(*pieces, strict=True)
         )
         finished_B = torch.tensor([sample.finished for sample in samples], device=mask_BT.device)
         scores = self.discriminator.scores(output_BTn, logp_BT, mask_BT, [sample.row for sample in samples])
         return Scored(logp_BT, reference_BT, mask_BT, finished_B, scores)
+
+    def _reference_logps(self, batch: TokenBatch) -> Tensor:
+        if batch.seen_BTF is not None:
+            return batch.seen_BTF[..., -1]
+        reference = self.state.models.reference
+        self.state.count(FORWARD, batch.num_tokens)
+        with reference.without_adapters():
+            return self.state.processes.over_rows(reference.response_logps, batch)
 
     def accumulate(self, samples: list[Sample], loss_of: Callable[[Tensor, TokenBatch, slice], Tensor]) -> float:
         """Backward the mean over samples of `loss_of(logp_bt, batch, rows)`; returns its value."""

@@ -79,8 +79,8 @@ def _models(
     """Policy, frozen reference and discriminator, all from the SFT weights; shared where adapters allow it."""
     import torch
 
+    from understudy.models.discriminator import create_discriminator
     from understudy.models.loading import load_policy, with_lora
-    from understudy.models.scalar_head import ScalarHead
     from understudy.training.adversarial import num_discriminator_outputs
     from understudy.training.state import Models
 
@@ -88,18 +88,15 @@ def _models(
     policy = load_policy(folder)
     if model.lora is not None:
         policy = with_lora(policy, model.lora, context.seed)
-    own = settings.discriminator
-    shared = own.init == "shared_lora"
     # With adapters the policy without them is the reference, unless the discriminator adds its own to it.
-    reference = policy if model.lora is not None and not shared else load_policy(folder)
+    own_adapters = settings.discriminator.init == "shared_lora"
+    reference = policy if model.lora is not None and not own_adapters else load_policy(folder)
     if reference is not policy:
         reference.model.requires_grad_(False)
     torch.manual_seed(context.seed)
-    num_outputs = num_discriminator_outputs(settings)
-    if shared:
-        discriminator = ScalarHead.shared_with(reference, own.lora_rank, num_outputs, own.dropout)
-    else:
-        discriminator = ScalarHead.copied_from(load_policy(folder), num_outputs, own.dropout)
+    discriminator = create_discriminator(
+        settings.discriminator, num_discriminator_outputs(settings), reference, lambda: load_policy(folder)
+    )
     return Models(policy, reference, discriminator)
 
 

@@ -1,0 +1,131 @@
+"""A discriminator that reads the frozen reference: its hidden states are made once, a small network judges them.
+
+The reference scores every sample anyway, for the penalty. What it thought on the way tells expert from policy, too:
+so no second trunk is kept, trained or run, and the discriminator cannot forget what the reference knows.
+
+Shapes: B sequences, T response columns, H hidden width of the reference, F = 2H + 1 features, D width, n outputs.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+from torch import Tensor, nn
+from torch.nn.functional import gelu, scaled_dot_product_attention
+
+from understudy.errors import IntegrityError
+from understudy.models.language_model import LanguageModel, TokenBatch
+from understudy.models.scalar_head import dropped
+
+HEAD_WIDTH = 32
+KIND = "shared_trunk"
+
+
+class TrunkReader(nn.Module):
+    """A small causal transformer over the reference's features of the response; its head starts at zero.
+
+    The output at a response position has read the prompt and the response up to and including that token. There is
+    no dropout inside, so that rows do not depend on which process runs them.
+
+    Args:
+        reference: frozen; not a part of this module, neither trained nor saved with it.
+        num_outputs: n.
+        num_layers: of the reader.
+        width: D, a multiple of 32; None takes the reference's hidden width, rounded up.
+        dropout: before the head.
+    """
+
+    def __init__(
+        self, reference: LanguageModel, num_outputs: int, num_layers: int, width: int | None, dropout: float
+    ) -> None:
+        super().__init__()
+        hidden = reference.hidden_size
+        self.shape = {"num_layers": num_layers, "width": width or HEAD_WIDTH * -(-hidden // HEAD_WIDTH)}
+        self.project = nn.Linear(2 * hidden + 1, self.shape["width"])
+        self.layers = nn.ModuleList(_Layer(self.shape["width"]) for _ in range(num_layers))
+        self.norm = nn.LayerNorm(self.shape["width"])
+        self.dropout = nn.Dropout(dropout)
+        self.head = nn.Linear(self.shape["width"], num_outputs)
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
+        # In a list so that the reference is not registered as a part of this module.
+        self._reference = [reference]
+
+    def forward(self, batch: TokenBatch) -> Tensor:
+        """Outputs at each response token, float32, shape (B, T, n); reads the reference where the batch does not."""
+        seen_BTF = batch.seen_BTF if batch.seen_BTF is not None else self._reference[0].read(batch)
+        hidden_BTD = self.project(seen_BTF)
+        for layer in self.layers:
+            hidden_BTD = layer(hidden_BTD)
+        hidden_BTD = self.norm(hidden_BTD).masked_fill(~batch.mask_BT[..., None], 0.0)
+        return cast(Tensor, self.head(dropped(self.dropout, hidden_BTD, batch)).float())
+
+    def save(self, folder: Path, description: dict[str, Any], weights: Mapping[str, Tensor] | None = None) -> None:
+        """Write reader.safetensors and description.json, and the reference beside them, without which nothing is read.
+
+        Args:
+            folder: to write to, created.
+            description: what the outputs mean.
+            weights: the whole weights by name, where this module holds only shards of them.
+        """
+        from safetensors.torch import save_file
+
+        folder.mkdir(parents=True, exist_ok=True)
+        own = dict(self.named_parameters())
+        whole = {name: weights[name] for name in own} if weights else own
+        tensors = {name: value.detach().cpu().contiguous() for name, value in whole.items()}
+        save_file(tensors, folder / "reader.safetensors")
+        self._reference[0].save_unadapted(folder / "reference")
+        described = {"kind": KIND, "num_outputs": self.head.out_features, **self.shape, **description}
+        (folder / "description.json").write_text(json.dumps(described, indent=1, sort_keys=True), encoding="utf-8")
+
+
+class _Layer(nn.Module):
+    """Norm, causal attention, norm, MLP."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.num_heads = width // HEAD_WIDTH
+        self.attention_norm, self.mlp_norm = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.attend, self.attended = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+
+    def forward(self, hidden_BTD: Tensor) -> Tensor:
+        """Padding stands on the right, where a causal reader does not look."""
+        num_rows, num_columns, width = hidden_BTD.shape
+        parts = self.attend(self.attention_norm(hidden_BTD)).view(num_rows, num_columns, 3, self.num_heads, -1)
+        query, key, value = parts.permute(2, 0, 3, 1, 4)
+        context = scaled_dot_product_attention(query, key, value, is_causal=True)
+        hidden_BTD = hidden_BTD + self.attended(context.transpose(1, 2).reshape(num_rows, num_columns, width))
+        return cast(Tensor, hidden_BTD + self.down(gelu(self.up(self.mlp_norm(hidden_BTD)))))
+
+
+def load_trunk_reader(folder: Path) -> TrunkReader:
+    """Load what `save` wrote, with its reference.
+
+    Raises:
+        IntegrityError: the weights do not fit the description.
+    """
+    from safetensors.torch import load_file
+
+    from understudy.models.loading import load_policy
+
+    described = json.loads((folder / "description.json").read_text(encoding="utf-8"))
+    reference = load_policy(folder / "reference")
+    reference.model.requires_grad_(False)
+    num_outputs, num_layers, width = (described[name] for name in ("num_outputs", "num_layers", "width"))
+    module = TrunkReader(reference, num_outputs, num_layers, width, dropout=0.0)
+    weights = load_file(folder / "reader.safetensors")
+    here = {name: value.shape for name, value in module.state_dict().items()}
+    found = {name: value.shape for name, value in weights.items()}
+    wrong = {name for name in here | found if here.get(name) != found.get(name)}
+    if wrong:
+        raise IntegrityError(
+            f"{folder}: reader.safetensors does not fit description.json: {', '.join(sorted(wrong)[:3])}. "
+            "Run the align step again."
+        )
+    module.load_state_dict(weights)
+    return module
