@@ -198,6 +198,9 @@ class AlignConfig(Section):
     max_grad_norm: float = Field(gt=0)
     kl_coefficient_start: float = Field(ge=0)
     kl_coefficient_end: float = Field(ge=0)
+    # Times the token-mean NLL, in nats, of expert responses; every policy update has the term (rlhf: PPO-ptx).
+    sft_coefficient_start: float = Field(ge=0)
+    sft_coefficient_end: float = Field(ge=0)
     held_out_every_rounds: int = Field(gt=0)
     checkpoint_every_rounds: int = Field(gt=0)
     health: HealthConfig

@@ -17,6 +17,7 @@ from training.two_processes import Resumed, free_port, results, resumes, run_all
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("two processes")]
 JOB = Path(__file__).with_name("distributed_job.py")
 TINY_MICRO_BATCHES = 64
+MIXED = ["align.sft_coefficient_start=0.6", "align.sft_coefficient_end=0.2"]
 
 CURVES: dict[str, dict[str, Any]] = {
     "sft": {"kind": "sft"},
@@ -44,6 +45,13 @@ CURVES: dict[str, dict[str, Any]] = {
     "selfplay, kto": {"kind": "align", "overrides": ["align.method=selfplay", "align.selfplay.loss=kto"]},
     "iterative sft": {"kind": "align", "overrides": ["align.method=iterative_sft"]},
     "rlhf": {"kind": "align", "overrides": ["align.method=rlhf"]},
+    "rloo with SFT, micro-batches": {"kind": "align", "overrides": MIXED, "micro_batch_tokens": TINY_MICRO_BATCHES},
+    "ppo with SFT, micro-batches": {
+        "kind": "align",
+        "overrides": ["align.policy_update=ppo", *MIXED],
+        "micro_batch_tokens": TINY_MICRO_BATCHES,
+    },
+    "selfplay with SFT": {"kind": "align", "overrides": ["align.method=selfplay", *MIXED]},
 }
 SAMPLES: dict[str, dict[str, Any]] = {
     "llama": {"kind": "generate", "family": "llama", "num_prompts": 5, "repeats": 3},
