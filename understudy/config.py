@@ -6,7 +6,7 @@ change where things happen and not what comes out, have their default on the fie
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -202,6 +202,8 @@ class AlignConfig(Section):
     sft_coefficient_start: float = Field(ge=0)
     sft_coefficient_end: float = Field(ge=0)
     held_out_every_rounds: int = Field(gt=0)
+    # Measured then at the end of the warm-up, too; a held round counts, and trains the discriminator alone.
+    min_held_out_auc: float | None = Field(ge=0.5, lt=1)
     checkpoint_every_rounds: int = Field(gt=0)
     health: HealthConfig
 
@@ -258,6 +260,15 @@ class RuntimeConfig(Section):
     device: Literal["auto", "cpu", "cuda"] = "auto"
 
 
+def disagreements(data: DataConfig, sft: SftConfig, align: AlignConfig) -> Iterator[str]:
+    """What no section sees alone: settings that contradict each other, each with the remedy."""
+    if align.min_held_out_auc is not None and data.splits.validation == 0:
+        yield (
+            f"align.min_held_out_auc is {align.min_held_out_auc:g} but data.splits.validation is 0, which leaves no "
+            "row to measure the AUC on; set data.splits.validation above 0, or align.min_held_out_auc=null"
+        )
+
+
 class Params(Section):
     """A whole run."""
 
@@ -274,6 +285,12 @@ class Params(Section):
     notify: NotifyConfig = NotifyConfig()
     runtime: RuntimeConfig = RuntimeConfig()
     platform: PlatformConfig = PlatformConfig()
+
+    @model_validator(mode="after")
+    def _sections_agree(self) -> Self:
+        if problems := list(disagreements(self.data, self.sft, self.align)):
+            raise ValueError("; ".join(problems))
+        return self
 
 
 def load_params(path: Path, overrides: Iterable[str] = (), presets: Iterable[Path] = ()) -> Params:

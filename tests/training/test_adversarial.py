@@ -62,6 +62,7 @@ def test_two_runs_are_bit_identical_and_both_networks_moved(tmp_path: Path) -> N
         (2, "align.policy_update=ppo"),
         (3, "align.method=selfplay"),
         (2, "align.sft_coefficient_start=0.5"),
+        (2, "align.min_held_out_auc=0.99"),
     ],
 )
 def test_stopped_and_resumed_ends_with_the_same_weights(tmp_path: Path, stop_after: int, override: str) -> None:

@@ -52,6 +52,10 @@ CURVES: dict[str, dict[str, Any]] = {
         "micro_batch_tokens": TINY_MICRO_BATCHES,
     },
     "selfplay with SFT": {"kind": "align", "overrides": ["align.method=selfplay", *MIXED]},
+    "held in two rounds of three": {
+        "kind": "align",
+        "overrides": ["align.min_held_out_auc=0.7", "align.held_out_every_rounds=1"],
+    },
 }
 SAMPLES: dict[str, dict[str, Any]] = {
     "llama": {"kind": "generate", "family": "llama", "num_prompts": 5, "repeats": 3},

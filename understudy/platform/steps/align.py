@@ -52,6 +52,11 @@ def run(config: Mapping[str, Any], dataset: DatasetRef, sft: PolicyRef) -> tuple
             result = align(models, encoded.examples, held_out.examples, settings, context.seed, loop)
         if result.stopped_by is not None:
             context.note(f"Alignment was stopped by health gate {result.stopped_by}")
+        if result.policy_held_rounds:
+            context.note(
+                f"The policy was held in {result.policy_held_rounds} of {settings.num_rounds} rounds, because the "
+                f"discriminator's held-out AUC was below align.min_held_out_auc {settings.min_held_out_auc:g}."
+            )
         stored = store_policy(context, models.policy, loop, encoded.skipped)
         policy = PolicyRef(
             uri=stored.uri,
