@@ -124,6 +124,7 @@ class SftConfig(Section):
     max_grad_norm: float = Field(gt=0)
     evaluations_per_epoch: float = Field(gt=0)
     checkpoint_every_steps: int = Field(gt=0)
+    withheld_fraction: float = Field(ge=0, lt=1)  # of training groups; the warm start alone leaves them out
 
 
 class RolloutConfig(Section):
@@ -188,6 +189,7 @@ class AlignConfig(Section):
     policy_update: Literal["rloo", "ppo"]
     ppo: PpoConfig
     selfplay: SelfPlayConfig
+    demonstrations: Literal["all", "withheld"]  # withheld: those that sft.withheld_fraction keeps from SFT
     num_rounds: int = Field(gt=0)
     rollout: RolloutConfig
     discriminator: DiscriminatorConfig
@@ -262,6 +264,11 @@ class RuntimeConfig(Section):
 
 def disagreements(data: DataConfig, sft: SftConfig, align: AlignConfig) -> Iterator[str]:
     """What no section sees alone: settings that contradict each other, each with the remedy."""
+    if align.demonstrations == "withheld" and sft.withheld_fraction == 0:
+        yield (
+            "align.demonstrations is withheld but sft.withheld_fraction is 0, so that none are; set "
+            "sft.withheld_fraction above 0, or align.demonstrations=all"
+        )
     if align.min_held_out_auc is not None and data.splits.validation == 0:
         yield (
             f"align.min_held_out_auc is {align.min_held_out_auc:g} but data.splits.validation is 0, which leaves no "
