@@ -44,7 +44,7 @@ def arguments(params: Params, digest_of: Callable[[str], str | None] | None = No
         "preflight_config": {**_step("preflight", params), **everything, **source, **base, **judges, **promotion},
         "ingest_config": _step("ingest", params, "data") | source,
         "sft_config": _step("sft", params, "model", "sft") | base,
-        "align_config": _step("align", params, "model", "align") | base,
+        "align_config": _step("align", params, "model", "align") | base | _withheld(params),
         "sft_longer_config": _step("sft", params, "model", "sft") | base | {"step": "sft_longer"},
         "champion_config": {"step": "champion", **name},
         "evaluate_config": _step("evaluate", params, "model", "evaluation") | base | judges | name,
@@ -62,6 +62,13 @@ def arguments(params: Params, digest_of: Callable[[str], str | None] | None = No
     given: dict[str, Any] = {name: for_kfp(config) for name, config in configs.items()}
     # Left out where it is off: pipeline versions from before the step, to which a rollback may pin, refuse the name.
     return given | ({"promotion_enabled": True} if promotion else {})
+
+
+def _withheld(params: Params) -> dict[str, Any]:
+    """Return what align reads of the sft section, which is nothing where it takes all demonstrations."""
+    if params.align.demonstrations == "all":
+        return {}
+    return {"withheld_fraction": params.sft.withheld_fraction}
 
 
 def _promotion(promotion: PromotionConfig) -> dict[str, Any]:

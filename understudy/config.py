@@ -6,7 +6,7 @@ change where things happen and not what comes out, have their default on the fie
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -124,6 +124,7 @@ class SftConfig(Section):
     max_grad_norm: float = Field(gt=0)
     evaluations_per_epoch: float = Field(gt=0)
     checkpoint_every_steps: int = Field(gt=0)
+    withheld_fraction: float = Field(ge=0, lt=1)  # of training groups; the warm start alone leaves them out
 
 
 class RolloutConfig(Section):
@@ -206,6 +207,7 @@ class AlignConfig(Section):
     policy_update: Literal["rloo", "ppo"]
     ppo: PpoConfig
     selfplay: SelfPlayConfig
+    demonstrations: Literal["all", "withheld"]  # withheld: those that sft.withheld_fraction keeps from SFT
     num_rounds: int = Field(gt=0)
     rollout: RolloutConfig
     discriminator: DiscriminatorConfig
@@ -216,7 +218,12 @@ class AlignConfig(Section):
     max_grad_norm: float = Field(gt=0)
     kl_coefficient_start: float = Field(ge=0)
     kl_coefficient_end: float = Field(ge=0)
+    # Times the token-mean NLL, in nats, of expert responses; every policy update has the term (rlhf: PPO-ptx).
+    sft_coefficient_start: float = Field(ge=0)
+    sft_coefficient_end: float = Field(ge=0)
     held_out_every_rounds: int = Field(gt=0)
+    # Measured then at the end of the warm-up, too; a held round counts, and trains the discriminator alone.
+    min_held_out_auc: float | None = Field(ge=0.5, lt=1)
     checkpoint_every_rounds: int = Field(gt=0)
     health: HealthConfig
 
@@ -273,6 +280,20 @@ class RuntimeConfig(Section):
     device: Literal["auto", "cpu", "cuda"] = "auto"
 
 
+def disagreements(data: DataConfig, sft: SftConfig, align: AlignConfig) -> Iterator[str]:
+    """What no section sees alone: settings that contradict each other, each with the remedy."""
+    if align.demonstrations == "withheld" and sft.withheld_fraction == 0:
+        yield (
+            "align.demonstrations is withheld but sft.withheld_fraction is 0, so that none are; set "
+            "sft.withheld_fraction above 0, or align.demonstrations=all"
+        )
+    if align.min_held_out_auc is not None and data.splits.validation == 0:
+        yield (
+            f"align.min_held_out_auc is {align.min_held_out_auc:g} but data.splits.validation is 0, which leaves no "
+            "row to measure the AUC on; set data.splits.validation above 0, or align.min_held_out_auc=null"
+        )
+
+
 class Params(Section):
     """A whole run."""
 
@@ -289,6 +310,12 @@ class Params(Section):
     notify: NotifyConfig = NotifyConfig()
     runtime: RuntimeConfig = RuntimeConfig()
     platform: PlatformConfig = PlatformConfig()
+
+    @model_validator(mode="after")
+    def _sections_agree(self) -> Self:
+        if problems := list(disagreements(self.data, self.sft, self.align)):
+            raise ValueError("; ".join(problems))
+        return self
 
 
 def load_params(path: Path, overrides: Iterable[str] = (), presets: Iterable[Path] = ()) -> Params:

@@ -6,7 +6,7 @@ import json
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +19,8 @@ from experiments.real.arms import COMPUTE_OF, Arm
 from experiments.real.measure import Chooser, Place, measure
 from experiments.real.tasks import Rows, Task, load
 from understudy.config import Params, load_params
+from understudy.data.demonstrations import Demonstration
+from understudy.data.withholding import for_alignment, for_warm_start
 from understudy.models.language_model import LanguageModel, TokenBatch
 from understudy.models.loading import create_policy, load_policy, with_lora
 from understudy.models.scalar_head import ScalarHead
@@ -112,8 +114,9 @@ class Study:
         if not (folder / "told.json").is_file():
             texts = (text for row in rows.train for text in (row.prompt, row.response))
             policy = create_policy(params.model, texts, cell.seed)
+            shown = for_warm_start(rows.train, params.sft.withheld_fraction)
             with self._loop(params) as loop:
-                result = train_sft(policy, *_encoded(policy, rows), params.sft, cell.seed, loop)
+                result = train_sft(policy, *_encoded(policy, rows, shown), params.sft, cell.seed, loop)
             told = {"compute_token_passes": result.compute_token_passes, "num_updates": result.num_steps}
             policy.save(folder)
             _write(folder / "told.json", told)
@@ -123,12 +126,15 @@ class Study:
     def _longer(
         self, cell: Cell, params: Params, rows: Rows, start: Path
     ) -> tuple[LanguageModel, None, dict[str, Any]]:
-        """Go on from the SFT policy for the compute that alignment took, by the arm that names the amount."""
+        """Go on from the SFT policy for the compute that alignment took, by the arm that names the amount.
+
+        On all demonstrations, withheld ones too: it competes with what was aligned on them.
+        """
         from experiments.real.arms import ARMS
 
         amount = self.run(Cell(cell.task, cell.size, ARMS[COMPUTE_OF], cell.seed))["compute_token_passes"]
         policy = self._trainable(start, params, cell.seed)
-        train, validation = _encoded(policy, rows)
+        train, validation = _encoded(policy, rows, rows.train)
         held_out = [] if cell.arm.name.endswith("_last") else validation  # without it the last weights are kept
         with self._loop(params) as loop:
             result = train_sft(policy, train, held_out, params.sft, cell.seed, loop, amount)
@@ -155,7 +161,8 @@ class Study:
             torch.manual_seed(cell.seed)
             outputs = num_discriminator_outputs(settings)
             discriminator = ScalarHead.copied_from(load_policy(start), outputs, settings.discriminator.dropout)
-        train, held_out = _encoded(policy, rows)
+        met = for_alignment(rows.train, settings.demonstrations, params.sft.withheld_fraction)
+        train, held_out = _encoded(policy, rows, met)
         with self._loop(params) as loop:
             models = Models(policy, reference, discriminator)
             result = align(models, train, held_out, settings, cell.seed, loop)
@@ -165,6 +172,7 @@ class Study:
                 "held_out_auc": result.held_out_auc,
                 "stopped_by": result.stopped_by,
                 "healthy_round": result.healthy_round,
+                "policy_held_rounds": result.policy_held_rounds,
                 "last": {key: round(value, 4) for key, value in loop.history[-1].items()} if loop.history else {},
             }
         choose = Chooser(discriminator, objective_from(composed(settings)[0])) if best_of_n else None
@@ -212,8 +220,9 @@ class ClosedFormReward(nn.Module):
         return (sft.response_logps(batch) - base.response_logps(batch)).cumsum(dim=1)[..., None]
 
 
-def _encoded(policy: LanguageModel, rows: Rows) -> tuple[list[Example], list[Example]]:
-    return encode(policy, rows.train).examples, encode(policy, rows.validation).examples
+def _encoded(policy: LanguageModel, rows: Rows, train: Sequence[Demonstration]) -> tuple[list[Example], list[Example]]:
+    """Some training rows and all validation rows."""
+    return encode(policy, train).examples, encode(policy, rows.validation).examples
 
 
 def _write(path: Path, value: dict[str, Any]) -> None:

@@ -11,18 +11,21 @@ import pytest
 import torch
 from models.families import random_policy
 
+from experiments.real import cell as real_cell
 from experiments.real import study as real_study
 from experiments.real import tasks as real_tasks
 from experiments.real.__main__ import main
-from experiments.real.arms import ARMS
+from experiments.real.arms import ARMS, COMPUTE_OF
 from experiments.real.cell import Cell, ClosedFormReward, Folders, Study
 from experiments.real.measure import Chooser
 from experiments.real.report import tables
 from experiments.real.study import Contender, best_sft, judged, load_cells, mean, of_seeds, win_rate
 from experiments.real.tasks import TASKS, Task, load, pretrained_overrides
 from understudy.config import SplitsConfig, load_params
+from understudy.data.withholding import is_withheld
 from understudy.models.scalar_head import ScalarHead
-from understudy.training.adversarial import composed, objective_from
+from understudy.training.adversarial import AlignResult, composed, objective_from
+from understudy.training.sft import SftResult
 
 ROOT = Path(__file__).parents[2]
 SPLITS = SplitsConfig(validation=0.1, test=0.1)
@@ -186,6 +189,36 @@ def test_the_chooser_takes_the_response_that_the_discriminator_likes_most() -> N
         ]
     chosen = Chooser(discriminator, objective, num=3)(policy, prompts, responses)
     assert chosen == [int(np.argmax(alone[:3])), 3 + int(np.argmax(alone[3:]))]
+
+
+def test_withheld_demonstrations_are_for_alignment_and_for_the_longer_sft(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: dict[str, set[str]] = {}
+
+    def trained(policy: Any, train: Any, validation: Any, config: Any, seed: int, loop: Any, passes: Any = None) -> Any:
+        seen["sft" if passes is None else f"longer {passes}"] = {example.id for example in train}
+        return SftResult(0.0, 0, 1, 1, 0.0)
+
+    def aligned(models: Any, train: Any, *rest: Any) -> AlignResult:
+        seen["align"] = {example.id for example in train}
+        return AlignResult(1, None, None, 0, 0, 1, 0.0)
+
+    monkeypatch.setattr(real_cell, "train_sft", trained)
+    monkeypatch.setattr(real_cell, "align", aligned)
+    monkeypatch.setattr(real_tasks, "_ARITHMETIC_ROWS", 800)
+    more = ("sft.withheld_fraction=0.4", "align.demonstrations=withheld")
+    study = Study(Folders(tmp_path / "results", tmp_path / "work"), more)
+    (tmp_path / "results").mkdir()
+    study.path(Cell(TASKS["pick"], 100, ARMS[COMPUTE_OF], 0)).write_text('{"compute_token_passes": 77}')
+    params = load_params(ROOT / "params.yaml", (*TASKS["pick"].overrides, *more))
+    rows = real_tasks.load(TASKS["pick"], 100, 0, tmp_path / "work", 8, params.data.splits)
+    for arm in ("sft", "sft_longer", "js_sequence"):
+        study._policy(Cell(TASKS["pick"], 100, ARMS[arm], 0), params, rows)
+    withheld = {row.id for row in rows.train if is_withheld(row.group, 0.4)}
+    everything = {row.id for row in rows.train}
+    assert 20 < len(withheld) < 60
+    assert seen == {"sft": everything - withheld, "longer 77": everything, "align": withheld}
 
 
 def test_a_cell_that_is_there_is_not_run_again(tmp_path: Path) -> None:

@@ -53,6 +53,9 @@ def test_a_component_body_is_short_and_imports_inside(path: Path) -> None:
     ("override", "changed"),
     [
         ("align.learning_rate=0.1", {"preflight", "align", "register"}),
+        ("align.sft_coefficient_start=0.1", {"preflight", "align", "register"}),
+        ("align.min_held_out_auc=0.6", {"preflight", "align", "register"}),
+        ("sft.withheld_fraction=0.2", {"preflight", "sft", "sft_longer", "register"}),
         ("evaluation.samples_shown=3", {"preflight", "evaluate", "register"}),
         ("data.max_bad_fraction=0.5", {"preflight", "ingest", "register"}),
         ("runtime.threads=1", set()),
@@ -69,6 +72,21 @@ def test_a_param_changes_only_the_steps_that_read_it(
     before, after = (arguments(load_params(ROOT / "params.yaml", [source, *more])) for more in ([], [override]))
     names = [*before, *(name for name in after if name not in before)]
     assert {name.removesuffix("_config") for name in names if before.get(name) != after.get(name)} == changed
+
+
+def test_align_is_told_the_fraction_that_it_aligns_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    source = f"data.source={ROOT / 'examples' / 'tiny' / 'demonstrations.jsonl'}"
+
+    def align_config(fraction: float) -> dict[str, Any]:
+        more = [f"sft.withheld_fraction={fraction}", "align.demonstrations=withheld"]
+        config: dict[str, Any] = arguments(load_params(ROOT / "params.yaml", [source, *more]))["align_config"]
+        return config
+
+    assert [align_config(fraction)["withheld_fraction"] for fraction in (0.2, 0.3)] == [0.2, 0.3]
+    assert align_config(0.2)["align"]["demonstrations"] == "withheld"
+    with pytest.raises(ConfigError, match=r"demonstrations is withheld but sft\.withheld_fraction is 0.*above 0"):
+        align_config(0)
 
 
 def test_the_gate_travels_as_it_was_reviewed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -30,6 +30,7 @@ def _warnings(*overrides: str) -> list[str]:
         ["divergence=forward_kl", "discriminator.loss=variational"],
         ["divergence=log_d", "level=token"],
         ["method=rlhf"],
+        ["min_held_out_auc=0.6"],
         ["method=selfplay"],
         ["method=iterative_sft", "discriminator.loss=bradley_terry"],
     ],
@@ -50,6 +51,8 @@ def test_exact_combinations_are_silent(overrides: list[str]) -> None:
         (["method=rlhf", "divergence=forward_kl"], ["forward_kl is not read", "reverse_kl"]),
         (["method=rlhf", "level=token"], ["level token is not read"]),
         (["discount=0.9"], ["discount 0.9 is not read"]),
+        (["method=rlhf", "min_held_out_auc=0.6"], ["min_held_out_auc 0.6", "stays held", "warmup_rounds"]),
+        (["discriminator.updates_per_round=0", "min_held_out_auc=0.6"], ["min_held_out_auc 0.6", "stays held"]),
     ],
 )
 def test_what_each_inexact_combination_says(overrides: list[str], parts: list[str]) -> None:

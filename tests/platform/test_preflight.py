@@ -63,3 +63,12 @@ def test_it_imports_neither_torch_nor_mlflow(config: dict[str, Any]) -> None:
 
     done = subprocess.run([sys.executable, "-c", code, json.dumps(config)], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_sections_that_contradict_each_other_are_named_both(config: dict[str, Any]) -> None:
+    config["align"]["min_held_out_auc"] = 0.6
+    config["data"]["splits"]["validation"] = 0.0
+    config["align"]["demonstrations"] = "withheld"
+    with pytest.raises(ConfigError, match=r"align.min_held_out_auc is 0.6 but data.splits.validation is 0") as raised:
+        preflight.run(config)
+    assert "align.demonstrations is withheld but sft.withheld_fraction is 0" in str(raised.value)

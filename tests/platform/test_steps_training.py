@@ -9,7 +9,12 @@ from typing import Any
 import pytest
 from support.tiny import tiny_params
 
+import understudy.training.adversarial as adversarial
+import understudy.training.sft as training_sft
 from understudy.config import Params
+from understudy.data.demonstrations import load_split
+from understudy.data.withholding import is_withheld
+from understudy.platform.datasets import materialise
 from understudy.platform.steps import align, ingest, sft
 from understudy.records import DatasetRef, PolicyRef
 
@@ -58,6 +63,42 @@ def test_chain_records_lineage_and_is_bit_identical_twice(tmp_path: Path, monkey
     again = _chain(params)
     assert [record.sha256 for record in again[1:]] == [warm.sha256, aligned.sha256, longer.sha256]
     assert again[0].md5 == dataset.md5
+
+
+def test_withheld_demonstrations_reach_alignment_and_longer_sft_but_not_the_warm_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[set[str]] = []
+    trained, aligned = training_sft.train_sft, adversarial.align
+
+    def noted(run: Any, position: int) -> Any:
+        def inner(*given: Any) -> Any:
+            seen.append({example.id for example in given[position]})
+            return run(*given)
+
+        return inner
+
+    monkeypatch.setattr(training_sft, "train_sft", noted(trained, 1))
+    monkeypatch.setattr(adversarial, "align", noted(aligned, 1))
+    _workdir(monkeypatch, tmp_path)
+    params = tiny_params("sft.withheld_fraction=0.3", "align.demonstrations=withheld")
+    dataset = ingest.run(_sections(params, "data", source_sha256=""))
+    config = _sections(params, "model", "sft")
+    warm = sft.run(config, dataset)
+    game = _sections(params, "model", "align", withheld_fraction=0.3)
+    policy, _ = align.run(game, dataset, warm)
+    sft.run(config | {"step": "sft_longer"}, dataset, start=warm, compute_of=policy)
+    shown, withheld, longer = seen
+    rows = load_split(materialise(dataset, tmp_path), "train")
+    assert withheld == {row.id for row in rows if is_withheld(row.group, 0.3)}
+    assert shown == {row.id for row in rows} - withheld and longer == shown | withheld
+    assert len(withheld) > 20 and len(shown) > 20
+
+    # Another fraction is another policy, and another alignment where it takes the withheld ones.
+    for field, value in (("withheld_fraction", 0.2), ("align", {**game["align"], "demonstrations": "all"})):
+        other, _ = align.run(game | {field: value}, dataset, warm)
+        assert other.config_sha256 != policy.config_sha256
+    assert seen[3] < withheld and seen[4] == longer
 
 
 def test_lora_with_shared_trunk_runs_on_a_pretrained_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

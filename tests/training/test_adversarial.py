@@ -59,8 +59,16 @@ def test_two_runs_are_bit_identical_and_both_networks_moved(tmp_path: Path) -> N
 
 @pytest.mark.parametrize(
     ("stop_after", "override"),
-    [(1, "seed=7"), (2, "seed=7"), (3, "seed=7"), (2, "align.policy_update=ppo"), (3, "align.method=selfplay")]
-    + [(2, "align.discriminator.init=shared_trunk")],
+    [
+        (1, "seed=7"),
+        (2, "seed=7"),
+        (3, "seed=7"),
+        (2, "align.policy_update=ppo"),
+        (3, "align.method=selfplay"),
+        (2, "align.sft_coefficient_start=0.5"),
+        (2, "align.discriminator.init=shared_trunk"),
+        (2, "align.min_held_out_auc=0.99"),
+    ],
 )
 def test_stopped_and_resumed_ends_with_the_same_weights(tmp_path: Path, stop_after: int, override: str) -> None:
     whole, result, history = _run(tmp_path / "whole", override)

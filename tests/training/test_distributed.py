@@ -17,6 +17,7 @@ from training.two_processes import Resumed, free_port, results, resumes, run_all
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("two processes")]
 JOB = Path(__file__).with_name("distributed_job.py")
 TINY_MICRO_BATCHES = 64
+MIXED = ["align.sft_coefficient_start=0.6", "align.sft_coefficient_end=0.2"]
 
 CURVES: dict[str, dict[str, Any]] = {
     "sft": {"kind": "sft"},
@@ -48,6 +49,17 @@ CURVES: dict[str, dict[str, Any]] = {
         "kind": "align",
         "overrides": ["align.discriminator.init=shared_trunk"],
         "micro_batch_tokens": TINY_MICRO_BATCHES,
+    },
+    "rloo with SFT, micro-batches": {"kind": "align", "overrides": MIXED, "micro_batch_tokens": TINY_MICRO_BATCHES},
+    "ppo with SFT, micro-batches": {
+        "kind": "align",
+        "overrides": ["align.policy_update=ppo", *MIXED],
+        "micro_batch_tokens": TINY_MICRO_BATCHES,
+    },
+    "selfplay with SFT": {"kind": "align", "overrides": ["align.method=selfplay", *MIXED]},
+    "held in two rounds of three": {
+        "kind": "align",
+        "overrides": ["align.min_held_out_auc=0.7", "align.held_out_every_rounds=1"],
     },
 }
 SAMPLES: dict[str, dict[str, Any]] = {

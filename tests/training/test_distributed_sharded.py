@@ -19,6 +19,11 @@ JOB = Path(__file__).with_name("sharded_job.py")
 CURVES: dict[str, dict[str, Any]] = {
     "sft, 3 micro-batches a step": {"kind": "sft", "overrides": ["sft.micro_batches_per_step=3"]},
     "ppo, micro-batches": {"kind": "align", "overrides": ["align.policy_update=ppo"], "micro_batch_tokens": 64},
+    "rloo with SFT, micro-batches": {
+        "kind": "align",
+        "overrides": ["align.sft_coefficient_start=0.6", "align.sft_coefficient_end=0.2"],
+        "micro_batch_tokens": 64,
+    },
 }
 SAMPLES: dict[str, dict[str, Any]] = {"llama": {"kind": "generate", "family": "llama", "num_prompts": 5, "repeats": 3}}
 RESUMED: Resumed = {

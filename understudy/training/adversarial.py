@@ -3,7 +3,8 @@
     for each round:
         responses  ~ policy, k for each prompt of some demonstrations
         discriminator: minimise its loss on (expert, sample) pairs of the same prompts, old samples among them
-        policy:        improve by the discriminator's word, after the discriminator's warm-up
+        policy:        improve by the discriminator's word, after the discriminator's warm-up and, where
+                       `min_held_out_auc` asks for that, while the word is worth something on held-out prompts
 
 Which divergence, level, loss and form run is `AdversarialObjective`'s business, how the policy improves that of
 `POLICY_UPDATES`; the loop asks neither. A method of the note is a composition of the two, see `COMPOSITIONS`.
@@ -21,7 +22,9 @@ from understudy.training.discriminating import DiscriminatorTrainer
 from understudy.training.examples import Example
 from understudy.training.loop import Loop
 from understudy.training.policy_updates import POLICY_UPDATES
+from understudy.training.replay import Sample
 from understudy.training.state import AlignState, Models
+from understudy.training.updating import PolicyUpdate
 
 
 @dataclass(frozen=True)
@@ -29,13 +32,15 @@ class AlignResult:
     """Policy and discriminator were trained in place; these are the numbers of the run.
 
     `stopped_by` is the health gate that stopped it, "gate: reason". The policy then has its weights of after
-    `healthy_round` rounds, the last healthy ones; the discriminator has those of the last round.
+    `healthy_round` rounds, the last healthy ones; the discriminator has those of the last round. In
+    `policy_held_rounds` of the rounds the policy was not moved, because of `min_held_out_auc`.
     """
 
     num_rounds: int
     held_out_auc: float | None
     stopped_by: str | None
     healthy_round: int
+    policy_held_rounds: int
     compute_token_passes: int
     train_seconds: float
 
@@ -74,13 +79,14 @@ def align(
     Args:
         models: policy and discriminator are trained in place.
         train: encoded demonstrations; those longer than the horizon cannot be imitated and are left out.
-        held_out: encoded demonstrations for the discriminator's held-out AUC; never trained on.
+        held_out: encoded demonstrations for the discriminator's held-out AUC; never trained on. May be empty, but
+            with `min_held_out_auc`.
         config: the `align` section.
         seed: of prompts, samples, dropout.
         loop: surroundings.
 
     Raises:
-        ConfigError: no demonstration fits the horizon.
+        ConfigError: no demonstration fits the horizon, or none of those held out that `min_held_out_auc` needs.
         TrainingDiverged: before an update that is not finite.
         Preempted: when asked to stop, after saving.
     """
@@ -89,13 +95,13 @@ def align(
     discriminator = DiscriminatorTrainer(state)
     policy_update = POLICY_UPDATES[update_name](state, discriminator)
     state.resume()
+    if state.round == 0 and state.starts_improving and config.min_held_out_auc is not None:
+        state.held_out_auc = discriminator.held_out_auc()  # no warm-up, at whose end it would be measured
     while state.round < state.total_rounds and state.health.stopped_by is None:
         samples = state.sample_round()
         numbers = state.health.measure(samples) | discriminator.update(samples)
         if state.policy_round >= 0:
-            state.health.before_update()
-            state.seed_step("policy")
-            numbers |= policy_update.update(samples)
+            numbers |= _improve(state, policy_update, samples)
         state.replay.add(samples)
         _finish_round(state, discriminator, numbers)
         loop.stop_if_asked(state.save, state.round, "round")
@@ -106,6 +112,7 @@ def align(
         state.held_out_auc,
         state.health.stopped_by,
         state.health.healthy_round,
+        state.policy_held_rounds,
         state.passes,
         state.seconds,
     )
@@ -139,12 +146,30 @@ def num_discriminator_outputs(config: AlignConfig) -> int:
     return objective_from(composed(config)[0]).num_outputs
 
 
+def _improve(state: AlignState, policy_update: PolicyUpdate, samples: list[Sample]) -> dict[str, float]:
+    """Let the policy improve, or hold it for this round; returns the numbers to report."""
+    if held := state.holds_policy:
+        state.policy_held_rounds += 1
+    told = {} if state.config.min_held_out_auc is None else {"policy_held_rounds": float(state.policy_held_rounds)}
+    if held:
+        return told
+    state.health.before_update()
+    state.seed_step("policy")
+    return policy_update.update(samples) | told
+
+
+def _auc_is_due(state: AlignState) -> bool:
+    """Whether the held-out AUC is measured after this round: regularly, at the end, and before it is first asked."""
+    config = state.config
+    first = config.min_held_out_auc is not None and state.starts_improving
+    return first or state.round == state.total_rounds or state.round % config.held_out_every_rounds == 0
+
+
 def _finish_round(state: AlignState, discriminator: DiscriminatorTrainer, numbers: dict[str, float]) -> None:
     """Count, measure what is due, look after the health, report and save."""
     state.round += 1
     config, loop = state.config, state.loop
-    last = state.round == state.total_rounds
-    if state.held_out and (last or state.round % config.held_out_every_rounds == 0):
+    if state.held_out and _auc_is_due(state):
         state.held_out_auc = numbers["held_out_auc"] = discriminator.held_out_auc()
     numbers |= state.health.after_round([*loop.history, {"step": state.round, **numbers}])
     rates = {"tokens_per_second": state.watch.tokens_per_second}

@@ -96,7 +96,8 @@ def examine(history: History, config: HealthConfig, warmup_rounds: int) -> Verdi
         warmup_rounds: rounds before the policy's first update; those and the next sampled from the SFT policy.
     """
     start = [entry for entry in history if entry["step"] <= warmup_rounds + 1]
-    rounds = [entry for entry in history if entry["step"] > warmup_rounds]
+    # A round in which the policy was held reports no KL; it moved nothing that a gate looks at.
+    rounds = [entry for entry in history if entry["step"] > warmup_rounds and "kl" in entry]
     healthy, stopped_by, values = True, None, {}
     for gate in gates(config) if rounds else ():
         readings = gate.read(start, rounds)

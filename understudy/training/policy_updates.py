@@ -1,6 +1,7 @@
 """The ways a round improves the policy: policy gradient, PPO-clip, best-of-n fine-tuning, self-play.
 
 Each is a class with `update(samples) -> numbers to report`, built on the shared state; `POLICY_UPDATES` names them.
+To the loss of each step `imitate` adds the SFT loss, where `align.sft_coefficient_start` or `_end` ask for it.
 Shapes: B sequences (k responses a prompt, next to each other), T response columns; b, t within a micro-batch.
 """
 
@@ -16,7 +17,6 @@ from torch import Tensor
 from understudy.models.language_model import TokenBatch
 from understudy.models.scalar_head import ScalarHead
 from understudy.objectives.best_of_n import select_best
-from understudy.objectives.likelihood import token_nll
 from understudy.objectives.policy_gradient import kl_penalty_to_reference, policy_gradient_loss
 from understudy.objectives.ppo import fold_absorbing, generalised_advantage, ppo_clip_loss, value_loss
 from understudy.objectives.selfplay import PREFERENCE_LOSSES, PreferencePairs
@@ -24,7 +24,7 @@ from understudy.training.discriminating import DiscriminatorTrainer, last_logits
 from understudy.training.loop import finite_update, step_seed
 from understudy.training.replay import Sample
 from understudy.training.state import BACKWARD, FORWARD, AlignState
-from understudy.training.updating import PolicyUpdate, Scored, Update, same_width
+from understudy.training.updating import PolicyUpdate, Scored, Update, same_width, token_mean_nll
 
 
 class LeaveOneOut(Update):
@@ -41,13 +41,14 @@ class LeaveOneOut(Update):
             scored.finished_B,
             self.state.config.rollout.responses_per_prompt,
         )
+        sft_loss, told = self.imitate(samples)
         loss = self.accumulate(
             samples,
             lambda logp_bt, batch, rows: policy_gradient_loss(
                 logp_bt, advantage_BT[rows, : logp_bt.shape[1]], batch.mask_BT
             ),
         )
-        return scored.report() | numbers | {"kl_coefficient": beta} | self.step(loss)
+        return scored.report() | numbers | {"kl_coefficient": beta} | told | self.step(sft_loss + loss)
 
 
 class ClippedPpo(Update):
@@ -85,7 +86,8 @@ class ClippedPpo(Update):
                 seen.append(fraction)
                 return loss
 
-            numbers |= self.step(self.accumulate(samples, clipped_loss))
+            sft_loss, told = self.imitate(samples)
+            numbers |= told | self.step(sft_loss + self.accumulate(samples, clipped_loss))
             numbers |= self._fit_value(samples, value_BT, return_BT)
             numbers["ppo_clipped_fraction"] = float(torch.stack(clipped).mean())
         return scored.report() | numbers | {"kl_coefficient": beta}
@@ -144,14 +146,9 @@ class BestOfN(Update):
         scored = self.score(samples)
         score_B = last_logits(scored.scores)
         best = [samples[row] for row in select_best(score_B, self.state.config.rollout.responses_per_prompt).tolist()]
-        num_tokens = sum(len(sample.response) for sample in best)
-
-        def nll(logp_bt: Tensor, batch: TokenBatch, rows: slice) -> Tensor:
-            # `accumulate` averages over samples; tokens are what NLL averages over.
-            return token_nll(logp_bt, batch.mask_BT)[0] / num_tokens * (len(best) / batch.mask_BT.shape[0])
-
-        loss = self.accumulate(best, nll)
-        return scored.report() | {"reward": float(score_B.mean())} | self.step(loss)
+        sft_loss, told = self.imitate(samples)
+        loss = self.accumulate(best, token_mean_nll(best))
+        return scored.report() | {"reward": float(score_B.mean())} | told | self.step(sft_loss + loss)
 
 
 class SelfPlay(Update):
@@ -166,6 +163,7 @@ class SelfPlay(Update):
         for update in range(settings.updates_per_round):
             chance = random.Random(step_seed(state.seed, "selfplay", state.round, update))
             rows = chance.sample(range(len(samples)), min(settings.batch_pairs, len(samples)))
+            sft_loss, told = self.imitate(samples)
             pairs = PreferencePairs(
                 self._with_gradient([experts[row] for row in rows]),
                 self._with_gradient([samples[row] for row in rows]),
@@ -175,7 +173,8 @@ class SelfPlay(Update):
             loss = PREFERENCE_LOSSES[settings.loss](pairs, beta=settings.beta)
             state.processes.backward(loss)
             margin_B = (pairs.expert_ratio_B - pairs.sample_ratio_B).detach()
-            numbers = self.step(float(loss.detach())) | {"reward": settings.beta * float(margin_B.mean())}
+            numbers = told | self.step(sft_loss + float(loss.detach()))
+            numbers["reward"] = settings.beta * float(margin_B.mean())
         return scored.report() | numbers
 
     @torch.no_grad()

@@ -97,6 +97,12 @@ class AlignState:
                 f"None of {len(train)} demonstrations has a response of at most {config.rollout.max_response_tokens} "
                 "tokens. Raise align.rollout.max_response_tokens."
             )
+        if config.min_held_out_auc is not None and not self.held_out:
+            raise ConfigError(
+                f"align.min_held_out_auc is {config.min_held_out_auc:g}, but none of {len(held_out)} validation "
+                f"demonstrations has a response of at most {config.rollout.max_response_tokens} tokens, so that no "
+                "AUC can be measured. Raise data.splits.validation, or set align.min_held_out_auc to null."
+            )
         self.policy = models.policy
         self.modules: dict[str, nn.Module] = {}
         self.optimizers: dict[str, Any] = {}
@@ -107,6 +113,7 @@ class AlignState:
         self.replay = Replay(config.discriminator.replay_rounds)
         self.round, self.passes, self.seconds_before = 0, 0, 0.0
         self.held_out_auc: float | None = None
+        self.policy_held_rounds = 0
         self.watch = Stopwatch()
         self.health = Health(config.health, config.discriminator.warmup_rounds, models.policy.model, loop.processes)
         models.reference.model.to(loop.accelerator.device)
@@ -138,6 +145,18 @@ class AlignState:
         return self.round - self.config.discriminator.warmup_rounds
 
     @property
+    def starts_improving(self) -> bool:
+        """Whether the warm-up has just ended."""
+        return self.policy_round == 0
+
+    @property
+    def holds_policy(self) -> bool:
+        """Whether the discriminator's last measurement is too low for its word to move the policy."""
+        least, auc = self.config.min_held_out_auc, self.held_out_auc
+        # Asked in all processes, which must take the same way whatever their devices' last digits.
+        return least is not None and self.processes.any(auc is None or auc < least)
+
+    @property
     def seconds(self) -> float:
         """Seconds in the loop, earlier attempts included."""
         return self.seconds_before + self.watch.seconds
@@ -161,7 +180,7 @@ class AlignState:
         self.health.restore(checkpoint.tensors, checkpoint.state["health"])
         self.round, state = checkpoint.step, checkpoint.state
         self.passes, self.seconds_before = state["passes"], state["seconds"]
-        self.held_out_auc = state["held_out_auc"]
+        self.held_out_auc, self.policy_held_rounds = state["held_out_auc"], state["policy_held_rounds"]
         self.loop.history[:] = state["history"]
 
     def save(self) -> None:
@@ -175,6 +194,7 @@ class AlignState:
             "passes": self.passes,
             "seconds": self.seconds,
             "held_out_auc": self.held_out_auc,
+            "policy_held_rounds": self.policy_held_rounds,
             "health": self.health.state(),
             "history": self.loop.history,
         }

@@ -14,11 +14,15 @@ from torch import Tensor
 
 from understudy.models.language_model import TokenBatch
 from understudy.objectives.discriminator import DiscriminatorScores
+from understudy.objectives.likelihood import token_nll
 from understudy.objectives.policy_gradient import kl_penalty_to_reference
 from understudy.training.discriminating import DiscriminatorTrainer
 from understudy.training.loop import finite_update, learning_rate, set_learning_rate
 from understudy.training.replay import Sample
 from understudy.training.state import BACKWARD, FORWARD, AlignState
+
+# Loss of (log-probabilities (b, t), their batch, rows among all samples): a mean over those rows.
+LossOf = Callable[[Tensor, TokenBatch, slice], Tensor]
 
 
 class PolicyUpdate(Protocol):
@@ -63,8 +67,16 @@ class Update:
     def kl_coefficient(self) -> float:
         """Beta of this round, annealed linearly."""
         config = self.state.config
-        fraction = self.state.policy_round / max(1, config.num_rounds - 1)
-        return config.kl_coefficient_start + fraction * (config.kl_coefficient_end - config.kl_coefficient_start)
+        return self._annealed(config.kl_coefficient_start, config.kl_coefficient_end)
+
+    @property
+    def sft_coefficient(self) -> float:
+        """Weight of the SFT loss in this round, annealed linearly."""
+        config = self.state.config
+        return self._annealed(config.sft_coefficient_start, config.sft_coefficient_end)
+
+    def _annealed(self, start: float, end: float) -> float:
+        return start + self.state.policy_round / max(1, self.state.config.num_rounds - 1) * (end - start)
 
     @torch.no_grad()
     def score(self, samples: list[Sample]) -> Scored:
@@ -99,11 +111,32 @@ class Update:
         with reference.without_adapters():
             return self.state.processes.over_rows(reference.response_logps, batch)
 
-    def accumulate(self, samples: list[Sample], loss_of: Callable[[Tensor, TokenBatch, slice], Tensor]) -> float:
-        """Backward the mean over samples of `loss_of(logp_bt, batch, rows)`; returns its value."""
+    def imitate(self, samples: list[Sample]) -> tuple[float, dict[str, float]]:
+        """Backward `sft_coefficient` x token-mean NLL of the expert's responses to the prompts of a round.
+
+        Call it before each update's own loss, whose last part carries the gradient of both between processes.
+
+        Args:
+            samples: all of the round, k for each prompt, next to each other.
+
+        Returns:
+            The loss, coefficient included, and what to report: NLL in nats a token. 0 and nothing where it is off.
+        """
+        coefficient = self.sft_coefficient
+        if coefficient == 0:
+            return 0.0, {}
+        experts = self.state.as_expert(samples[:: self.state.config.rollout.responses_per_prompt])
+        loss = self.accumulate(experts, token_mean_nll(experts, coefficient), more_follows=True)
+        return loss, {"sft_coefficient": coefficient, "expert_nll": loss / coefficient}
+
+    def accumulate(self, samples: list[Sample], loss_of: LossOf, more_follows: bool = False) -> float:
+        """Backward the mean over samples of `loss_of(logp_bt, batch, rows)`; returns its value.
+
+        With `more_follows` the gradient stays in its process until that of what follows travels.
+        """
         state, total = self.state, 0.0
         for micro in state.micro_batches(samples):
-            with state.processes.accumulating(self.module, micro.last):
+            with state.processes.accumulating(self.module, micro.last and not more_follows):
                 logp_bt = self.logps_with_gradient(micro.batch)
                 loss = micro.mean(logp_bt, loss_of)
                 state.processes.backward(loss)
@@ -127,6 +160,18 @@ class Update:
         where = f"align round {state.round}, policy update"
         norm = finite_update(state.accelerator, state.policy.model, self.optimizer, config.max_grad_norm, loss, where)
         return {"policy_loss": loss, "policy_gradient_norm": norm, "learning_rate": rate}
+
+
+def token_mean_nll(samples: Sequence[Sample], weight: float = 1.0) -> LossOf:
+    """A loss for `accumulate`: weight x NLL in nats, averaged over the response tokens of all samples."""
+    num_tokens = sum(len(sample.response) for sample in samples)
+
+    def loss_of(logp_bt: Tensor, batch: TokenBatch, rows: slice) -> Tensor:
+        # `accumulate` averages over samples; tokens are what NLL averages over.
+        mean = token_nll(logp_bt, batch.mask_BT)[0] / num_tokens * (len(samples) / batch.mask_BT.shape[0])
+        return weight * mean
+
+    return loss_of
 
 
 def _sampled_logps(samples: Sequence[Sample], batch: TokenBatch) -> Tensor | None:

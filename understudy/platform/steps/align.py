@@ -28,7 +28,13 @@ if TYPE_CHECKING:
 
 
 def run(config: Mapping[str, Any], dataset: DatasetRef, sft: PolicyRef) -> tuple[PolicyRef, DiscriminatorRef]:
-    """Align the SFT policy to the demonstrations by `config["align"]`; return both records."""
+    """Align the SFT policy to the demonstrations by `config["align"]`; return both records.
+
+    Args:
+        config: seed, code_sha256, model, align and, where align.demonstrations is withheld, `withheld_fraction` of sft.
+        dataset: the dataset version.
+        sft: the policy to start from.
+    """
     elsewhere = launched("align", config, {"dataset": dataset, "sft": sft}, [PolicyRef, DiscriminatorRef])
     if elsewhere is not None:
         return cast(tuple[PolicyRef, DiscriminatorRef], elsewhere)
@@ -42,16 +48,24 @@ def run(config: Mapping[str, Any], dataset: DatasetRef, sft: PolicyRef) -> tuple
             processes, {"model.lora": model.lora is not None, "align.discriminator.init: shared_lora": shared}
         )
         train, validation = load_demonstrations(context, dataset, "train", "validation", processes=processes)
+        from understudy.data.withholding import for_alignment
         from understudy.training.adversarial import align
         from understudy.training.examples import encode
 
+        fraction = config["withheld_fraction"] if settings.demonstrations == "withheld" else 0.0
+        rows = for_alignment(train, settings.demonstrations, fraction)
         loop = create_loop(context, processes, lineage)
         models = _models(context, processes, model, settings, sft)
-        encoded, held_out = encode(models.policy, train), encode(models.policy, validation)
+        encoded, held_out = encode(models.policy, rows), encode(models.policy, validation)
         with context.working():
             result = align(models, encoded.examples, held_out.examples, settings, context.seed, loop)
         if result.stopped_by is not None:
             context.note(f"Alignment was stopped by health gate {result.stopped_by}")
+        if result.policy_held_rounds:
+            context.note(
+                f"The policy was held in {result.policy_held_rounds} of {settings.num_rounds} rounds, because the "
+                f"discriminator's held-out AUC was below align.min_held_out_auc {settings.min_held_out_auc:g}."
+            )
         stored = store_policy(context, models.policy, loop, encoded.skipped)
         policy = PolicyRef(
             uri=stored.uri,

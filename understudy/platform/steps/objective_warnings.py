@@ -17,7 +17,17 @@ def objective_warnings(align: AlignConfig) -> list[str]:
         found += [*_pairwise(align), *_length(align)]
     if align.method in ("adversarial", "rlhf"):
         found += _sampling(align)
-    return found
+    return [*found, *_gate(align)]
+
+
+def _gate(align: AlignConfig) -> Iterator[str]:
+    frozen = align.method == "rlhf" or align.discriminator.updates_per_round == 0
+    if align.min_held_out_auc is not None and frozen:
+        yield (
+            f"align.min_held_out_auc {align.min_held_out_auc:g} with a discriminator that is frozen after its warm-up: "
+            "a policy that is held stays held, since neither of the two changes; raise "
+            "align.discriminator.warmup_rounds, or take align.min_held_out_auc=null"
+        )
 
 
 def _pairwise(align: AlignConfig) -> Iterator[str]:

@@ -32,7 +32,7 @@ def run(
     """Train on the demonstrations by `config["sft"]`; return the stored policy's record.
 
     Args:
-        config: seed, code_sha256, model, sft, and for the baseline `step: sft_longer`.
+        config: seed, code_sha256, model, sft, and for the baseline `step: sft_longer`, which sees all demonstrations.
         dataset: the dataset version.
         start: go on from this policy instead of from the base model.
         compute_of: stop after the compute that this policy used, in token passes.
@@ -42,7 +42,7 @@ def run(
         return cast(PolicyRef, elsewhere[0])
     with step_context("sft", config) as context:
         model, sft = validate(ModelConfig, config["model"], "model"), validate(SftConfig, config["sft"], "sft")
-        parent = start.sha256 if start else ""
+        stage, parent = str(config.get("step", "sft")), start.sha256 if start else ""
         token_passes = compute_of.compute_token_passes if compute_of else None
         lineage = lineage_of(config, dataset.md5, parent, str(token_passes))
         processes = join_processes(context, model.precision)
@@ -54,8 +54,11 @@ def run(
         from understudy.training.sft import train_sft
 
         policy, base = _first_policy(context, processes, model, train, start)
-        encoded, held_out = encode(policy, train), encode(policy, validation)
-        encode(policy, test)  # only measured: a test split that evaluation would refuse must not cost a training
+        shown = _shown(context, train, stage, sft.withheld_fraction)
+        encoded, held_out = encode(policy, shown), encode(policy, validation)
+        # Only measured: what align or evaluation would refuse must not cost a training.
+        for others in (test, train) if len(shown) < len(train) else (test,):
+            encode(policy, others)
         loop = create_loop(context, processes, lineage)
         with context.working():
             result = train_sft(policy, encoded.examples, held_out.examples, sft, context.seed, loop, token_passes)
@@ -63,7 +66,7 @@ def run(
         record = PolicyRef(
             uri=stored.uri,
             sha256=stored.sha256,
-            stage=str(config.get("step", "sft")),
+            stage=stage,
             dataset_md5=dataset.md5,
             parent_sha256=start.sha256 if start else None,
             config_sha256=section_sha256(dict(config)),
@@ -78,6 +81,20 @@ def run(
         return record
 
 
+def _shown(
+    context: StepContext, train: Sequence[Demonstration], stage: str, withheld_fraction: float
+) -> Sequence[Demonstration]:
+    """Return the training rows that this stage sees."""
+    from understudy.data.withholding import for_warm_start
+
+    # Longer SFT is what alignment is compared with: all that alignment may see, it sees.
+    if stage == "sft_longer" or withheld_fraction == 0:
+        return train
+    shown = for_warm_start(train, withheld_fraction)
+    context.note(f"SFT sees {len(shown)} of {len(train)} training demonstrations; the others are withheld.")
+    return shown
+
+
 def _first_policy(
     context: StepContext,
     processes: Processes,
@@ -85,7 +102,10 @@ def _first_policy(
     train: Sequence[Demonstration],
     start: PolicyRef | None,
 ) -> tuple[LanguageModel, str]:
-    """The policy that training starts from, and where its untrained base can be loaded from."""
+    """The policy that training starts from, and where its untrained base can be loaded from.
+
+    A tokenizer of our own is made from all training rows, withheld ones too: the base is the same at any fraction.
+    """
     from understudy.models.loading import create_policy, load_policy, with_lora
 
     if start is not None:
