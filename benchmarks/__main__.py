@@ -11,6 +11,7 @@ import json
 import os
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +83,7 @@ def suites(quick: bool, turns: int, floor: Any) -> dict[str, Callable[[], list[d
 
     sizes = ("0.1M",) if quick else ("1M", "10M")
     works = [aligning.Work(size, 2, 2, 8, 8, 64) if quick else aligning.Work(size) for size in sizes]
+    both = [replace(work, discriminator=kind) for kind in ("shared_trunk", "sft") for work in works]
     shapes = [sampling.Shape(size, 4, 8, 8, 64) if quick else sampling.Shape(size) for size in sizes]
     rows = {"0.1M": 24, "1M": 384, "10M": 64}
     counts = (500,) if quick else (10_000, 100_000, 1_000_000)
@@ -94,7 +96,7 @@ def suites(quick: bool, turns: int, floor: Any) -> dict[str, Callable[[], list[d
 
     return {
         "sampling": lambda: [sampling.measure(shape, turns, floor) for shape in shapes],
-        "align": lambda: [row for work in works for row in aligning.measure(work, rounds[work.size], turns, flops)],
+        "align": lambda: [row for work in both for row in aligning.measure(work, rounds[work.size], turns, flops)],
         "sft": lambda: [finetuning.measure(size, rows[size], turns, flops) for size in sizes],
         "ingest": ingest,
         "processes": lambda: [processes.measure(work, rounds[work.size]) for work in works],

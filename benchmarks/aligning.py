@@ -202,19 +202,30 @@ class _NoCheckpoints:
         pass
 
 
-def least_flops(work: Work, parameters: int, embedding: int) -> float:
+def least_flops(work: Work, parameters: int, embedding: int, hidden: int) -> float:
     """Arithmetic that no implementation of our step can avoid: products with weights alone, prompts read once.
 
     Sampling and scoring by the reference are a forward pass over all prompts and responses, the policy's update a
-    forward and a backward pass (three times as much); the discriminator, which has no output layer over the
-    vocabulary, scores them once and trains on pairs of an expert's and a sampled response to one prompt.
+    forward and a backward pass (three times as much). A discriminator of its own, which has no output layer over the
+    vocabulary, scores them once and trains on pairs of an expert's and a sampled response to one prompt. One that
+    shares the trunk has the reference read the expert's responses and the old samples, too, and its own network reads
+    responses alone.
     """
     rows = work.prompts * work.repeats
     tokens = work.prompts * work.prompt_tokens + rows * work.response_tokens
     settings = align_config(work, 1).discriminator
     pairs = settings.updates_per_round * settings.batch_pairs
-    trained = pairs * (work.prompt_tokens + 2 * work.response_tokens)
-    return 2 * parameters * (1 + 1 + 3) * tokens + 2 * (parameters - embedding) * (tokens + 3 * trained)
+    policy = 2 * parameters * (1 + 1 + 3) * tokens
+    if work.discriminator == "sft":
+        trained = pairs * (work.prompt_tokens + 2 * work.response_tokens)
+        return policy + 2 * (parameters - embedding) * (tokens + 3 * trained)
+    width = settings.reader_width or hidden
+    reader = (2 * hidden + 1) * width + settings.reader_layers * 12 * width**2
+    # Prompts of old samples, and the expert's responses to new and old prompts; with every prompt of the round asked.
+    old = round(settings.replay_fraction * settings.batch_pairs) * settings.updates_per_round
+    read = old * (work.prompt_tokens + 2 * work.response_tokens) + work.prompts * work.response_tokens
+    trained = pairs * 2 * work.response_tokens
+    return policy + 2 * parameters * read + 2 * reader * (rows * work.response_tokens + 3 * trained)
 
 
 def measure(
@@ -226,7 +237,8 @@ def measure(
 ) -> list[dict[str, Any]]:
     """Sampled tokens per second of whole steps; one row for each peer."""
     model = create_model(work.size, work.vocabulary, 16)
-    least = least_flops(work, num_parameters(model), model.get_input_embeddings().weight.numel())
+    embedding = model.get_input_embeddings().weight
+    least = least_flops(work, num_parameters(model), embedding.numel(), embedding.shape[1])
     step = OurStep(work)
     turns: dict[str, Any] = {"ours": lambda: step.seconds(rounds)}
     for peer in peers:
@@ -234,7 +246,7 @@ def measure(
     seconds = alternate(turns, repetitions, warm_up=False)
     return [
         {
-            "name": f"align step {work.size}",
+            "name": f"align step {work.size}{'' if work.discriminator == 'shared_trunk' else ', trunk of its own'}",
             "unit": "sampled tokens/s",
             "ours": work.sampled_tokens / median(seconds["ours"]),
             "peer": work.sampled_tokens / median(seconds[peer]),

@@ -120,7 +120,7 @@ def whole_step(work: Work, on_gpu: bool, without_peers: bool) -> dict[str, Any]:
         found["peak_mib"] = torch.cuda.max_memory_allocated() / 2**20
     shape = ModelShape.of(create_policy(work.size, work.vocabulary).model)
     step = StepShape(work.prompts, work.repeats, work.prompt_tokens, work.response_tokens)
-    found["formula_mib"] = align_bytes(shape, step)["peak"] / 2**20
+    found["formula_mib"] = align_bytes(shape, step, shared_trunk=work.discriminator == "shared_trunk")["peak"] / 2**20
     for peer in () if without_peers else ("rloo", "grpo"):
         found[f"{peer}_seconds"] = PeerStep(work, peer, device).seconds(2)
         found[f"{peer}_ratio"] = found[f"{peer}_seconds"] / found["ours_seconds"]

@@ -44,13 +44,15 @@ def measure(work: Work, rounds: int) -> dict[str, Any]:
 def _phases() -> Iterator[tuple[Counter[str], dict[str, str]]]:
     """Time the functions that make up a round while the context lasts."""
     from understudy.training.discriminating import DiscriminatorTrainer
+    from understudy.training.seen import SeenByReference
     from understudy.training.state import AlignState
     from understudy.training.updating import Update
 
     parts: dict[str, tuple[Any, str]] = {
         "sampling": (AlignState, "sample_round"),
-        "discriminator's updates": (DiscriminatorTrainer, "update"),
-        "scoring by reference and discriminator": (Update, "score"),
+        "reference reads for all who ask": (SeenByReference, "read"),
+        "discriminator's updates": (DiscriminatorTrainer, "_step"),
+        "scoring by the discriminator": (Update, "score"),
         "policy's forward and backward pass": (Update, "accumulate"),
         "policy's optimiser": (Update, "step"),
     }

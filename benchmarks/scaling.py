@@ -84,7 +84,7 @@ def main(work: Work) -> None:
     peak = peak_mib() - before
     shape = ModelShape.of(create_model(work.size, work.vocabulary, 16))
     step = StepShape(work.prompts, work.repeats, work.prompt_tokens, work.response_tokens)
-    formula = align_bytes(shape, step)
+    formula = align_bytes(shape, step, work.discriminator == "shared_trunk")
     print(json.dumps({"seconds": seconds, "peak_mib": peak, "formula_mib": formula["peak"] / 2**20}))
 
 

@@ -21,9 +21,9 @@ from experiments.real.tasks import Rows, Task, load
 from understudy.config import Params, load_params
 from understudy.data.demonstrations import Demonstration
 from understudy.data.withholding import for_alignment, for_warm_start
+from understudy.models.discriminator import create_discriminator
 from understudy.models.language_model import LanguageModel, TokenBatch
 from understudy.models.loading import create_policy, load_policy, with_lora
-from understudy.models.scalar_head import ScalarHead
 from understudy.sections import section_sha256
 from understudy.tracker import ListTracker
 from understudy.training.adversarial import align, composed, num_discriminator_outputs, objective_from
@@ -160,7 +160,7 @@ class Study:
         else:
             torch.manual_seed(cell.seed)
             outputs = num_discriminator_outputs(settings)
-            discriminator = ScalarHead.copied_from(load_policy(start), outputs, settings.discriminator.dropout)
+            discriminator = create_discriminator(settings.discriminator, outputs, reference, lambda: load_policy(start))
         met = for_alignment(rows.train, settings.demonstrations, params.sft.withheld_fraction)
         train, held_out = _encoded(policy, rows, met)
         with self._loop(params) as loop:

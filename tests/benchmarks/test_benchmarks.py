@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -127,9 +128,14 @@ def test_the_latest_run_counts_and_bars_are_told(tmp_path: Path) -> None:
 
 
 def test_least_arithmetic_of_a_step_by_hand() -> None:
-    work = Work("1M", prompts=2, repeats=3, prompt_tokens=10, response_tokens=20)
+    work = Work("1M", prompts=2, repeats=3, prompt_tokens=10, response_tokens=20, discriminator="sft")
     # 6 responses: 140 tokens; two updates of 2 pairs with 10 + 2 * 20 tokens each.
-    assert least_flops(work, 1000, 100) == 2 * 1000 * 5 * 140 + 2 * 900 * (140 + 3 * 200)
+    assert least_flops(work, 1000, 100, 8) == 2 * 1000 * 5 * 140 + 2 * 900 * (140 + 3 * 200)
+    # A quarter of 2 pairs rounds to no old sample: the reference reads 2 expert responses; the reader, of width 64 on
+    # 2 * 8 + 1 features, 6 responses and three times two updates of 2 pairs of responses.
+    reader = 17 * 64 + 12 * 64**2
+    shared = least_flops(replace(work, discriminator="shared_trunk"), 1000, 100, 8)
+    assert shared == 2 * 1000 * (5 * 140 + 2 * 20) + 2 * reader * (120 + 3 * 160)
 
 
 def test_a_profile_names_phases_and_lines() -> None:

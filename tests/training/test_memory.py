@@ -22,9 +22,11 @@ SMALL_WORK = {"prompts": 4, "repeats": 8}
 LARGE_VOCABULARY = {"vocabulary": 49_152, "prompts": 1, "response_tokens": 32}
 
 
+@pytest.mark.parametrize("discriminator", ["shared_trunk", "sft"])
 @pytest.mark.parametrize("work", [SMALL_WORK, LARGE_VOCABULARY])
-def test_formula_is_within_a_third_of_the_measured_peak(work: dict[str, int]) -> None:
-    command = [sys.executable, "-m", "benchmarks.scaling", json.dumps({"size": "1M", **work})]
+def test_formula_is_within_a_third_of_the_measured_peak(work: dict[str, int], discriminator: str) -> None:
+    asked = {"size": "1M", "discriminator": discriminator, **work}
+    command = [sys.executable, "-m", "benchmarks.scaling", json.dumps(asked)]
     done = subprocess.run(
         command, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=500
     )
@@ -44,6 +46,9 @@ def test_parts_by_hand() -> None:
     assert found["update"] == 4 * 1_000 + 4 * 2 * (tokens * per_token + seen * 2 * 4) + 3 * 4 * 2 * 6 * 100
     assert found["sampling"] == 4 * 1_000 + 2 * 4 * 2 * 2 * 10 * 4 + 6 * 4 * 2 * 100
     assert found["peak"] == found["weights"] + found["optimizers"] + max(found["update"], found["sampling"])
+    shared = align_bytes(SMALL, step, shared_trunk=True)
+    assert (shared["weights"], shared["optimizers"]) == (2 * 4 * 1_000, 2 * 4 * 1_000)
+    assert shared["update"] - found["update"] == 4 * 2 * 6 * (2 * 8 + 1)
 
 
 def test_logits_stop_growing_where_they_are_made_in_portions() -> None:

@@ -62,19 +62,22 @@ class StepShape:
         return min(self.rows, max(1, self.micro_batch_tokens // (self.prompt_tokens + self.response_tokens)))
 
 
-def align_bytes(model: ModelShape, step: StepShape, copies: int = 3) -> dict[str, int]:
+def align_bytes(model: ModelShape, step: StepShape, shared_trunk: bool = False) -> dict[str, int]:
     """Bytes of an align step by what they are for; "peak" is what exists at its worst moment.
 
     Args:
         model: the policy.
         step: the work.
-        copies: networks in memory: policy, reference and discriminator; 2 where the discriminator shares the trunk.
+        shared_trunk: the discriminator reads the reference (`align.discriminator.init: shared_trunk`); its own reader
+            is small and left out. Else it is a third network as large as the policy.
     """
+    copies, trained = (2, 1) if shared_trunk else (3, 2)
     weights = copies * FLOAT * model.parameters
-    # Two moments for the policy and for the discriminator, and the gradient of one of them.
-    optimizers = 2 * 2 * FLOAT * model.parameters
+    # Two moments for what is trained, and the gradient of one of them.
+    optimizers = 2 * trained * FLOAT * model.parameters
     gradients = FLOAT * model.parameters
-    update = gradients + _activations(model, step) + _logits(model, step)
+    seen = FLOAT * step.rows * step.response_tokens * (2 * model.hidden + 1) if shared_trunk else 0
+    update = gradients + seen + _activations(model, step) + _logits(model, step)
     sampling = FLOAT * model.parameters + _cache(model, step) + 3 * 2 * FLOAT * step.rows * model.vocabulary
     return {
         "weights": weights,
