@@ -141,5 +141,5 @@ def test_least_arithmetic_of_a_step_by_hand() -> None:
 def test_a_profile_names_phases_and_lines() -> None:
     found = profiling.measure(Work("0.1M", 1, 2, 4, 4, 32), 1)
     assert found["phases"]["sampling"]["where"].startswith("understudy/training/state.py:")
-    assert all(phase["seconds"] > 0 for phase in found["phases"].values()) and len(found["phases"]) == 5
+    assert all(phase["seconds"] > 0 for phase in found["phases"].values()) and len(found["phases"]) == 6
     assert 0.3 < sum(found["operations"].values()) <= 1
