@@ -41,7 +41,7 @@ def ingest(
     workdir: Workdir = DEFAULT_WORKDIR,
     params: Annotated[Path | None, typer.Option(help="Params file [default: params.yaml here, if any].")] = None,
     overrides: Annotated[list[str] | None, typer.Option("--set", help="E.g. data.unicode_form=NFC")] = None,
-    shards: Annotated[int, typer.Option(help="Processes that read it, at most one a source file.", min=1)] = 1,
+    shards: Annotated[int, typer.Option(help="Processes that read it, at most one a file or MiB.", min=1)] = 1,
     as_json: Json = False,
 ) -> None:
     """Validate, deduplicate, split and version demonstrations."""

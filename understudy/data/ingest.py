@@ -99,9 +99,7 @@ def _gather_quarantine(
     """Put what the shards refused, and then the rows whose id is taken, into one file; fill the summary's counts."""
     aside = scratch / QUARANTINE
     with aside.open("wb") as file:
-        for folder in shards.folders:
-            with (folder / QUARANTINE).open("rb") as part:
-                shutil.copyfileobj(part, file)
+        shards.copy_refused(file)
         refused = Quarantine(file, shards.bad_by_reason)
         _quarantine_repeated_ids(listing, repeated, refused)
         file.flush()
@@ -116,8 +114,8 @@ def _quarantine_repeated_ids(listing: Listing, repeated: set[int], refused: Quar
     """Read their files once more for the raw text of these rows, which the spool does not keep."""
     for file_index in sorted({file_of(at) for at in repeated}):
         file = listing.files[file_index]
-        for number, row, raw in entries(file):
-            if place(file_index, number) in repeated and isinstance(row, dict):
+        for number, position, row, raw in entries(file):
+            if place(file_index, position) in repeated and isinstance(row, dict):
                 detail = f"an earlier row with other content has the id {row['id']!r}"
                 refused.add(file.name, number, RowProblem("duplicate id", detail), raw or row)
 

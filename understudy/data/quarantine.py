@@ -44,6 +44,12 @@ class Quarantine:
         return ", ".join(f"{reason} ({count})" for reason, count in ranked)
 
 
+def with_lines_before(record: bytes, num_lines: int) -> bytes:
+    """Return the quarantine's line of a row with its line number counted from `num_lines` lines earlier."""
+    told = orjson.loads(record)
+    return orjson.dumps(told | {"line": told["line"] + num_lines}) + b"\n"
+
+
 def printable(text: str) -> str:
     """Return text that UTF-8 can write: a lone surrogate, as in a file name of other bytes, appears as an escape."""
     return text.encode("utf-8", "backslashreplace").decode()

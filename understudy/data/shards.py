@@ -1,10 +1,14 @@
-"""Parts of an ingest that run anywhere: each validates some source files into a folder, and one merge joins them.
+"""Parts of an ingest that run anywhere: each validates a part of the source into a folder, and one merge joins them.
 
-    plan_shards → ingest_shard, once for each shard → understudy.data.ingest.merge_shards
+    plan_shard → ingest_shard, once for each shard → understudy.data.ingest.merge_shards
 
 A shard's folder holds the spool of its valid rows, their explicit ids, the rows it refused, the bands of its rows for
 the near-duplicate search, and at last `shard.json`. An ingest in one process is an ingest of one shard, so any
 number of shards gives the same dataset version, quarantine file and refusals.
+
+A shard may begin and end within a file. It has the lines that start between its two cuts, so a cut need not know where
+lines begin. It does not know how many lines are before it: it numbers its lines from its first one, and the merge adds
+what earlier shards counted, for else each shard would have to read all that is before it.
 """
 
 from __future__ import annotations
@@ -13,11 +17,13 @@ import dataclasses
 import hashlib
 import heapq
 import json
+import shutil
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -25,16 +31,16 @@ import numpy.typing as npt
 from understudy.config import DataConfig
 from understudy.data.dedup import Bander
 from understudy.data.files import made, write_atomically
-from understudy.data.quarantine import Quarantine
+from understudy.data.quarantine import Quarantine, with_lines_before
 from understudy.data.rows import FIELDS, Limits, RowProblem, validate_row
-from understudy.data.sources import Listing, SourceFile, entries
+from understudy.data.sources import Listing, Part, SourceFile, entries, has_parts
 from understudy.data.spool import Spool, SpooledRows, num_buckets, place
 from understudy.data.summary import count_ignored, ignored_in_messages
 from understudy.errors import DataRefused, IntegrityError
 
 QUARANTINE = "quarantine.jsonl"
 REPORT = "shard.json"
-FORMAT = 1
+FORMAT = 2
 _BANDS = "bands"
 _SHA256_BYTES = 32
 # Params on which a shard's content depends; splits and the fraction of bad rows are the merge's.
@@ -43,23 +49,53 @@ _SETTINGS = ("source", "max_prompt_chars", "max_response_chars", "unicode_form",
 
 @dataclass(frozen=True)
 class Shard:
-    """Part `index` of `count`: the files from `first_file` to before `end_file` of a listing; none is possible."""
+    """Part `index` of `count`: of a listing, from byte `first_byte` of `first_file` to before `end_byte` of `end_file`.
+
+    Byte 0 is the start of a file, so where `end_byte` is 0, nothing of `end_file` belongs to the shard.
+    """
 
     index: int
     count: int
     first_file: int
+    first_byte: int
     end_file: int
+    end_byte: int
+
+    def parts(self) -> list[tuple[int, Part]]:
+        """Return the index of each file that the shard reads, and what it reads of it; none is possible."""
+        files = range(self.first_file, self.end_file + (self.end_byte > 0))
+        return [
+            (
+                index,
+                Part(
+                    start=self.first_byte if index == self.first_file else 0,
+                    end=self.end_byte if index == self.end_file else None,
+                ),
+            )
+            for index in files
+        ]
 
 
 @dataclass(frozen=True)
 class ShardReport:
-    """What `shard.json` says: which part this is of what, and what was found in it."""
+    """What `shard.json` says: which part this is of what, and what was found in it.
+
+    `begins_at` and `ends_at` are those of its parts of the files that it enters and leaves within, 0 if none.
+    `lines_of_end_file` are the lines it has of the file that it leaves within, and `refused_of_first_file` the rows it
+    refused of the file that it entered within, which stand first in its quarantine with lines counted from `begins_at`.
+    """
 
     format: int
     index: int
     count: int
     first_file: int
+    first_byte: int
     end_file: int
+    end_byte: int
+    begins_at: int
+    ends_at: int
+    lines_of_end_file: int
+    refused_of_first_file: int
     listing_sha256: str
     settings: dict[str, Any]
     num_buckets: int
@@ -71,25 +107,42 @@ class ShardReport:
 def plan_shards(listing: Listing, count: int) -> tuple[Shard, ...]:
     """Cut the files, in reading order, into `count` runs of about equally many bytes; small listings leave some empty.
 
+    A file that cannot be read in parts, being compressed, goes to one shard as a whole.
+
     Raises:
         ValueError: `count` is below 1.
+        ConfigError: a file to be cut cannot be opened.
     """
     if count < 1:
         raise ValueError(f"the number of shards is {count}, it must be at least 1")
+    return tuple(plan_shard(listing, index, count) for index in range(count))
+
+
+def plan_shard(listing: Listing, index: int, count: int) -> Shard:
+    """Return one shard of `plan_shards`, looking into no more files than the two it is cut in."""
+    return Shard(index, count, *_cut(listing, index, count), *_cut(listing, index + 1, count))
+
+
+def _cut(listing: Listing, index: int, count: int) -> tuple[int, int]:
+    """Return file and byte at which shard `index` begins; for `index = count`, where the last one ends."""
+    if index in (0, count):
+        return (0 if index == 0 else len(listing.files)), 0
     total = sum(file.num_bytes for file in listing.files)
+    # Empty files count as a byte each, if there are no others.
     sizes = [file.num_bytes if total else 1 for file in listing.files]
-    total = total or len(sizes)
-    owners, before = [], 0
-    for size in sizes:
-        # By the middle of the file, which lies before the end of the last shard.
-        owners.append(min(count - 1, (2 * before + size) * count // (2 * total)))
-        before += size
-    starts = [sum(owner < index for owner in owners) for index in range(count + 1)]
-    return tuple(Shard(index, count, starts[index], starts[index + 1]) for index in range(count))
+    inside = sum(sizes) * index // count
+    for file_index, size in enumerate(sizes):
+        if inside < size:
+            if inside == 0 or has_parts(listing.files[file_index]):
+                return file_index, inside
+            # Whole, to the shard that has its middle.
+            return file_index + (2 * inside > size), 0
+        inside -= size
+    return len(sizes), 0
 
 
 def ingest_shard(listing: Listing, shard: Shard, config: DataConfig, folder: Path) -> ShardReport:
-    """Validate the shard's files into `folder`, which is made; its report is written last.
+    """Validate the shard's lines into `folder`, which is made; its report is written last.
 
     Raises:
         DataRefused: a file is truncated or damaged.
@@ -98,11 +151,14 @@ def ingest_shard(listing: Listing, shard: Shard, config: DataConfig, folder: Pat
     buckets = num_buckets(sum(file.num_bytes for file in listing.files))
     spool = Spool(made(folder), buckets)
     ignored: dict[str, int] = {}
+    parts, refused_first = shard.parts(), 0
     with (folder / QUARANTINE).open("wb") as file:
         refused = Quarantine(file)
         try:
-            for index in range(shard.first_file, shard.end_file):
-                _spool_valid_rows(listing.files[index], index, _limits(config), spool, refused, ignored)
+            for index, part in parts:
+                _spool_valid_rows(listing.files[index], index, part, _limits(config), spool, refused, ignored)
+                if part.start:
+                    refused_first = refused.num_rows
         finally:
             spool.close()
     if config.near_duplicate_threshold is not None:
@@ -110,6 +166,10 @@ def ingest_shard(listing: Listing, shard: Shard, config: DataConfig, folder: Pat
     report = ShardReport(
         format=FORMAT,
         **dataclasses.asdict(shard),
+        begins_at=parts[0][1].begins_at if shard.first_byte else 0,
+        ends_at=parts[-1][1].ends_at if shard.end_byte else 0,
+        lines_of_end_file=parts[-1][1].num_lines if shard.end_byte else 0,
+        refused_of_first_file=refused_first,
         listing_sha256=listing_sha256(listing),
         settings=_settings(config),
         num_buckets=buckets,
@@ -156,6 +216,19 @@ class Shards:
             count_ignored(total, report.ignored_fields)
         return total
 
+    def copy_refused(self, file: BinaryIO) -> None:
+        """Write the rows that the shards refused to `file`, in reading order, with the lines of their whole files."""
+        num_lines_before = 0
+        for report, folder in zip(self.reports, self.folders, strict=True):
+            with (folder / QUARANTINE).open("rb") as part:
+                file.writelines(
+                    with_lines_before(record, num_lines_before) for record in islice(part, report.refused_of_first_file)
+                )
+                shutil.copyfileobj(part, file)
+            # A shard within one file leaves all lines before it to the next one, beside its own.
+            stays = report.first_file == report.end_file
+            num_lines_before = report.lines_of_end_file + (num_lines_before if stays else 0)
+
     def texts_with_bands(self, threshold: float, without: set[int]) -> Iterator[tuple[str, npt.NDArray[np.uint64]]]:
         """Yield text and bands of every row without exact duplicates, in the order of `SpooledRows.unique_rows`."""
         found = heapq.merge(*(_read_bands(folder / _BANDS, threshold) for folder in self.folders))
@@ -175,17 +248,23 @@ def listing_sha256(listing: Listing) -> str:
 
 
 def _spool_valid_rows(
-    file: SourceFile, index: int, limits: Limits, spool: Spool, refused: Quarantine, ignored: dict[str, int]
+    file: SourceFile,
+    index: int,
+    part: Part,
+    limits: Limits,
+    spool: Spool,
+    refused: Quarantine,
+    ignored: dict[str, int],
 ) -> None:
     known, add = FIELDS, spool.add
-    for number, row, raw in entries(file):
+    for number, position, row, raw in entries(file, part):
         if type(row) is dict:
             if not row.keys() <= known:
                 count_ignored(ignored, dict.fromkeys(sorted(row.keys() - known), 1))
             if "messages" in row:
                 count_ignored(ignored, dict.fromkeys(sorted(ignored_in_messages(row["messages"])), 1))
             try:
-                add(validate_row(row, limits, raw), place(index, number))
+                add(validate_row(row, limits, raw), place(index, position))
             except RowProblem as problem:
                 refused.add(file.name, number, problem, raw or row)
         elif isinstance(row, RowProblem):
@@ -235,6 +314,25 @@ def _check(reports: list[ShardReport], listing: Listing, config: DataConfig) -> 
         if report.settings != wanted:
             other = {name: value for name, value in report.settings.items() if wanted.get(name) != value}
             raise IntegrityError(f"Shard {report.index} was made with {other}, not as now {wanted}. Run ingest again.")
+    _check_seams(reports, listing, config)
+
+
+def _check_seams(reports: list[ShardReport], listing: Listing, config: DataConfig) -> None:
+    """Refuse shards that do not join to the whole source, as when a file was written while its parts were read."""
+    here = (0, 0, 0)
+    for report in reports:
+        if here != (report.first_file, report.first_byte, report.begins_at):
+            break
+        here = (report.end_file, report.end_byte, report.ends_at)
+    else:
+        if here == (len(listing.files), 0, 0):
+            return
+        raise IntegrityError(f"The shards end with file {here[0]} of {len(listing.files)}. Run ingest again.")
+    raise DataRefused(
+        f"The files of {config.source!r} changed while they were ingested: up to shard {report.index} they were read "
+        f"to byte {here[2]} (cut at {here[1]}) of file {here[0]}, and it began at byte {report.begins_at} (cut at "
+        f"{report.first_byte}) of file {report.first_file}. Run ingest again."
+    )
 
 
 def _limits(config: DataConfig) -> Limits:

@@ -2,7 +2,8 @@
 
 Formats are told by content, not by name: Parquet and gzip by their first bytes, Arrow streams (the files of a
 Hugging Face dataset folder) by theirs, everything else is read as JSON lines. Object storage is listed by
-`platform/`, which hands the same `SourceFile`s over.
+`platform/`, which hands the same `SourceFile`s over. Lines and Parquet can be read in parts by bytes: a part has the
+lines, or the row groups, that start in it, so that parts side by side have each of them once wherever they were cut.
 """
 
 from __future__ import annotations
@@ -11,10 +12,13 @@ import gzip
 import io
 import json
 import os
+import sys
 import zlib
+from bisect import bisect_left
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -26,7 +30,8 @@ LINE_LIMIT_BYTES = 8 * 1024 * 1024
 _TABLE_BATCH_ROWS = 1024
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
-Entry = tuple[int, dict[str, Any] | RowProblem, bytes | None]
+# Number from 1, position in the file (first byte of a line, number of a table's row), row, raw bytes of a line.
+Entry = tuple[int, int, dict[str, Any] | RowProblem, bytes | None]
 
 
 @dataclass(frozen=True)
@@ -40,6 +45,27 @@ class SourceFile:
     num_bytes: int
     open: Callable[[], BinaryIO]
     version: str = ""
+
+
+@dataclass
+class Part:
+    """Bytes `start` to before `end` of a file, to its last where that is None; reading it fills in the rest.
+
+    `begins_at` and `ends_at` are where the first line of the part begins and where the first one behind it would, so
+    that of two parts side by side the one ends where the other begins, if both saw the same file. `num_lines` are its
+    lines, blank ones too; 0 for a table.
+    """
+
+    start: int = 0
+    end: int | None = None
+    begins_at: int = 0
+    ends_at: int = 0
+    num_lines: int = 0
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether it is all of the file."""
+        return self.start == 0 and self.end is None
 
 
 @dataclass(frozen=True)
@@ -76,21 +102,55 @@ def list_sources(source: str) -> Listing:
     return Listing(tuple(files), tuple(ignored))
 
 
-def entries(file: SourceFile) -> Iterator[Entry]:
-    """Yield `(line number from 1, row or its problem, raw bytes if the file has lines)`; blank lines are skipped.
+def entries(file: SourceFile, part: Part | None = None) -> Iterator[Entry]:
+    """Yield `(number, position, row or its problem, raw bytes if the file has lines)`; blank lines are skipped.
+
+    Lines are numbered from the start of the part, for their count before it is known only to who read that; positions
+    and the rows of a table are numbered from the start of the file.
 
     Raises:
         DataRefused: the file breaks off or is damaged, so that nobody knows what is missing.
     """
-    try:
-        with closing(file.open()) as stream:
-            magic = stream.read(10)
-        if magic.startswith(b"PAR1"):
-            yield from _parquet_rows(file)
-        elif magic.startswith((b"\xff\xff\xff\xff", b"ARROW1")):
+    part = part or Part()
+    with _told_when_closed(file):
+        kind = _kind(file)
+        if not part.is_whole and kind not in _IN_PARTS:
+            raise DataRefused(
+                f"{file.name} changed while it was ingested: it was planned to be read in parts, and now it is {kind}, "
+                "which cannot be. Run ingest again."
+            )
+        if kind == "Parquet":
+            yield from _parquet_rows(file, part)
+        elif kind == "Arrow":
             yield from _arrow_rows(file)
         else:
-            yield from _json_lines(file, compressed=magic.startswith(b"\x1f\x8b"))
+            yield from _json_lines(file, part, compressed=kind == "gzip")
+
+
+def has_parts(file: SourceFile) -> bool:
+    """Whether the file can be read in parts: lines that are not compressed, and Parquet, whose row groups are whole."""
+    with _told_when_closed(file):
+        return _kind(file) in _IN_PARTS
+
+
+_IN_PARTS = ("JSON lines", "Parquet")
+
+
+def _kind(file: SourceFile) -> str:
+    with closing(file.open()) as stream:
+        magic = stream.read(10)
+    if magic.startswith(b"PAR1"):
+        return "Parquet"
+    if magic.startswith((b"\xff\xff\xff\xff", b"ARROW1")):
+        return "Arrow"
+    return "gzip" if magic.startswith(b"\x1f\x8b") else "JSON lines"
+
+
+@contextmanager
+def _told_when_closed(file: SourceFile) -> Iterator[None]:
+    """Turn a file that is gone or may not be read into an error for people."""
+    try:
+        yield
     except (FileNotFoundError, PermissionError) as error:
         raise ConfigError(f"{file.name} cannot be opened: {error.strerror}. Check the path and its rights.") from error
 
@@ -102,50 +162,86 @@ def _damaged(file: SourceFile, number: int, error: Exception) -> DataRefused:
     )
 
 
-def _json_lines(file: SourceFile, compressed: bool) -> Iterator[Entry]:
+def _json_lines(file: SourceFile, part: Part, compressed: bool) -> Iterator[Entry]:
     with closing(file.open()) as opened:
         stream: BinaryIO = opened
         if compressed:
             stream = io.BufferedReader(gzip.GzipFile(fileobj=opened), 1 << 18)
-        for number, line in _lines(file, stream):
-            if len(line) == LINE_LIMIT_BYTES and not line.endswith(b"\n"):
-                _skip_line(stream)
-                yield number, RowProblem("too long", f"the line exceeds {LINE_LIMIT_BYTES} bytes"), line[:4096]
+        for number, position, line in _lines(file, stream, part):
+            if _is_cut_off(line):
+                problem = RowProblem("too long", f"the line exceeds {LINE_LIMIT_BYTES} bytes")
+                yield number, position, problem, line[:4096]
                 continue
             try:
-                yield number, parse_line(line), line
+                yield number, position, parse_line(line), line
             except RowProblem as problem:
                 if line.strip() and line.strip() != _BYTE_ORDER_MARK:
-                    yield number, problem, line
+                    yield number, position, problem, line
 
 
-def _lines(file: SourceFile, stream: BinaryIO) -> Iterator[tuple[int, bytes]]:
-    number = 0
+def _lines(file: SourceFile, stream: BinaryIO, part: Part) -> Iterator[tuple[int, int, bytes]]:
+    """Yield number, first byte and bytes of every line that starts in the part; the last may end behind it."""
+    number, end = 0, sys.maxsize if part.end is None else part.end
     try:
-        while line := stream.readline(LINE_LIMIT_BYTES):
+        position = part.begins_at = _first_line(stream, part.start)
+        while position < end and (line := stream.readline(LINE_LIMIT_BYTES)):
             number += 1
-            yield number, line
+            start, position = position, position + len(line)
+            if _is_cut_off(line):
+                position += _skip_line(stream)
+            yield number, start, line
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise _damaged(file, number, error) from error
+    part.num_lines, part.ends_at = number, position
 
 
-def _skip_line(stream: BinaryIO) -> None:
-    while (rest := stream.readline(LINE_LIMIT_BYTES)) and not rest.endswith(b"\n"):
-        pass
+def _first_line(stream: BinaryIO, start: int) -> int:
+    """Move to the first line that starts at byte `start` or behind it, and return its first byte."""
+    if start == 0:
+        return 0
+    # From the byte before: if that ends a line, the line at `start` is the first.
+    stream.seek(start - 1)
+    return start - 1 + _skip_line(stream)
 
 
-def _parquet_rows(file: SourceFile) -> Iterator[Entry]:
+def _is_cut_off(line: bytes) -> bool:
+    return len(line) == LINE_LIMIT_BYTES and not line.endswith(b"\n")
+
+
+def _skip_line(stream: BinaryIO) -> int:
+    """Read to the end of the line; return how many bytes that were."""
+    num_bytes = 0
+    while rest := stream.readline(LINE_LIMIT_BYTES):
+        num_bytes += len(rest)
+        if rest.endswith(b"\n"):
+            break
+    return num_bytes
+
+
+def _parquet_rows(file: SourceFile, part: Part) -> Iterator[Entry]:
     import pyarrow
     import pyarrow.parquet
 
     number = 0
     try:
         with closing(file.open()) as stream, pyarrow.parquet.ParquetFile(stream) as table:
-            for batch in table.iter_batches(batch_size=_TABLE_BATCH_ROWS):
+            groups, number = _row_groups(table.metadata, part, file.num_bytes)
+            for batch in table.iter_batches(batch_size=_TABLE_BATCH_ROWS, row_groups=groups):
                 yield from _batch_rows(batch, number)
                 number += batch.num_rows
     except (pyarrow.ArrowException, OSError) as error:
         raise _damaged(file, number, error) from error
+
+
+def _row_groups(metadata: Any, part: Part, file_bytes: int) -> tuple[range, int]:
+    """Return which row groups start in the part, and how many rows stand before them."""
+    groups = [metadata.row_group(index) for index in range(metadata.num_row_groups)]
+    # Rising, so that the groups of a part are neighbours, even if some writer should order them otherwise.
+    starts = list(accumulate((group.column(0).data_page_offset if group.num_columns else 0 for group in groups), max))
+    first = bisect_left(starts, part.start)
+    end = len(starts) if part.end is None else bisect_left(starts, part.end)
+    part.begins_at, part.ends_at = (starts[index] if index < len(starts) else file_bytes for index in (first, end))
+    return range(first, end), sum(group.num_rows for group in groups[:first])
 
 
 def _arrow_rows(file: SourceFile) -> Iterator[Entry]:
@@ -175,7 +271,7 @@ def _batch_rows(batch: Any, done: int) -> Iterator[Entry]:
         except _UNREADABLE:
             rows = [_decoded_row(batch, index) for index in range(batch.num_rows)]
     for index, row in enumerate(rows):
-        yield done + index + 1, row, None
+        yield done + index + 1, done + index + 1, row, None
 
 
 # Of one value: text that is not UTF-8, a time that Python has no word for, a time zone nobody knows.

@@ -20,7 +20,7 @@ from understudy.data.rows import Row, new_tuple
 _BUCKET_BYTES = 24 * 1024 * 1024
 _MAX_BUCKETS = 256
 _BUFFER_BYTES = 32 * 1024
-_LINE_BITS = 44  # room for 2^44 lines a file and 2^20 files in one 64-bit place
+_POSITION_BITS = 44  # room for 2^44 bytes a file, 17.6 TB, and 2^20 files in one 64-bit place
 
 
 class Spooled(NamedTuple):
@@ -54,9 +54,12 @@ class Spooled(NamedTuple):
         return "\n".join([*(turn["content"] for turn in self.messages), self.response])
 
 
-def place(file_index: int, line: int) -> int:
-    """Return one number for a row's file and line, in reading order."""
-    return file_index << _LINE_BITS | line
+def place(file_index: int, position: int) -> int:
+    """Return one number for a row's file and its position there, in reading order.
+
+    The position is a byte, or the row of a table: unlike a line's number, who reads a part of the file knows it.
+    """
+    return file_index << _POSITION_BITS | position
 
 
 def num_buckets(source_bytes: int) -> int:
@@ -68,7 +71,7 @@ def num_buckets(source_bytes: int) -> int:
 
 def file_of(at: int) -> int:
     """Return the file's number of a `place`."""
-    return at >> _LINE_BITS
+    return at >> _POSITION_BITS
 
 
 class Spool:
@@ -84,7 +87,7 @@ class Spool:
         self.num_rows = 0
 
     def add(self, row: Row, at: int) -> None:
-        """Keep a valid row that stands at `place(file, line)`."""
+        """Keep a valid row that stands at `place(file, position)`."""
         row_id, group, messages, prompt, response, metadata_json = row
         # JSON text has no raw tab and no raw newline, so they can separate it.
         content = b"%b\t%b" % (orjson.dumps(messages), orjson.dumps(response))

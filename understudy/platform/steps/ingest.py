@@ -70,7 +70,7 @@ def ingest_source(
         digest: digest of the source, worked out here when empty.
         remote: DVC remote, by default UNDERSTUDY_DVC_REMOTE or a folder in the working directory.
         refuse_empty: refuse, rather than warn of, a train, validation or test split without rows.
-        shards: processes that read the source, at most one for each of its files.
+        shards: processes that read the source, at most one a file or MiB of it.
     """
     from understudy.platform.steps.ingest_shards import ingest_in_processes
 

@@ -18,7 +18,7 @@ from understudy import errors
 from understudy.config import DataConfig, validate
 from understudy.data.files import temporary_folder, told_when_full
 from understudy.data.ingest import Ingested, merge_shards
-from understudy.data.shards import ingest_shard, plan_shards
+from understudy.data.shards import ingest_shard, plan_shard
 from understudy.data.sources import Listing
 from understudy.errors import ConfigError, UnderstudyError
 from understudy.platform.steps import unpack
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from multiprocessing.context import SpawnProcess
 
 STORE_KIND = "ingest-shards"
+_MIN_PROCESS_BYTES = 1 << 20  # less is read sooner than a Python starts
 _ERROR = "error.json"
 
 
@@ -46,7 +47,7 @@ def run_shard(config: Mapping[str, Any], index: int, count: int) -> ShardRef:
         data = validate(DataConfig, config["data"], where="data")
         listing = list_any(data.source)
         with told_when_full(context.workdir), temporary_folder(context.workdir) as scratch:
-            report = ingest_shard(listing, plan_shards(listing, count)[index], data, scratch / "shard")
+            report = ingest_shard(listing, plan_shard(listing, index, count), data, scratch / "shard")
             stored = context.store.put_folder(scratch / "shard", STORE_KIND)
         ref = ShardRef(stored.uri, stored.sha256, index, count, report.rows, sum(report.bad_by_reason.values()))
         context.finish(ref)
@@ -74,7 +75,7 @@ def run_merge(config: Mapping[str, Any], shards: Sequence[str]) -> DatasetRef:
 
 @contextmanager
 def ingest_in_processes(listing: Listing, config: DataConfig, workdir: Path, count: int) -> Iterator[Ingested]:
-    """Do as `understudy.data.ingest.ingest` with `count` processes, at most one for each source file.
+    """Do as `understudy.data.ingest.ingest` with `count` processes, at most one a source file or started MiB.
 
     Raises:
         DataRefused: as `ingest`; of several damaged files the first in reading order is named.
@@ -82,7 +83,8 @@ def ingest_in_processes(listing: Listing, config: DataConfig, workdir: Path, cou
     """
     if count < 1:
         raise ConfigError(f"The number of shards is {count}; it must be at least 1.")
-    count = min(count, len(listing.files))
+    num_bytes = sum(file.num_bytes for file in listing.files)
+    count = min(count, max(len(listing.files), 1 + num_bytes // _MIN_PROCESS_BYTES))
     with told_when_full(workdir), temporary_folder(workdir) as scratch:
         folders = [scratch / f"shard-{index}" for index in range(count)]
         _run_processes(config, folders)
@@ -118,7 +120,7 @@ def _shard(settings: str, index: int, count: int, folder: str) -> None:
         config = DataConfig.model_validate_json(settings)
         listing = list_any(config.source)
         with told_when_full(Path(folder)):
-            ingest_shard(listing, plan_shards(listing, count)[index], config, Path(folder))
+            ingest_shard(listing, plan_shard(listing, index, count), config, Path(folder))
     except UnderstudyError as error:
         text = json.dumps({"kind": type(error).__name__, "message": str(error)})
         (Path(folder) / _ERROR).write_text(text, encoding="utf-8")
