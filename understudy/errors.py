@@ -7,6 +7,7 @@
     ├── ServiceUnreachable           5   MLflow, object storage or another service does not answer
     ├── DriftFound                   6   what comes in is not what the model was trained for: retraining is proposed
     ├── IntegrityError               1   a digest, a manifest or a record does not match its content
+    │   └── ContentMissing           1   stored content is not there: never completed, or deleted since
     ├── TrainingDiverged             1   a loss or gradient is not finite; nothing was updated with it
     ├── WorkdirBusy                  2   another run holds the working directory
     └── Preempted                   75   interrupted; the same command resumes
@@ -55,6 +56,10 @@ class DriftFound(UnderstudyError):
 
 class IntegrityError(UnderstudyError):
     """Stored content does not match the digest its record or manifest names."""
+
+
+class ContentMissing(IntegrityError):
+    """Stored content, or a file of it, is not there: it was never completed, or it was deleted since."""
 
 
 class TrainingDiverged(UnderstudyError):

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,13 +13,14 @@ from typer.testing import CliRunner, Result
 
 from understudy.cli.data import DEFAULTS, app
 from understudy.errors import ConfigError, DataRefused
+from understudy.platform.storage import open_store
 
 ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    for name in ("UNDERSTUDY_WORKDIR", "UNDERSTUDY_DVC_REMOTE"):
+    for name in ("UNDERSTUDY_WORKDIR", "UNDERSTUDY_DVC_REMOTE", "UNDERSTUDY_STORAGE_URI"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.chdir(tmp_path)
     rows = [{"prompt": f"prompt number {i * i}", "response": f"answer {i}" * 3} for i in range(80)]
@@ -59,6 +61,21 @@ def test_shards_change_nothing_but_who_reads(project: Path) -> None:
     three = as_json("ingest", "many", "--workdir", "three", "--shards", "3")
     assert three["md5"] == one["md5"] == as_json("ingest", "my.jsonl")["md5"]
     assert (three["bad_by_reason"], three["source_files"]) == ({"not JSON": 1}, [f"many/{i}.jsonl" for i in range(3)])
+
+
+def test_expire_deletes_old_pieces_and_says_which(project: Path) -> None:
+    store = open_store(None, project / "w")
+    (project / "piece").mkdir()
+    (project / "piece" / "shard.json").write_text("{}")
+    stored = store.put_folder(project / "piece", "ingest-shards")
+    assert as_json("expire", "--workdir", "w") == {"deleted": True, "pieces": []}
+    for path in (Path(stored.uri), *Path(stored.uri).iterdir()):
+        os.utime(path, (0, 0))
+    told = invoke("expire", "--workdir", "w", "--dry-run")
+    assert told.exit_code == 0 and "Would be deleted" in told.stdout and Path(stored.uri).exists()
+    (gone,) = as_json("expire", "--storage", str(project / "w" / "store"), "--days", "20")["pieces"]
+    assert gone["uri"] == stored.uri and not Path(stored.uri).exists()
+    assert invoke("expire", "--workdir", "w", "--days", "0").exit_code == 2
 
 
 def test_text_output_names_what_matters(project: Path) -> None:

@@ -45,7 +45,7 @@ WIDE: list[bytes] = [
     '{"prompt": "Schöne Grüße", "response": "日本語 🙂🙂🙂"}'.encode(),
     '{"prompt": "ü", "response": "🙂"'.encode(),  # not JSON
     b'{"prompt": "' + "日".encode()[:2] + b'", "response": "cut off within a character"}',
-    b"\xff" * 40,
+    b"\xfe" * 40,
     b'{"prompt": "p", "response": "' + b"x" * LIMIT_BYTES + b'"}',
     b'{"prompt": "p", "response": "' + b"x" * 5 * LIMIT_BYTES + b'"}',
 ]

@@ -129,7 +129,7 @@ def s3_serving(folder: Path) -> Iterator[S3Server]:
     command = [
         weed_program(), "-logtostderr=true", "server", f"-dir={folder / 'data'}", "-ip=127.0.0.1",
         "-ip.bind=127.0.0.1", f"-master.port={master}", f"-volume.port={volume}", f"-filer.port={filer}", "-s3",
-        f"-s3.port={s3}", f"-s3.config={config}", "-master.volumeSizeLimitMB=64", "-volume.max=100",
+        f"-s3.port={s3}", f"-s3.config={config}", "-master.volumeSizeLimitMB=64", "-volume.max=400",
         "-s3.port.iceberg=0", "-s3.port.lance=0",
     ]  # fmt: skip
     endpoint = f"http://127.0.0.1:{s3}"

@@ -5,6 +5,8 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import random
+import time
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +16,13 @@ import pyarrow.parquet
 import pytest
 
 from understudy.config import DataConfig
+from understudy.data.ingest import merge_shards
+from understudy.data.shards import ingest_shard, plan_shards
 from understudy.errors import ConfigError, IntegrityError, ServiceUnreachable
 from understudy.platform import datasets, s3_sources
 from understudy.platform.steps import ingest as step
+from understudy.platform.steps import ingest_shards
+from understudy.platform.storage import open_store
 
 pytestmark = pytest.mark.integration
 
@@ -68,6 +74,70 @@ def test_a_prefix_gives_the_version_that_one_local_file_gives(
     assert (stored.ref.md5, stored.ref.uri, stored.ref.rows) == (local.ref.md5, local.ref.uri, 90)
     assert (local.num_uploaded, stored.num_uploaded) == (5, 0)
     assert datasets.verify(stored.ref, tmp_path / "c") == stored.ref.splits
+
+
+@pytest.mark.parametrize("key", ["lines/one.jsonl", "tables/one.parquet"])
+def test_one_object_is_read_in_shards(
+    key: str, s3_bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(s3_sources, "_RANGE_BYTES", 500)
+    rows = [{"prompt": f"p{index}", "response": random.Random(index).randbytes(40).hex()} for index in range(90)]
+    rows[70]["response"] = ""
+    table = io.BytesIO()
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), table, row_group_size=10)
+    body = table.getvalue() if key.endswith("parquet") else jsonl(rows).replace(b"\n", b"\r\n")[:-2]
+    boto3.client("s3").put_object(Bucket=s3_bucket, Key=key, Body=body)
+    settings, workdir = config(f"s3://{s3_bucket}/{key}"), tmp_path / "shards"
+    alone = step.ingest_source(settings, tmp_path / "alone")
+    listing = step.list_any(settings.source)
+    for shard in plan_shards(listing, 4):
+        report = ingest_shard(listing, shard, settings, workdir / f"{shard.index}")
+        assert report.rows < 60
+    with merge_shards(listing, list(workdir.iterdir()), settings, tmp_path / "w") as merged:
+        found = step.publish_ingested(merged, settings, tmp_path / "w", "")
+    assert found.ref.md5 == alone.ref.md5 and found.summary.to_json() == alone.summary.to_json()
+    assert found.quarantine.read_bytes() == alone.quarantine.read_bytes()
+    assert json.loads(found.quarantine.read_bytes())["line"] == 71
+
+
+def test_a_merge_outlives_the_expiry_of_its_shards(
+    filled: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("UNDERSTUDY_STORAGE_URI", f"s3://{filled}/store")
+    monkeypatch.setenv("UNDERSTUDY_DVC_REMOTE", f"s3://{filled}/dvc")
+    settings = config(f"s3://{filled}/data")
+    alone = step.ingest_source(settings, tmp_path / "alone")
+    given = {"data": settings.model_dump()}
+
+    def in_pod(name: str) -> None:
+        monkeypatch.setenv("UNDERSTUDY_WORKDIR", str(tmp_path / name))
+
+    refs = []
+    for index in range(3):
+        in_pod(f"shard-{index}")
+        refs.append(ingest_shards.run_shard(given, index, 3))
+    assert all(ref.uri == f"s3://{filled}/store/ingest-shards/{ref.sha256}" for ref in refs)
+    texts = [json.dumps(ref.to_json()) for ref in refs]
+    in_pod("merge")
+    assert ingest_shards.run_merge(given, texts).md5 == alone.ref.md5
+    time.sleep(3)
+    store = open_store(f"s3://{filled}/store", tmp_path / "sweep")
+    assert len(store.expire("ingest-shards", 1 / 24 / 3600)) == 3
+    in_pod("retry")
+    assert ingest_shards.run_merge(given, texts).md5 == alone.ref.md5
+    # As a lifecycle rule does, object by object.
+    in_pod("shard-again")
+    assert ingest_shards.run_shard(given, 1, 3) == refs[1]
+    boto3.client("s3").delete_object(Bucket=filled, Key=f"store/ingest-shards/{refs[1].sha256}/shard.json")
+    in_pod("partly")
+    assert ingest_shards.run_merge(given, texts).md5 == alone.ref.md5
+    # What is there and is not what the record says is refused as ever.
+    in_pod("shard-third")
+    ingest_shards.run_shard(given, 1, 3)
+    boto3.client("s3").put_object(Bucket=filled, Key=f"store/ingest-shards/{refs[1].sha256}/shard.json", Body=b"{}")
+    in_pod("damaged")
+    with pytest.raises(IntegrityError, match=r"shard\.json has sha256"):
+        ingest_shards.run_merge(given, texts)
 
 
 def test_what_does_not_exist_is_named(filled: str, tmp_path: Path) -> None:

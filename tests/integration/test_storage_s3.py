@@ -10,7 +10,8 @@ import pytest
 from botocore.client import BaseClient
 from botocore.exceptions import ConnectionClosedError
 
-from understudy.errors import IntegrityError, ServiceUnreachable
+from understudy.errors import ContentMissing, IntegrityError, ServiceUnreachable
+from understudy.platform import object_storage
 from understudy.platform.storage import open_store
 
 
@@ -85,6 +86,82 @@ def test_many_writers_of_the_same_content_agree(s3_bucket, folder, tmp_path):
 def test_a_missing_bucket_is_named(s3_bucket, tmp_path):
     with pytest.raises(ServiceUnreachable, match=r"s3://no-such-bucket/x at http://127.0.0.1:\d+ refused HeadBucket"):
         open_store("s3://no-such-bucket/x", tmp_path).check()
+
+
+def put(store, folder, kind, text):
+    (folder / "big.bin").write_text(text)
+    return store.put_folder(folder, kind)
+
+
+def test_pieces_expire_by_the_age_of_their_newest_object(s3_bucket, folder, tmp_path, monkeypatch):
+    store, client = open_store(f"s3://{s3_bucket}/prefix", tmp_path / "work"), boto3.client("s3")
+    old, again = (put(store, folder, "ingest-shards", text) for text in ("old", "again"))
+    policy = put(store, folder, "policy", "old")
+    client.put_object(Bucket=s3_bucket, Key="prefix/ingest-shards-of-another", Body=b"")
+    store.fetch(old.uri, old.sha256)
+    assert store.expire("ingest-shards", 1) == []
+    time.sleep(1.5)
+    between = time.time()
+    time.sleep(1.5)
+    young = put(store, folder, "ingest-shards", "young")
+    assert put(store, folder, "ingest-shards", "again") == again
+    days = (time.time() - between) / 24 / 3600
+    listed = store.expire("ingest-shards", days, dry_run=True)
+    cached = tmp_path / "work/store/ingest-shards" / old.sha256
+    assert [item.uri for item in listed] == [old.uri, str(cached)] and cached.exists()
+    size = sum(
+        client.head_object(Bucket=s3_bucket, Key=key)["ContentLength"]
+        for key in keys_and_times(s3_bucket)
+        if old.sha256 in key
+    )
+    assert listed[0].num_bytes == size and days < listed[0].age_days < 0.1
+    days = (time.time() - between) / 24 / 3600
+    assert [item.uri for item in store.expire("ingest-shards", days)] == [old.uri, str(cached)]
+    assert not [key for key in keys_and_times(s3_bucket) if old.sha256 in key and "ingest-shards" in key]
+    with pytest.raises(ContentMissing, match="was never completed or was deleted"):
+        store.fetch(old.uri, old.sha256)
+    for kept in (again, young, policy):
+        store.fetch(kept.uri, kept.sha256)
+    assert "prefix/ingest-shards-of-another" in keys_and_times(s3_bucket)
+
+
+def test_a_piece_that_is_put_while_it_is_about_to_be_deleted_stays(s3_bucket, folder, tmp_path, monkeypatch):
+    store = open_store(f"s3://{s3_bucket}", tmp_path / "work")
+    stored = put(store, folder, "ingest-shards", "text")
+    listed = {stored.sha256: (1e9, 1)}
+    monkeypatch.setattr(object_storage, "_ages_and_sizes", lambda *_: listed | {"0" * 64: (1e9, 1)})
+    assert store.expire("ingest-shards", 1) == []
+    store.fetch(stored.uri, stored.sha256)
+
+
+def test_more_objects_than_one_request_deletes(s3_bucket, tmp_path, monkeypatch, calls):
+    monkeypatch.setattr(object_storage, "_KEYS_A_REQUEST", 3)
+    (tmp_path / "many").mkdir()
+    for index in range(7):
+        (tmp_path / "many" / f"{index}").write_text("x")
+    store = open_store(f"s3://{s3_bucket}", tmp_path / "work")
+    stored = store.put_folder(tmp_path / "many", "ingest-shards")
+    time.sleep(3)
+    assert [item.uri for item in store.expire("ingest-shards", 1 / 24 / 3600)] == [stored.uri]
+    deletions = [(name, given) for name, given in calls if name.startswith("Delete")]
+    assert [name for name, _ in deletions] == ["DeleteObject", "DeleteObjects", "DeleteObjects", "DeleteObjects"]
+    assert deletions[0][1]["Key"].endswith("manifest.json") and keys_and_times(s3_bucket) == {}
+
+
+def test_objects_that_may_not_be_deleted_are_named(s3_bucket, folder, tmp_path, monkeypatch):
+    store = open_store(f"s3://{s3_bucket}", tmp_path / "work")
+    put(store, folder, "ingest-shards", "text")
+    time.sleep(3)
+    send = BaseClient._make_api_call
+
+    def denied(client, operation, parameters):
+        if operation == "DeleteObjects":
+            return {"Errors": [{"Key": parameters["Delete"]["Objects"][0]["Key"], "Code": "AccessDenied"}]}
+        return send(client, operation, parameters)
+
+    monkeypatch.setattr(BaseClient, "_make_api_call", denied)
+    with pytest.raises(ServiceUnreachable, match=r"did not delete 1 objects .*big\.bin \(AccessDenied\).*may delete"):
+        store.expire("ingest-shards", 1 / 24 / 3600)
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -19,6 +20,7 @@ from understudy.config import DataConfig, load_params
 from understudy.errors import ConfigError, DataRefused, IntegrityError, UnderstudyError
 from understudy.platform.steps import ingest_shards
 from understudy.platform.steps.ingest import ingest_source
+from understudy.platform.storage import open_store
 
 ROOT = Path(__file__).parents[2]
 TINY = ROOT / "examples" / "tiny" / "demonstrations.jsonl"
@@ -126,6 +128,25 @@ def test_processes_make_the_version_of_one_and_more_than_files_are_not_started(t
     assert not (tmp_path / "together" / "tmp").exists()
 
 
+def test_processes_share_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = write_source(tmp_path / "source", 1) / "0.jsonl"
+    config = DataConfig(source=str(source), **SETTINGS)
+    alone = ingest_source(config, tmp_path / "alone")
+    read: list[int] = []
+    run = ingest_shards._run_processes
+
+    def run_and_count(config: DataConfig, folders: list[Path]) -> None:
+        run(config, folders)
+        read.extend(json.loads((folder / "shard.json").read_text())["rows"] for folder in folders)
+
+    monkeypatch.setattr(ingest_shards, "_run_processes", run_and_count)
+    monkeypatch.setattr(ingest_shards, "_MIN_PROCESS_BYTES", source.stat().st_size // 2)
+    together = ingest_source(config, tmp_path / "together", shards=7)
+    assert len(read) == 3 and sum(read) == 61 and min(read) > 10
+    assert together.ref.md5 == alone.ref.md5
+    assert together.quarantine.read_bytes() == alone.quarantine.read_bytes() != b""
+
+
 def test_what_a_process_refuses_is_said_in_its_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = write_source(tmp_path / "source", 2)
     (source / "1.jsonl").write_bytes(b"PAR1 and no more")
@@ -140,6 +161,80 @@ def test_what_a_process_refuses_is_said_in_its_words(tmp_path: Path, monkeypatch
 def test_a_process_that_was_killed_is_told_from_one_that_refused(tmp_path: Path) -> None:
     with pytest.raises(UnderstudyError, match="process of shard 3 ended with -9 and without a word.*fewer shards"):
         raise ingest_shards._error_of(tmp_path, 3, -9)
+
+
+def test_a_merge_reads_the_parts_of_shards_that_are_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("UNDERSTUDY_WORKDIR", str(tmp_path / "w"))
+    source = write_source(tmp_path / "source", 2)
+    config = {"data": SETTINGS | {"source": str(source)}}
+    alone = ingest_source(DataConfig(**config["data"]), tmp_path / "alone")
+    refs = [ingest_shards.run_shard(config, index, 3) for index in range(3)]
+    texts = [json.dumps(ref.to_json()) for ref in refs]
+    events = tmp_path / "w" / "runs"
+
+    def gone() -> list[int]:
+        lines = [line for path in events.rglob("events.jsonl") for line in path.read_text().splitlines()]
+        notes = [json.loads(line).get("message", "") for line in lines]
+        return sorted(int(note.split()[1]) for note in notes if "is no longer at" in note)
+
+    def merged() -> list[int]:
+        before = gone()
+        assert ingest_shards.run_merge(config, texts).md5 == alone.ref.md5
+        assert (tmp_path / "w" / "quarantine.jsonl").read_bytes() == alone.quarantine.read_bytes()
+        assert not (tmp_path / "w" / "tmp").exists()
+        now = gone()
+        for index in before:
+            now.remove(index)
+        return now
+
+    assert merged() == []
+    shutil.rmtree(refs[1].uri)
+    assert merged() == [1]
+    (Path(refs[2].uri) / "shard.json").unlink()
+    assert merged() == [1, 2]
+    store = open_store(None, tmp_path / "w")
+    for path in (tmp_path / "w" / "store" / "ingest-shards").iterdir():
+        os.utime(path, (0, 0))
+        for file in path.iterdir():
+            os.utime(file, (0, 0))
+    assert len(store.expire("ingest-shards", 14)) == 2
+    assert merged() == [0, 1, 2]
+    (source / "0.jsonl").write_bytes((source / "1.jsonl").read_bytes() + b"\n")
+    assert ingest_shards.run_shard(config, 0, 3).sha256 != refs[0].sha256
+    texts[0] = json.dumps(ingest_shards.run_shard(config, 0, 3).to_json())
+    (source / "0.jsonl").write_bytes((source / "1.jsonl").read_bytes())
+    with pytest.raises(DataRefused, match="changed while they were ingested: shard 0 saw"):
+        ingest_shards.run_merge(config, texts)
+
+
+def test_a_run_whose_shards_come_from_the_cache_makes_what_is_gone_again(tmp_path: Path) -> None:
+    source = write_source(tmp_path / "source", 1)
+    config = {"step": "ingest", "seed": 7, "code_sha256": "c", "source_sha256": "s", "data": {"source": str(source)}}
+    config["data"] |= SETTINGS  # type: ignore[operator]
+    script = tmp_path / "fan_out.py"
+    script.write_text(RUN.replace("raise_on_error=True,", "raise_on_error=True, enable_caching=True,"))
+    workdir = tmp_path / "w"
+
+    def run(run_id: str) -> tuple[list[str], str]:
+        environment = {"UNDERSTUDY_WORKDIR": str(workdir), "PYTHONPATH": str(ROOT), "UNDERSTUDY_RUN_ID": run_id}
+        done = subprocess.run(
+            [sys.executable, str(script), str(tmp_path), json.dumps(config)],
+            cwd=ROOT, env=os.environ | environment, capture_output=True, text=True, timeout=500,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+        path = workdir / "runs" / run_id / "events.jsonl"
+        events = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        steps = [event["step"] for event in events if event["kind"] == "start"]
+        return steps, json.loads((workdir / "dataset.json").read_text())["md5"]
+
+    steps, md5 = run("first")
+    assert sorted(steps) == ["ingest", "ingest_shard", "ingest_shard", "ingest_shard"]
+    assert run("again") == ([], md5)
+    shutil.rmtree(workdir / "store" / "ingest-shards")
+    assert run("pieces-gone") == ([], md5)
+    # Without the dataset the merge is no cache hit; its shards still are.
+    Path(json.loads((workdir / "dataset.json").read_text())["uri"]).unlink()
+    assert run("merge-anew") == (["ingest"], md5)
 
 
 def test_a_shard_that_is_not_what_its_record_says_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

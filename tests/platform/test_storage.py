@@ -5,13 +5,14 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import os
 import shutil
 import time
 from pathlib import Path
 
 import pytest
 
-from understudy.errors import ConfigError, IntegrityError, ServiceUnreachable, UnderstudyError
+from understudy.errors import ConfigError, ContentMissing, IntegrityError, ServiceUnreachable, UnderstudyError
 from understudy.platform.manifest import Entry, manifest_bytes, parse_manifest
 from understudy.platform.storage import open_store, without_secrets
 
@@ -52,6 +53,67 @@ def test_equal_content_is_stored_once_and_not_written_again(store, folder, tmp_p
     assert store.put_folder(tmp_path / "copy", "policy") == first
     assert (Path(first.uri) / "a.txt").stat().st_ino == inode
     assert store.put_folder(Path(first.uri), "policy") == first
+
+
+def age(folder: Path, days: float) -> None:
+    then = time.time() - days * 24 * 3600
+    for path in [folder, *folder.rglob("*")]:
+        os.utime(path, (then, then))
+
+
+def test_pieces_expire_by_age_and_nothing_else_does(store, folder, tmp_path):
+    old, young = (put(store, folder, "ingest-shards", text) for text in ("old", "young"))
+    policy = put(store, folder, "policy", "old")
+    (tmp_path / "work/store/ingest-shards/notes").mkdir()
+    for path in (*(Path(item.uri) for item in (old, policy)), tmp_path / "work/store/ingest-shards/notes"):
+        age(path, 15)
+    age(Path(young.uri), 13.9)
+    (found,) = store.expire("ingest-shards", 14, dry_run=True)
+    assert (found.uri, found.num_bytes, round(found.age_days, 2)) == (
+        old.uri,
+        6 + Path(old.uri, "manifest.json").stat().st_size,
+        15,
+    )
+    store.fetch(old.uri, old.sha256)
+    assert [item.uri for item in store.expire("ingest-shards", 14)] == [old.uri]
+    with pytest.raises(ContentMissing, match="missing or was never completed"):
+        store.fetch(old.uri, old.sha256)
+    assert everything(tmp_path / "work/store/ingest-shards") == sorted(
+        ["notes", young.sha256, *(f"{young.sha256}/{name}" for name in ("a.txt", "manifest.json", "sub", "sub/b.txt"))]
+    )
+    store.fetch(policy.uri, policy.sha256)
+    assert store.expire("ingest-shards", 14) == [] == open_store(None, tmp_path / "none").expire("ingest-shards", 14)
+    for kind, days in (("policy", 14), ("ingest-shards", 0)):
+        with pytest.raises(ValueError, match="does not expire"):
+            store.expire(kind, days)
+
+
+def test_a_piece_that_is_put_again_is_as_young_as_a_new_one(store, folder):
+    stored = put(store, folder, "ingest-shards", "old")
+    age(Path(stored.uri), 15)
+    assert len(store.expire("ingest-shards", 14, dry_run=True)) == 1
+    assert put(store, folder, "ingest-shards", "old") == stored
+    assert store.expire("ingest-shards", 14) == []
+    # One file that is new is enough.
+    age(Path(stored.uri), 15)
+    os.utime(Path(stored.uri) / "a.txt")
+    assert store.expire("ingest-shards", 14) == []
+
+
+def put(store, folder, kind, text):
+    (folder / "a.txt").write_text(text)
+    return store.put_folder(folder, kind)
+
+
+def test_a_file_that_is_gone_is_told_from_one_that_changed(store, folder):
+    stored = store.put_folder(folder, "policy")
+    (Path(stored.uri) / "a.txt").unlink()
+    with pytest.raises(ContentMissing, match=r"a\.txt has sha256 nothing \(no such file\)"):
+        store.fetch(stored.uri, stored.sha256)
+    (Path(stored.uri) / "a.txt").write_text("other")
+    with pytest.raises(IntegrityError) as caught:
+        store.fetch(stored.uri, stored.sha256)
+    assert not isinstance(caught.value, ContentMissing)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 app = typer.Typer(
     name="data",
     add_completion=False,
-    help="Ingest, show, verify, pull and commit dataset versions.",
+    help="Ingest, show, verify, pull and commit dataset versions; expire what ingests leave.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
@@ -105,6 +106,27 @@ def commit(
     ref = datasets.read_record(workdir)
     pointer, revision = datasets.commit(ref, workdir, folder)
     _print({"md5": ref.md5, "pointer": str(pointer), "commit": revision}, as_json, "Committed")
+
+
+@app.command()
+def expire(
+    days: Annotated[int, typer.Option(help="Only what was written more days ago than this.", min=1)] = 14,
+    storage: Annotated[
+        str | None, typer.Option(help="Folder or s3://… [default: below --workdir].", envvar="UNDERSTUDY_STORAGE_URI")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would go, and delete nothing.")] = False,
+    workdir: Workdir = DEFAULT_WORKDIR,
+    as_json: Json = False,
+) -> None:
+    """Delete old pieces of ingests in shards; a merge that should still need one reads its part again."""
+    from understudy.platform.storage import INGEST_SHARDS, open_store
+
+    gone = open_store(storage, workdir).expire(INGEST_SHARDS, days, dry_run)
+    pieces = {piece.uri: f"{piece.num_bytes:,} bytes, {piece.age_days:.1f} days" for piece in gone}
+    shown = {"pieces": len(gone), "bytes": sum(piece.num_bytes for piece in gone), **pieces}
+    if as_json:
+        shown = {"deleted": not dry_run, "pieces": [dataclasses.asdict(piece) for piece in gone]}
+    _print(shown, as_json, "Would be deleted" if dry_run else "Deleted")
 
 
 def _data_config(source: str, params: Path | None, overrides: list[str]) -> DataConfig:

@@ -9,7 +9,7 @@ import stat
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 
-from understudy.errors import IntegrityError, UnderstudyError
+from understudy.errors import ContentMissing, IntegrityError, UnderstudyError
 
 MANIFEST = "manifest.json"
 _CHUNK_BYTES = 1 << 20
@@ -80,11 +80,12 @@ def verify_folder(folder: Path, sha256: str) -> list[Entry]:
     """Check a stored folder against the digest that names it: manifest, every file, and nothing besides.
 
     Raises:
+        ContentMissing: the folder, or a file of it, is not there.
         IntegrityError: naming the file and both digests.
     """
     manifest = folder / MANIFEST
     if not manifest.is_file():
-        raise IntegrityError(
+        raise ContentMissing(
             f"{folder} has no {MANIFEST}, so it is missing or was never completed. Run the step that writes it again."
         )
     entries = parse_manifest(manifest.read_bytes(), sha256, where=str(folder))
@@ -98,9 +99,10 @@ def verify_folder(folder: Path, sha256: str) -> list[Entry]:
 
 def verify_file(path: Path, entry: Entry) -> None:
     """Check one file against its entry; raise IntegrityError naming it and both digests."""
-    actual = file_sha256(path) if path.is_file() and not path.is_symlink() else "nothing (no such file)"
+    is_there = path.is_file() and not path.is_symlink()
+    actual = file_sha256(path) if is_there else "nothing (no such file)"
     if actual != entry.sha256:
-        raise IntegrityError(
+        raise (IntegrityError if is_there else ContentMissing)(
             f"{path} has sha256 {actual}, its manifest names {entry.sha256}. "
             "It was damaged or changed after it was stored; remove all of it and run the step that writes it again."
         )

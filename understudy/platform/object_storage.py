@@ -7,12 +7,13 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any
 
-from understudy.errors import ConfigError, IntegrityError, ServiceUnreachable, UnderstudyError
+from understudy.errors import ConfigError, ContentMissing, IntegrityError, ServiceUnreachable, UnderstudyError
 from understudy.platform.manifest import MANIFEST, Entry, manifest_bytes, parse_manifest, verify_file
-from understudy.platform.storage import Store, without_secrets
+from understudy.platform.storage import DAY_SECONDS, Expired, LocalStore, Store, expires, without_secrets
 
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 _CONNECT_TIMEOUT_SECONDS = 5
@@ -22,6 +23,7 @@ _PART_BYTES = 16 << 20
 _ALREADY_THERE = {"PreconditionFailed", "412"}
 _NOT_FOUND = {"NoSuchKey", "404", "NotFound"}
 _MANIFEST_ATTEMPTS = 5
+_KEYS_A_REQUEST = 1000  # the most that DeleteObjects takes
 
 
 @dataclass(frozen=True)
@@ -70,13 +72,65 @@ class S3Store(Store):
                     _upload(client, location, folder / entry.path, entry)
             if location.key(MANIFEST) not in there:
                 _put_manifest(client, location, manifest_bytes(entries))
+            elif expires(uri):  # as young as new
+                client.put_object(Bucket=location.bucket, Key=location.key(MANIFEST), Body=manifest_bytes(entries))
+
+    def _expire(self, kind: str, seconds: float, dry_run: bool) -> list[Expired]:
+        location = Location.parse(f"{self.root}/{kind}")
+        found = []
+        with reachable(location) as client:
+            for name, (age_seconds, num_bytes) in sorted(_ages_and_sizes(client, location).items()):
+                folder = Location(location.bucket, location.key(name))
+                if age_seconds > seconds and (dry_run or _delete_if_older(client, folder, seconds)):
+                    found.append(Expired(folder.uri, num_bytes, age_seconds / DAY_SECONDS))
+        # And what merges on this machine fetched.
+        return found + LocalStore(str(self.cache), self.cache).expire(kind, seconds / DAY_SECONDS, dry_run)
+
+
+def _ages_and_sizes(client: Any, location: Location) -> dict[str, tuple[float, int]]:
+    """Return for each folder below `location` the age of its newest object in seconds, and its bytes."""
+    found: dict[str, tuple[float, int]] = {}
+    for key, num_bytes, age_seconds in _aged_objects(client, location):
+        name, separator, _ = key.removeprefix(location.key("")).partition("/")
+        if separator:
+            newest, total = found.get(name, (age_seconds, 0))
+            found[name] = min(newest, age_seconds), total + num_bytes
+    return found
+
+
+def _aged_objects(client: Any, location: Location) -> Iterator[tuple[str, int, float]]:
+    """Yield key, bytes and age in seconds, by the bucket's clock, of each object below `location`."""
+    for page in client.get_paginator("list_objects_v2").paginate(Bucket=location.bucket, Prefix=location.key("")):
+        now = parsedate_to_datetime(page["ResponseMetadata"]["HTTPHeaders"]["date"])
+        for item in page.get("Contents", ()):
+            yield item["Key"], int(item["Size"]), (now - item["LastModified"]).total_seconds()
+
+
+def _delete_if_older(client: Any, folder: Location, seconds: float) -> bool:
+    """Delete a folder, its manifest first, unless some writer came since it was listed; say whether it is gone."""
+    there = list(_aged_objects(client, folder))
+    if not there or min(age_seconds for _, _, age_seconds in there) <= seconds:
+        return False
+    # Without its manifest it was never completed, so nobody takes what is left for content.
+    client.delete_object(Bucket=folder.bucket, Key=folder.key(MANIFEST))
+    keys = [key for key, _, _ in there if key != folder.key(MANIFEST)]
+    for start in range(0, len(keys), _KEYS_A_REQUEST):
+        named = [{"Key": key} for key in keys[start : start + _KEYS_A_REQUEST]]
+        answer = client.delete_objects(Bucket=folder.bucket, Delete={"Objects": named, "Quiet": True})
+        if failed := answer.get("Errors"):
+            raise ServiceUnreachable(
+                f"Object storage did not delete {len(failed)} objects of {folder.uri}, first {failed[0]['Key']} "
+                f"({failed[0].get('Code')}). Check that the AWS_… credentials may delete, then run the command again."
+            )
+    return True
 
 
 def download(location: Location, sha256: str, folder: Path) -> None:
     """Bring the content at `location` into the empty `folder`, the manifest last.
 
     Raises:
-        IntegrityError: no manifest, or a digest that differs.
+        ContentMissing: no manifest, or not all files that it names.
+        IntegrityError: a digest that differs.
         ServiceUnreachable: the bucket does not answer.
     """
     with reachable(location) as client:
@@ -189,7 +243,7 @@ def _named(location: Location, path: str) -> Iterator[None]:
     except ClientError as error:
         if str(error.response.get("Error", {}).get("Code")) not in _NOT_FOUND:
             raise
-        raise IntegrityError(
+        raise ContentMissing(
             f"{location.uri}/{path} does not exist, so the content was never completed or was deleted. "
             "Run the step that writes it again."
         ) from error

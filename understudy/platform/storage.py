@@ -14,7 +14,7 @@ import time
 import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,6 +31,10 @@ from understudy.platform.manifest import (
 
 _KIND = re.compile(r"[a-z0-9][a-z0-9_.-]{0,62}")
 _ABANDONED_AFTER_SECONDS = 24 * 3600
+_SHA256_PATTERN = "[0-9a-f]" * 64
+DAY_SECONDS = 24 * 3600
+INGEST_SHARDS = "ingest-shards"
+_EXPIRING = (INGEST_SHARDS,)  # kinds that can be made again; all else is named by records that are kept
 _FULL_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
@@ -40,6 +44,15 @@ class Stored:
 
     uri: str
     sha256: str
+
+
+@dataclass(frozen=True)
+class Expired:
+    """Content that was older than it had to be: where, of what size, and how long ago it was written."""
+
+    uri: str
+    num_bytes: int
+    age_days: float
 
 
 class Store(ABC):
@@ -81,6 +94,20 @@ class Store(ABC):
             verify_folder(folder, sha256)
         return folder if into is None else _copy_out(folder, sha256, into)
 
+    def expire(self, kind: str, days: float, dry_run: bool = False) -> list[Expired]:
+        """Delete content of a kind that can be made again, written more than `days` days ago, and copies of it here.
+
+        Age counts from the last time that the content was put, also if it was there already. With `dry_run`, only say
+        what would go.
+
+        Raises:
+            ValueError: the kind is not one of those, or `days` is not positive.
+            ServiceUnreachable: the bucket does not answer, or does not let these credentials delete.
+        """
+        if kind not in _EXPIRING or days <= 0:
+            raise ValueError(f"content of kind {kind!r} does not expire after {days} days, only {_EXPIRING} after some")
+        return self._expire(kind, days * DAY_SECONDS, dry_run)
+
     def _fetch_remote(self, uri: str, sha256: str) -> Path:
         from understudy.platform.object_storage import Location, download
 
@@ -106,6 +133,9 @@ class Store(ABC):
     @abstractmethod
     def _put(self, folder: Path, entries: list[Entry], uri: str) -> None: ...
 
+    @abstractmethod
+    def _expire(self, kind: str, seconds: float, dry_run: bool) -> list[Expired]: ...
+
 
 class LocalStore(Store):
     """A folder on this machine."""
@@ -126,12 +156,36 @@ class LocalStore(Store):
         if target.exists():
             try:
                 verify_folder(target, target.name)
+                renew(target)
                 return
             except IntegrityError:
                 _discard(target)
         with aside_of(target) as aside:
             _copy_files(folder, entries, aside)
             place(aside, target)
+
+    def _expire(self, kind: str, seconds: float, dry_run: bool) -> list[Expired]:
+        found = []
+        for folder in sorted((Path(self.root) / kind).glob(_SHA256_PATTERN)):
+            files = [path.stat() for path in folder.rglob("*") if path.is_file()]
+            age_seconds = time.time() - max([folder.stat().st_mtime, *(file.st_mtime for file in files)])
+            if age_seconds > seconds:
+                if not dry_run:
+                    _discard(folder)
+                found.append(Expired(str(folder), sum(file.st_size for file in files), age_seconds / DAY_SECONDS))
+        return found
+
+
+def expires(uri: str) -> bool:
+    """Whether the content at this address is of a kind that `Store.expire` deletes."""
+    return uri.split("/")[-2] in _EXPIRING
+
+
+def renew(folder: Path) -> None:
+    """Make a folder of a kind that expires as young as a new one, which it is to who puts or reads it now."""
+    if expires(str(folder)):
+        with suppress(OSError):  # not ours to write, as a folder that others share; then it may expire sooner
+            os.utime(folder)
 
 
 def open_store(uri: str | None, workdir: Path) -> Store:
@@ -229,7 +283,7 @@ def _copy_out(folder: Path, sha256: str, into: Path) -> Path:
 
 
 def _discard(folder: Path) -> None:
-    """Take a damaged folder out of its place in one step, then delete it."""
+    """Take a folder out of its place in one step, then delete it."""
     grave = folder.parent / f".aside-{uuid.uuid4().hex}"
     try:
         folder.rename(grave)

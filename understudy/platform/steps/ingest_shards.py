@@ -1,7 +1,8 @@
 """Step ingest in parts: shards in pods of their own and a merge, or shards in processes of this machine.
 
 The same dataset version either way, and the same as in one process: `understudy.data.shards`. Every pod lists the
-source itself and cuts it in the same way; the merge refuses shards that did not see the same files.
+source itself and cuts it in the same way; the merge refuses shards that did not see the same files. Stored shards
+expire (docs/decisions/0010), so the merge reads the part of one that is gone itself.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import json
 import multiprocessing
 import signal
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,15 +21,17 @@ from understudy.data.files import temporary_folder, told_when_full
 from understudy.data.ingest import Ingested, merge_shards
 from understudy.data.shards import ingest_shard, plan_shard
 from understudy.data.sources import Listing
-from understudy.errors import ConfigError, UnderstudyError
+from understudy.errors import ConfigError, ContentMissing, UnderstudyError
 from understudy.platform.steps import unpack
 from understudy.platform.steps.ingest import finish, list_any, publish_ingested, source_sha256
+from understudy.platform.storage import INGEST_SHARDS, renew
 from understudy.records import DatasetRef, ShardRef
 
 if TYPE_CHECKING:
     from multiprocessing.context import SpawnProcess
 
-STORE_KIND = "ingest-shards"
+    from understudy.platform.context import StepContext
+
 _MIN_PROCESS_BYTES = 1 << 20  # less is read sooner than a Python starts
 _ERROR = "error.json"
 
@@ -48,7 +51,7 @@ def run_shard(config: Mapping[str, Any], index: int, count: int) -> ShardRef:
         listing = list_any(data.source)
         with told_when_full(context.workdir), temporary_folder(context.workdir) as scratch:
             report = ingest_shard(listing, plan_shard(listing, index, count), data, scratch / "shard")
-            stored = context.store.put_folder(scratch / "shard", STORE_KIND)
+            stored = context.store.put_folder(scratch / "shard", INGEST_SHARDS)
         ref = ShardRef(stored.uri, stored.sha256, index, count, report.rows, sum(report.bad_by_reason.values()))
         context.finish(ref)
         return ref
@@ -59,7 +62,7 @@ def run_merge(config: Mapping[str, Any], shards: Sequence[str]) -> DatasetRef:
 
     Raises:
         DataRefused: as step ingest; also when the source changed since a shard read it.
-        IntegrityError: a shard is missing, there twice, or not what its record says.
+        IntegrityError: a shard has no record, or two, or is not what its record says.
         ServiceUnreachable: object storage does not answer.
     """
     from understudy.platform.context import step_context
@@ -68,9 +71,29 @@ def run_merge(config: Mapping[str, Any], shards: Sequence[str]) -> DatasetRef:
     with step_context("ingest", config) as context:
         data = validate(DataConfig, config["data"], where="data")
         digest = str(config.get("source_sha256") or "") or source_sha256(data.source)
-        folders = [context.store.fetch(ref.uri, ref.sha256) for ref in refs]
-        with merge_shards(list_any(data.source), folders, data, context.workdir) as ingested:
+        listing = list_any(data.source)
+        with ExitStack() as stack:
+            stack.enter_context(told_when_full(context.workdir))
+            scratch = stack.enter_context(temporary_folder(context.workdir))
+            folders = [_fetched_or_made_again(context, ref, listing, data, scratch) for ref in refs]
+            ingested = stack.enter_context(merge_shards(listing, folders, data, context.workdir))
             return finish(context, publish_ingested(ingested, data, context.workdir, digest, refuse_empty=True))
+
+
+def _fetched_or_made_again(
+    context: StepContext, ref: ShardRef, listing: Listing, config: DataConfig, scratch: Path
+) -> Path:
+    try:
+        folder = context.store.fetch(ref.uri, ref.sha256)
+        renew(folder)
+        return folder
+    except ContentMissing:
+        context.note(
+            f"Shard {ref.index} of {ref.count} is no longer at {ref.uri}: its part of the source is read again."
+        )
+    folder = scratch / f"shard-{ref.index}"
+    ingest_shard(listing, plan_shard(listing, ref.index, ref.count), config, folder)
+    return folder
 
 
 @contextmanager
