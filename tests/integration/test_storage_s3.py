@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import re
 import threading
 import time
+from pathlib import Path
 
 import boto3
 import pytest
@@ -112,7 +115,7 @@ def test_pieces_expire_by_the_age_of_their_newest_object(s3_bucket, folder, tmp_
     size = sum(
         client.head_object(Bucket=s3_bucket, Key=key)["ContentLength"]
         for key in keys_and_times(s3_bucket)
-        if old.sha256 in key
+        if f"ingest-shards/{old.sha256}" in key
     )
     assert listed[0].num_bytes == size and days < listed[0].age_days < 0.1
     days = (time.time() - between) / 24 / 3600
@@ -123,6 +126,21 @@ def test_pieces_expire_by_the_age_of_their_newest_object(s3_bucket, folder, tmp_
     for kept in (again, young, policy):
         store.fetch(kept.uri, kept.sha256)
     assert "prefix/ingest-shards-of-another" in keys_and_times(s3_bucket)
+
+
+def test_the_lifecycle_rule_of_the_docs_is_taken_and_names_the_pieces_alone(s3_bucket, folder, tmp_path):
+    text = (Path(__file__).parents[2] / "docs" / "operations.md").read_text(encoding="utf-8")
+    (told,) = [block for block in re.findall(r"```json\n(.*?)```", text, re.DOTALL) if "Expiration" in block]
+    client = boto3.client("s3")
+    client.put_bucket_lifecycle_configuration(Bucket=s3_bucket, LifecycleConfiguration=json.loads(told))
+    (rule,) = client.get_bucket_lifecycle_configuration(Bucket=s3_bucket)["Rules"]
+    assert (rule["Status"], rule["Expiration"]["Days"]) == ("Enabled", 14)
+    store = open_store(f"s3://{s3_bucket}/store", tmp_path / "work")
+    keys = []
+    for kind in ("ingest-shards", "policy"):
+        put(store, folder, kind, "text")
+        keys += [key.startswith(rule["Filter"]["Prefix"]) for key in keys_and_times(s3_bucket) if f"/{kind}/" in key]
+    assert keys == [True] * 3 + [False] * 3
 
 
 def test_a_piece_that_is_put_while_it_is_about_to_be_deleted_stays(s3_bucket, folder, tmp_path, monkeypatch):
