@@ -288,6 +288,13 @@ def test_a_plan_holds_every_byte_of_lines_once_in_order_and_evenly(sizes: list[i
         assert abs(sum(1 for _ in held(shard)) - sum(sizes) / count) < 1
 
 
+@pytest.mark.parametrize(
+    ("sizes", "cut"), [([60, 40], 1), ([40, 60], 1), ([1, 98, 1], 1), ([2, 98, 0], 1), ([0, 98, 2], 2)]
+)
+def test_a_whole_file_goes_to_the_shard_that_has_its_middle(sizes: list[int], cut: int) -> None:
+    assert plan_shards(listing_of(sizes, lambda _: gzip.compress(b"")), 2)[0].end_file == cut
+
+
 def test_a_shard_looks_into_no_file_that_it_is_not_cut_in() -> None:
     looked: list[int] = []
 
