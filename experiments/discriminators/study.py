@@ -1,0 +1,126 @@
+"""One policy that stands still, several discriminators: their held-out AUC as they learn, in the production loop.
+
+Half of the demonstrations train the SFT policy. A discriminator then learns from that half ("seen") or from the other
+("withheld"), against samples of the policy to the same prompts; its AUC is measured on held-out groups.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from experiments.real.cell import Folders, Study
+from experiments.real.tasks import TASKS, load
+from understudy.config import Params, load_params
+from understudy.models.discriminator import create_discriminator
+from understudy.models.language_model import LanguageModel
+from understudy.models.loading import create_policy, load_policy
+from understudy.training.adversarial import align, num_discriminator_outputs
+from understudy.training.examples import Example, encode
+from understudy.training.sft import train_sft
+from understudy.training.state import Models
+
+ROOT = Path(__file__).parents[2]
+KINDS = ("sft", "shared_trunk")
+LEARNED_FROM = ("seen", "withheld")
+# Rates were chosen on seed 100: docs/lab-notes.md, 2026-11-29.
+RATES = {"sft": 3e-4, "shared_trunk": 5e-4}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A task, how many demonstrations each half has, and how long a discriminator learns."""
+
+    task: str
+    half: int
+    num_rounds: int
+    num_prompts: int
+
+    def params(self, kind: str) -> Params:
+        """Params of a discriminator; the policy's update is too small to move it."""
+        own = {
+            "init": kind,
+            "learning_rate": RATES[kind],
+            "warmup_rounds": self.num_rounds - 1,
+            "warmup_updates_per_round": 8,
+            "updates_per_round": 8,
+            "batch_pairs": 32,
+        }
+        settings = {f"discriminator.{name}": value for name, value in own.items()} | {
+            "num_rounds": 1,
+            "learning_rate": 1e-12,
+            "held_out_every_rounds": 5,
+            "rollout.prompts_per_round": self.num_prompts,
+        }
+        task = TASKS[self.task]
+        return load_params(
+            ROOT / "params.yaml", (*task.overrides, *(f"align.{name}={value}" for name, value in settings.items()))
+        )
+
+
+SETTINGS = {
+    "pick": Setting("pick", 500, 25, 16),
+    "ansible": Setting("ansible", 1000, 25, 24),
+    "debian": Setting("debian", 1000, 25, 24),
+}
+
+
+def measure(setting: Setting, seed: int, work: Path) -> dict[str, Any]:
+    """AUC after every five rounds, of each kind and half; and the SFT policy's NLL on its half and on the other."""
+    params = setting.params("sft")
+    rows = load(TASKS[setting.task], 2 * setting.half, seed, work, params.evaluation.max_prompts, params.data.splits)
+    texts = (text for row in rows.train for text in (row.prompt, row.response))
+    policy = create_policy(params.model, texts, seed)
+    seen, withheld = (
+        encode(policy, half).examples for half in (rows.train[: setting.half], rows.train[setting.half :])
+    )
+    held_out = encode(policy, rows.test).examples
+    study, folder = Study(Folders(work, work)), work / "policies" / f"{setting.task}-{seed}"
+    with study._loop(params) as loop:
+        train_sft(policy, seen, encode(policy, rows.validation).examples, params.sft, seed, loop)
+    policy.save(folder)
+    found: dict[str, Any] = {"task": setting.task, "half": setting.half, "seed": seed, "auc": {}, "seconds": {}}
+    found["nll"] = {name: _nll(policy, part) for name, part in (("seen", seen), ("held out", held_out))}
+    for kind in KINDS:
+        for name, train in (("seen", seen), ("withheld", withheld)):
+            started = time.perf_counter()
+            found["auc"][f"{kind}, {name}"] = _aucs(study, setting.params(kind), folder, (train, held_out), seed)
+            found["seconds"][f"{kind}, {name}"] = round(time.perf_counter() - started, 1)
+    return found
+
+
+def _aucs(
+    study: Study, params: Params, folder: Path, data: tuple[list[Example], list[Example]], seed: int
+) -> list[float]:
+    policy, reference = load_policy(folder), load_policy(folder)
+    reference.model.requires_grad_(False)
+    torch.manual_seed(seed)
+    outputs = num_discriminator_outputs(params.align)
+    network = create_discriminator(params.align.discriminator, outputs, reference, lambda: load_policy(folder))
+    with study._loop(params) as loop:
+        align(Models(policy, reference, network), *data, params.align, seed, loop)
+        return [round(numbers["held_out_auc"], 4) for numbers in loop.history if "held_out_auc" in numbers]
+
+
+@torch.no_grad()
+def _nll(policy: LanguageModel, examples: list[Example]) -> float:
+    """Nats a token."""
+    policy.model.eval()
+    total, num = 0.0, 0
+    for start in range(0, len(examples), 64):
+        some = examples[start : start + 64]
+        batch = policy.batch([each.prompt for each in some], [each.response for each in some])
+        total -= float(policy.response_logps(batch).sum())
+        num += int(batch.mask_BT.sum())
+    return round(total / num, 4)
+
+
+def load_results(folder: Path) -> list[dict[str, Any]]:
+    """All cells, by task and seed."""
+    found = [json.loads(path.read_text(encoding="utf-8")) for path in folder.glob("*.json")]
+    return sorted(found, key=lambda cell: (cell["task"], cell["seed"]))
