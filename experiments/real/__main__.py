@@ -1,4 +1,7 @@
-"""`python -m experiments.real`: run the cells that are missing, then print the tables of all that are there."""
+"""`python -m experiments.real`: run the cells that are missing, then print the tables of all that are there.
+
+With --report nothing is run; without --out the tables are written into docs/results.md and docs/results-real.md.
+"""
 
 from __future__ import annotations
 
@@ -30,16 +33,30 @@ SMOKE_SHORT = ("align.rollout.max_response_tokens=80", "evaluation.max_response_
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Return 0 when every asked cell is there."""
+    """Return 0 when every asked cell is there, 1 when cells cannot be paired."""
     options = _parser().parse_args(arguments)
     results = options.out or (ROOT / "build" / "real-smoke" / "results" if options.smoke else HERE / "results")
     if not options.report:
         _run(options, results)
-    from experiments.real.report import tables
+    try:
+        _report(results, to_pages=options.report and results == HERE / "results")
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0
+
+
+def _report(results: Path, to_pages: bool) -> None:
+    from experiments import blocks
+    from experiments.real.report import pages, tables
     from experiments.real.study import load_cells
 
-    print(tables(load_cells(results)))
-    return 0
+    cells = load_cells(results)
+    if not to_pages:
+        print(tables(cells))
+        return
+    changed = blocks.write(pages(cells))
+    print("\n".join(f"docs/{name} is written anew" for name in changed) or "The pages say it already.")
 
 
 def _run(options: argparse.Namespace, results: Path) -> None:
@@ -82,7 +99,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--model", type=Path, help="folder of weights, or of one GGUF file; default: from scratch")
     parser.add_argument("--lora", action="store_true", help="adapters instead of all weights; with --model")
     parser.add_argument("--smoke", action="store_true", help="tiny settings; numbers without meaning, kept aside")
-    parser.add_argument("--report", action="store_true", help="only the tables, from the cells at hand")
+    parser.add_argument("--report", action="store_true", help="run nothing; write the pages, or with --out print")
     parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="over every arm")
     parser.add_argument("--out", type=Path, help="folder of the cells; one for each model and set of overrides")
     parser.add_argument("--work", type=Path, default=ROOT / "build" / "real", help="folder of weights and data")

@@ -1,4 +1,4 @@
-"""The tables in Markdown, from the cells."""
+"""The tables in Markdown, from the cells: all of them, one row for each task and size, and the rule of choice."""
 
 from __future__ import annotations
 
@@ -6,57 +6,125 @@ from dataclasses import replace
 from typing import Any
 
 from experiments.real.arms import ARMS
-from experiments.real.study import DECODINGS, Cells, best_sft, judged, mean, of_seeds, win_rate
+from experiments.real.study import (
+    DECIDING,
+    DECODINGS,
+    Cells,
+    Contender,
+    Key,
+    best_of,
+    best_sft,
+    judged,
+    mean,
+    of_seeds,
+    on_validation,
+    win_rate,
+)
 from experiments.real.tasks import TASKS
 from understudy.evaluation.intervals import Interval
 
 Arms = dict[str, dict[int, dict[str, Any]]]
+OTHERS = {"minilm": "MiniLM", "chrf": "chrF"}  # judges that decide nothing, by their name in the cells
+SIZES = {"500": "few demonstrations (500)", "2000": "many (2,000)", "all": "all"}
+SAYS_NOTHING = 0.05  # a score that both stay below: nobody is right, so nobody is better
+ROLES = {"sft": "SFT", "ours": "ours", "baseline": "the other baselines"}
+
+
+def pages(cells: Cells) -> dict[str, dict[str, str]]:
+    """The blocks that cells fill, by page of docs/."""
+    return {
+        "results-real.md": {"real-tables": tables(cells)},
+        "results.md": {"real-summary": summary(cells), "real-choice": choice(cells)},
+    }
 
 
 def tables(cells: Cells) -> str:
-    """For each task and size: scores and wins, then what the samples are like."""
-    parts = [part for key, arms in cells.items() if "sft" in arms for part in _of_one(key, arms)]
-    return "\n\n".join(parts) + "\n"
+    """For each task and size: scores and wins by each judge, then what the samples are like."""
+    return "\n\n".join(part for key, arms in cells.items() if "sft" in arms for part in _of_one(key, arms))
 
 
-def _of_one(key: tuple[str, str], arms: Arms) -> list[str]:
-    task, size = TASKS[key[0]], key[1]
-    best = best_sft(arms)
-    seeds = sorted({seed for cells in arms.values() for seed in cells})
-    num = f"{size} demonstrations" if size != "all" else "all demonstrations"
-    head = f"**{task.name}, {num}** ({len(seeds)} seeds"
+def summary(cells: Cells) -> str:
+    """A row for each task and size: the best SFT, of ours and other baseline, each chosen on validation rows."""
+    heads = ["task, demonstrations", "seeds, arms", "best SFT", "best of ours", "wins over best SFT", "at equal length"]
+    heads += ["best other baseline", "wins over best SFT", "at equal length"]
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    for key, arms in cells.items():
+        best = best_sft(arms)
+        columns = [f"{key.task}, {_num(key.size)}{_with(key)}", f"{_num_seeds(arms)}, {len(arms)}", _scored(best, arms)]
+        for role in ("ours", "baseline"):
+            other = best_of(role, arms)
+            columns += [_scored(other, arms), *_both_wins(other, best, arms)] if other else ["", "", ""]
+        lines.append(f"| {' | '.join(columns)} |")
+    return "\n".join(lines)
+
+
+def choice(cells: Cells) -> str:
+    """What to choose, by what the task is like and how many demonstrations there are: one line for each measurement."""
+    sizes = [size for size in SIZES if any(key.size == size for key in cells)]
+    lines = ["| | " + " | ".join(SIZES[size] for size in sizes) + " |", "|---" * (len(sizes) + 1) + "|"]
+    for open_ended, label in ((True, "open-ended"), (False, "close-ended")):
+        names = [name for name, task in TASKS.items() if task.open_ended == open_ended]
+        columns = []
+        for size in sizes:
+            keys = [key for name in names for key in cells if (key.task, key.size) == (name, size)]
+            said = [f"{key.task}{_with(key)}: {_chosen(cells[key])}" for key in keys]
+            columns.append("<br>".join(said) or "not measured")
+        lines.append(f"| {label} | " + " | ".join(columns) + " |")
+    return "\n".join(lines)
+
+
+def _chosen(arms: Arms) -> str:
+    best, ours = best_sft(arms), best_of("ours", arms)
+    if ours is None:
+        return "no divergence was run"
+    _, wins = win_rate(arms[ours.arm], ours.decoding, arms[best.arm], best.decoding)
+    scores = [mean(judged(arms[each.arm], each.decoding)) for each in (best, ours)]
+    if all(score and score.value < SAYS_NOTHING for score in scores):
+        return "says nothing, hardly a response is right"
+    theirs, mine = _contender(best), _contender(ours)
+    if wins and wins.high < 0.5:
+        return f"**{theirs}**; win rate of {mine} against it {_percent(wins)}"
+    if wins and wins.low > 0.5:
+        return f"**{mine}**; its win rate against {theirs} {_percent(wins)}"
+    return f"no difference shown; win rate of {mine} against {theirs} {_percent(wins)}"
+
+
+def _of_one(key: Key, arms: Arms) -> list[str]:
+    task = TASKS[key.task]
     some = sorted(len(cells) for cells in arms.values())
-    head += "" if some[0] == some[-1] else f", from {some[0]} to {some[-1]} for an arm"
-    head += f"). Best SFT by validation: {_label(best.arm)} at {_decoding(best.decoding)}."
-    return [head, wins_table(task.judge, arms), samples_table(arms)]
+    uneven = "" if some[0] == some[-1] else f", from {some[0]} to {some[-1]} for an arm"
+    bests = [(label, best) for role, label in ROLES.items() if (best := best_of(role, arms))]
+    chosen = [
+        f"of {label}, {_contender(best)} {on_validation(arms[best.arm], best.decoding):.3f}" for label, best in bests
+    ]
+    head = f"## {task.name}, {_num(key.size)} demonstrations{_with(key)}\n\n"
+    head += f"{_num_seeds(arms)} seeds{uneven}. Best on validation rows, with the score there: {'; '.join(chosen)}."
+    shown = [head, wins_table(arms, task.judge)]
+    shown += [wins_table(arms, label, judge) for judge, label in OTHERS.items() if _adds(judge, arms)]
+    return [*shown, samples_table(arms)]
 
 
-def wins_table(judge: str, arms: Arms) -> str:
-    """Score at both decodings, and how often each arm beats the best SFT on the same prompt."""
+def wins_table(arms: Arms, label: str, judge: str = DECIDING) -> str:
+    """Score by one judge at both decodings, and how often each arm beats the best SFT on the same prompt."""
     best = best_sft(arms)
-    wins_of = "tuned: wins over best SFT | at equal length | T=1: wins over best SFT"
-    lines = [f"| arm | {judge}, T=1 | {judge}, tuned | {wins_of} |", "|---|---|---|---|---|---|"]
+    wins_of = "tuned: wins over best SFT | at equal length | T=1: wins over best SFT | at equal length"
+    lines = [f"| arm | {label}, T=1 | {label}, tuned | {wins_of} |", "|---" * 7 + "|"]
     for name, cells in arms.items():
-        scores = [_shown(mean(judged(cells, decoding))) for decoding in DECODINGS]
-        tuned, controlled = win_rate(cells, "tuned", arms[best.arm], best.decoding)
-        plain, _ = win_rate(cells, "T=1", arms[best.arm], best.decoding)
-        wins = [_percent(each) for each in (tuned, controlled, plain)]
-        if name == best.arm:
-            wins[0 if best.decoding == "tuned" else 2] = "(itself)"
-            wins[1] = "" if best.decoding == "tuned" else wins[1]
-        lines.append(f"| {ARMS[name].label} | " + " | ".join([*scores, *wins]) + " |")
+        columns = [_shown(mean(judged(cells, decoding, judge))) for decoding in DECODINGS]
+        for decoding in reversed(DECODINGS):
+            columns += _both_wins(Contender(name, decoding), best, arms, judge)
+        lines.append(f"| {ARMS[name].label} | " + " | ".join(columns) + " |")
     return "\n".join(lines)
 
 
 def samples_table(arms: Arms) -> str:
     """What the samples at T=1 are like, mean over seeds; distinct-2 also at the tuned decoding."""
-    lines = [
-        "| arm | fresh AUC | NLL | distinct-2 | distinct-2, tuned | self-BLEU | length | chrF | disc. AUC |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
+    heads = "arm | wins over SFT, both T=1 | fresh AUC | NLL | distinct-2 | distinct-2, tuned | self-BLEU | length"
+    lines = [f"| {heads} | chrF | disc. AUC |", "|---" * 10 + "|"]
     for name, cells in arms.items():
         plain = [cell["decodings"]["T=1"] for cell in cells.values()]
         columns = [
+            "" if name == "sft" else _percent(win_rate(cells, "T=1", arms["sft"], "T=1")[0]),
             _shown(_clipped(of_seeds(each["auc"] for each in plain))),
             _number(of_seeds(_nll(cell) for cell in cells.values()), 3),
             _number(of_seeds(each["distinct_2"] for each in plain), 3),
@@ -70,6 +138,36 @@ def samples_table(arms: Arms) -> str:
     return "\n".join(lines)
 
 
+def _adds(judge: str, arms: Arms) -> bool:
+    """Whether all cells have this judge's scores and they are not the deciding judge's again."""
+    plain = [cell["decodings"]["T=1"] for cells in arms.values() for cell in cells.values()]
+    judged_all = all(judge in each.get("others", {}) for each in plain)
+    return judged_all and any(each["others"][judge] != each["scores"] for each in plain)
+
+
+def _both_wins(ours: Contender, best: Contender, arms: Arms, judge: str = DECIDING) -> list[str]:
+    if ours == best:
+        return ["(itself)", ""]
+    both = win_rate(arms[ours.arm], ours.decoding, arms[best.arm], best.decoding, judge)
+    return [_percent(each) for each in both]
+
+
+def _scored(contender: Contender, arms: Arms) -> str:
+    return f"{_contender(contender)}: {_shown(mean(judged(arms[contender.arm], contender.decoding)))}"
+
+
+def _num_seeds(arms: Arms) -> int:
+    return len({seed for cells in arms.values() for seed in cells})
+
+
+def _with(key: Key) -> str:
+    return f" ({key.settings})" if key.settings else ""
+
+
+def _num(size: str) -> str:
+    return size if size == "all" else f"{int(size):,}"
+
+
 def _nll(cell: dict[str, Any]) -> float | None:
     return sum(cell["nll"]) / sum(cell["expert_tokens"]) if "nll" in cell else None
 
@@ -78,12 +176,8 @@ def _clipped(interval: Interval | None) -> Interval | None:
     return interval and replace(interval, low=max(0.0, interval.low), high=min(1.0, interval.high))
 
 
-def _label(arm: str) -> str:
-    return ARMS[arm].label.replace("*", "")
-
-
-def _decoding(name: str) -> str:
-    return "its tuned decoding" if name == "tuned" else name
+def _contender(contender: Contender) -> str:
+    return f"{ARMS[contender.arm].label.replace('*', '')} ({contender.decoding})"
 
 
 def _shown(interval: Interval | None) -> str:

@@ -1,27 +1,41 @@
 """What the cells say together: every interval resamples seeds and clusters of prompts, paired between arms.
 
-Shapes: S seeds, P prompts, C clusters of prompts, N resamples.
+Shapes: S seeds, P prompts, C clusters of prompts, N resamples, K totals.
 """
 
 from __future__ import annotations
 
+import functools
 import json
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from experiments.real.arms import ARMS
+from experiments.real.tasks import TASKS
 from understudy.evaluation.intervals import Interval
 
-Cells = dict[tuple[str, str], dict[str, dict[int, dict[str, Any]]]]  # (task, size) → arm → seed → cell
 Floats = NDArray[np.float64]
+Statistic = Callable[[Floats], Floats]  # from weighted totals (N, K) to values (N,)
 RESAMPLES, CONFIDENCE = 2000, 0.95
 DECODINGS = ("T=1", "tuned")
+DECIDING = "scores"  # of the task's own judge; others are named as in "others"
+
+
+class Key(NamedTuple):
+    """Cells that may be compared: task, number of demonstrations, settings over the task's own."""
+
+    task: str
+    size: str
+    settings: str = ""
+
+
+Cells = dict[Key, dict[str, dict[int, dict[str, Any]]]]  # → arm → seed → cell
 
 
 @dataclass(frozen=True)
@@ -39,29 +53,47 @@ class Paired:
     Attributes:
         value_SP: one number a seed and prompt; NaN where undecided.
         cluster_P: cluster of each prompt.
-        other_SP: a second number, for ratios and regressions; ones if there is none.
     """
 
     value_SP: Floats
     cluster_P: NDArray[np.int64]
-    other_SP: Floats
 
 
 def load_cells(folder: Path) -> Cells:
-    """Read all cells of a folder; arms in the order of `ARMS`, seeds ascending."""
+    """Read all cells of a folder; arms in the order of `ARMS`, seeds ascending.
+
+    Raises:
+        ValueError: cells of the same settings have different numbers of test prompts, so that they cannot be paired.
+    """
     found: Cells = {}
+    first: dict[Key, tuple[Path, int]] = {}
     for path in sorted(folder.glob("*.json")):
         cell = json.loads(path.read_text())
-        arms = found.setdefault((cell["task"], str(cell["size"] or "all")), {})
-        arms.setdefault(cell["arm"], {})[cell["seed"]] = cell
+        key = _key(cell)
+        num = len(cell["decodings"]["T=1"]["scores"])
+        other, wanted = first.setdefault(key, (path, num))
+        if num != wanted:
+            raise ValueError(
+                f"{path.name} has {num} test prompts and {other.name} has {wanted}, with the same settings: "
+                "params.yaml has changed between them. Delete the older and run it again, or keep one of the two in "
+                "another --out."
+            )
+        found.setdefault(key, {}).setdefault(cell["arm"], {})[cell["seed"]] = cell
     return {
         key: {name: dict(sorted(arms[name].items())) for name in ARMS if name in arms} for key, arms in found.items()
     }
 
 
+def _key(cell: dict[str, Any]) -> Key:
+    """What may be compared: the same task, number of demonstrations and settings, but for what an arm is."""
+    known = {*TASKS[cell["task"]].overrides, *ARMS[cell["arm"]].overrides}
+    settings = ", ".join(each for each in cell["overrides"] if each not in known)
+    return Key(cell["task"], str(cell["size"] or "all"), settings)
+
+
 def mean(pairs: Paired) -> Interval | None:
     """Mean of the decided values."""
-    return _resampled(pairs, lambda weight, value, other: (weight * value).sum() / (weight * other).sum())
+    return _resampled(pairs, [pairs.value_SP], lambda total_NK: total_NK[:, 1] / total_NK[:, 0])
 
 
 def of_seeds(values: Iterable[float | None]) -> Interval | None:
@@ -78,14 +110,17 @@ def of_seeds(values: Iterable[float | None]) -> Interval | None:
     return Interval(middle, middle - half, middle + half, len(value_S))
 
 
-def judged(cells: dict[int, dict[str, Any]], decoding: str) -> Paired:
+def judged(cells: dict[int, dict[str, Any]], decoding: str, judge: str = DECIDING) -> Paired:
     """Scores of one contender."""
-    score_SP = _table(cells, decoding, "scores")
-    return _paired(score_SP, cells, decoding)
+    return _paired(_scores(cells, decoding, judge), cells, decoding)
 
 
 def win_rate(
-    ours: dict[int, dict[str, Any]], ours_at: str, theirs: dict[int, dict[str, Any]], theirs_at: str
+    ours: dict[int, dict[str, Any]],
+    ours_at: str,
+    theirs: dict[int, dict[str, Any]],
+    theirs_at: str,
+    judge: str = DECIDING,
 ) -> tuple[Interval | None, Interval | None]:
     """How often ours scores higher on the same prompt and seed, ties half; and the same at equal length.
 
@@ -95,78 +130,102 @@ def win_rate(
     ours, theirs = {seed: ours[seed] for seed in seeds}, {seed: theirs[seed] for seed in seeds}
     if not seeds:
         return None, None
-    gap_SP = _table(ours, ours_at, "scores") - _table(theirs, theirs_at, "scores")
-    win_SP = np.where(np.isnan(gap_SP), np.nan, 0.5 + 0.5 * np.sign(gap_SP))
+    gap_SP = _scores(ours, ours_at, judge) - _scores(theirs, theirs_at, judge)
+    pairs = _paired(np.where(np.isnan(gap_SP), np.nan, 0.5 + 0.5 * np.sign(gap_SP)), ours, ours_at)
     longer_SP = _table(ours, ours_at, "lengths") - _table(theirs, theirs_at, "lengths")
     spread = float(longer_SP.std())
-    pairs = _paired(win_SP, ours, ours_at)
-    controlled = Paired(win_SP, pairs.cluster_P, np.tanh(longer_SP / spread) if spread else np.zeros_like(win_SP))
-    return mean(pairs), _resampled(controlled, _intercept)
+    tilt_SP = np.tanh(longer_SP / spread) if spread else np.zeros_like(gap_SP)
+    win_SP = pairs.value_SP
+    return mean(pairs), _resampled(pairs, [win_SP, tilt_SP, tilt_SP**2, tilt_SP * win_SP], _intercept)
 
 
 def best_sft(arms: dict[str, dict[int, dict[str, Any]]]) -> Contender:
     """The SFT arm and decoding with the highest score on validation rows, mean over seeds."""
+    found = best_of("sft", arms)
+    if found is None:
+        raise ValueError(f"None of {', '.join(arms)} is SFT, which all are compared with; run the arm `sft`.")
+    return found
+
+
+def best_of(role: str, arms: dict[str, dict[int, dict[str, Any]]]) -> Contender | None:
+    """The arm of a role and the decoding with the highest score on validation rows; of equals the first in `ARMS`."""
     scores = {
-        Contender(name, decoding): float(np.mean([_on_validation(cell, decoding) for cell in cells.values()]))
+        Contender(name, decoding): on_validation(cells, decoding)
         for name, cells in arms.items()
-        if ARMS[name].role == "sft"
+        if ARMS[name].role == role
         for decoding in DECODINGS
     }
-    return max(scores, key=lambda contender: scores[contender])
+    return max(scores, key=lambda contender: scores[contender], default=None)
 
 
-def _on_validation(cell: dict[str, Any], decoding: str) -> float:
-    return float(cell["validation"][cell["tuned"] if decoding == "tuned" else "T=1"])
+def on_validation(cells: dict[int, dict[str, Any]], decoding: str) -> float:
+    """Score on validation rows, mean over seeds."""
+    found = [cell["validation"][cell["tuned"] if decoding == "tuned" else "T=1"] for cell in cells.values()]
+    return float(np.mean(found))
+
+
+def _scores(cells: dict[int, dict[str, Any]], decoding: str, judge: str) -> Floats:
+    """A judge's scores; a mean beside them may have the judge's name, as chrF's has, and is not meant."""
+    if judge == DECIDING:
+        return _table(cells, decoding, DECIDING)
+    return _rows(cell["decodings"][decoding]["others"][judge] for cell in cells.values())
 
 
 def _table(cells: dict[int, dict[str, Any]], decoding: str, field: str) -> Floats:
-    return np.asarray(
-        [
-            [math.nan if value is None else value for value in cell["decodings"][decoding][field]]
-            for cell in cells.values()
-        ],
-        dtype=np.float64,
-    )
+    return _rows(cell["decodings"][decoding][field] for cell in cells.values())
+
+
+def _rows(rows: Iterable[list[float | None]]) -> Floats:
+    return np.asarray([[math.nan if value is None else value for value in row] for row in rows], dtype=np.float64)
 
 
 def _paired(value_SP: Floats, cells: dict[int, dict[str, Any]], decoding: str) -> Paired:
-    clusters = np.asarray(next(iter(cells.values()))["decodings"][decoding]["clusters"], dtype=np.int64)
-    return Paired(value_SP, clusters, np.isfinite(value_SP).astype(np.float64))
+    clusters = next(iter(cells.values()))["decodings"][decoding]["clusters"]
+    return Paired(value_SP, np.asarray(clusters, dtype=np.int64))
 
 
-def _intercept(weight: Floats, win: Floats, longer: Floats) -> float:
-    total, first, second = weight.sum(), (weight * longer).sum(), (weight * longer**2).sum()
-    below = total * second - first**2
-    mean_win = (weight * win).sum() / total
-    if below <= 1e-9 * total**2:
-        return float(mean_win)
-    slope = (total * (weight * longer * win).sum() - first * (weight * win).sum()) / below
-    return float(mean_win - slope * first / total)
+def _intercept(total_NK: Floats) -> Floats:
+    """Of the regression of wins on the tilt; totals of 1, win, tilt, tilt² and tilt·win."""
+    total, wins, first, second, product = total_NK.T
+    below, mean_win = total * second - first**2, wins / total
+    known = below > 1e-9 * total**2  # else lengths do not differ
+    slope = (total * product - first * wins) / np.where(known, below, 1.0)
+    return np.where(known, mean_win - slope * first / total, mean_win)
 
 
-def _resampled(pairs: Paired, statistic: Callable[[Floats, Floats, Floats], Any]) -> Interval | None:
-    """Interval of statistic(weight, value, other) of (S, P) tables, seeds and clusters drawn anew, each by itself.
+def _resampled(pairs: Paired, columns: list[Floats], statistic: Statistic) -> Interval | None:
+    """Interval of a statistic of totals over (S, P) columns, seeds and clusters drawn anew, each by itself.
 
-    Expanded percentiles as in understudy.evaluation.intervals, by the smaller of the numbers of seeds and clusters.
+    A total is linear in the weights, so it is taken of each cluster first. The statistic sees the totals of one and
+    of the columns, in this order. Expanded percentiles as in understudy.evaluation.intervals, by the smaller of the
+    numbers of seeds and clusters.
     """
-    known = np.isfinite(pairs.value_SP)
-    if not known.any():
+    known_SP = np.isfinite(pairs.value_SP)
+    if not known_SP.any():
         return None
-    value_SP, decided_SP = np.where(known, pairs.value_SP, 0.0), known.astype(np.float64)
-    num_seeds, num_clusters = len(value_SP), int(pairs.cluster_P.max()) + 1
-    chance = np.random.default_rng(0)
-    found = []
-    for _ in range(RESAMPLES):
-        seed_S = np.bincount(chance.integers(num_seeds, size=num_seeds), minlength=num_seeds)
-        cluster_C = np.bincount(chance.integers(num_clusters, size=num_clusters), minlength=num_clusters)
-        weight_SP = seed_S[:, None] * cluster_C[pairs.cluster_P] * decided_SP
-        if weight_SP.any():
-            found.append(float(statistic(weight_SP, value_SP, pairs.other_SP)))
+    num_seeds, num_clusters = len(known_SP), int(pairs.cluster_P.max()) + 1
+    seed_NS, cluster_NC = _draws(RESAMPLES, num_seeds, num_clusters)
+    member_PC = (pairs.cluster_P[:, None] == np.arange(num_clusters)).astype(np.float64)
+    tables = [np.where(known_SP, column, 0.0) @ member_PC for column in (np.ones_like(pairs.value_SP), *columns)]
+    total_NK = np.stack([((seed_NS @ table_SC) * cluster_NC).sum(1) for table_SC in tables], axis=1)
+    value = statistic(np.asarray([[table_SC.sum() for table_SC in tables]]))
+    found = statistic(total_NK[total_NK[:, 0] > 0])
     low, high = _quantiles(found, min(num_seeds, num_clusters) if num_seeds > 1 else num_clusters)
-    return Interval(float(statistic(decided_SP, value_SP, pairs.other_SP)), low, high, int(known.sum()))
+    return Interval(float(value[0]), low, high, int(known_SP.sum()))
 
 
-def _quantiles(found: Sequence[float], num: int) -> tuple[float, float]:
+@functools.cache
+def _draws(num: int, num_seeds: int, num_clusters: int) -> tuple[Floats, Floats]:
+    """How often each seed and each cluster is in a resample; (N, S) and (N, C), the same at every call."""
+    chance = np.random.default_rng(0)
+    seeds, clusters = [], []
+    for _ in range(num):
+        seeds.append(np.bincount(chance.integers(num_seeds, size=num_seeds), minlength=num_seeds))
+        clusters.append(np.bincount(chance.integers(num_clusters, size=num_clusters), minlength=num_clusters))
+    return np.asarray(seeds, dtype=np.float64), np.asarray(clusters, dtype=np.float64)
+
+
+def _quantiles(found: Floats, num: int) -> tuple[float, float]:
     from scipy.special import ndtr, stdtrit
 
     if num < 2:

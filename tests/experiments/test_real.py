@@ -11,6 +11,7 @@ import pytest
 import torch
 from models.families import random_policy
 
+from experiments import blocks
 from experiments.real import cell as real_cell
 from experiments.real import study as real_study
 from experiments.real import tasks as real_tasks
@@ -18,8 +19,19 @@ from experiments.real.__main__ import main
 from experiments.real.arms import ARMS, COMPUTE_OF
 from experiments.real.cell import Cell, ClosedFormReward, Folders, Study
 from experiments.real.measure import Chooser
-from experiments.real.report import tables
-from experiments.real.study import Contender, best_sft, judged, load_cells, mean, of_seeds, win_rate
+from experiments.real.report import choice, pages, summary, tables
+from experiments.real.study import (
+    DECODINGS,
+    Contender,
+    Key,
+    best_of,
+    best_sft,
+    judged,
+    load_cells,
+    mean,
+    of_seeds,
+    win_rate,
+)
 from experiments.real.tasks import TASKS, Task, load, pretrained_overrides
 from understudy.config import SplitsConfig, load_params
 from understudy.data.withholding import is_withheld
@@ -165,6 +177,128 @@ def test_the_best_sft_is_chosen_on_validation_rows() -> None:
     assert best_sft(arms) == Contender("sft_longer", "T=1")
 
 
+def test_the_best_of_ours_is_chosen_on_validation_rows_and_of_equals_the_first() -> None:
+    arms = {"sft": {0: _cell([0.5], [1], [0], 0.5)}, "reverse_kl_sequence": {0: _cell([1.0], [1], [0], 0.4)}}
+    arms["js_sequence"] = {0: _cell([0.0], [1], [0], 0.6), 1: _cell([0.0], [1], [0], 0.4)}
+    arms["alpha_05_sequence"] = {0: _cell([1.0], [1], [0], 0.5)}
+    assert best_of("ours", arms) == Contender("js_sequence", "T=1")
+    assert best_of("baseline", arms) is None
+    with pytest.raises(ValueError, match="run the arm `sft`"):
+        best_sft({"js_sequence": arms["js_sequence"]})
+
+
+def test_a_judge_is_not_the_mean_of_its_name() -> None:
+    cells = _cells(0.5, seeds=2, prompts=4)
+    for cell in cells.values():
+        for made in cell["decodings"].values():
+            made |= {"chrf": 39.4, "others": {"chrf": [0.2, 0.4, 0.6, 0.8]}}
+    found = mean(judged(cells, "tuned", "chrf"))
+    assert found is not None and (found.value, found.n) == (0.5, 8)
+    itself = win_rate(cells, "T=1", cells, "tuned", "chrf")[0]
+    assert itself is not None and itself.value == 0.5
+    for cell in cells.values():
+        del cell["decodings"]["T=1"]["others"]  # only the mean is left
+    with pytest.raises(KeyError, match="others"):
+        judged(cells, "T=1", "chrf")
+
+
+def test_intervals_are_those_of_resampling_prompt_by_prompt() -> None:
+    draw = np.random.default_rng(5)
+    clusters, score_SP = [0, 0, 0, 1, 2, 2, 3], draw.random((3, 7))
+    cells = {seed: _cell([None, *row[1:]], [5] * 7, clusters, 0.5) for seed, row in enumerate(score_SP.tolist())}
+    chance, found = np.random.default_rng(0), []
+    for _ in range(real_study.RESAMPLES):
+        seed_S = np.bincount(chance.integers(3, size=3), minlength=3)
+        weight_SP = seed_S[:, None] * np.bincount(chance.integers(4, size=4), minlength=4)[clusters]
+        weight_SP[:, 0] = 0  # undecided
+        if weight_SP.any():
+            found.append(float((weight_SP * score_SP).sum() / weight_SP.sum()))
+    interval = mean(judged(cells, "T=1"))
+    assert interval is not None and interval.value == pytest.approx(score_SP[:, 1:].mean())
+    assert min(found) <= interval.low < interval.high <= max(found)
+    assert (interval.low, interval.high) == pytest.approx(real_study._quantiles(np.asarray(found), 3))
+
+
+def _written(folder: Path, arm: str, seed: int, chance: float, prompts: int = 40, **more: Any) -> None:
+    cell = _cells(chance, seeds=1, prompts=prompts)[0] | {"task": "pick", "size": 500, "arm": arm, "seed": seed}
+    cell |= {"overrides": [*TASKS["pick"].overrides, *ARMS[arm].overrides], "nll": [1.0], "expert_tokens": [2]} | more
+    for made in cell["decodings"].values():
+        made |= {"auc": 0.6, "distinct_2": 0.2, "self_bleu": 70.0, "chrf": 30.0}
+    folder.mkdir(exist_ok=True)
+    (folder / f"pick-500-{arm}-{seed}.json").write_text(json.dumps(cell))
+
+
+def test_cells_of_other_settings_are_not_compared(tmp_path: Path) -> None:
+    _written(tmp_path, "sft", 0, 0.5)
+    _written(tmp_path, "js_token", 0, 0.5)  # its own overrides are no other settings
+    assert {key: list(arms) for key, arms in load_cells(tmp_path).items()} == {("pick", "500", ""): ["sft", "js_token"]}
+    for arm in ("sft", "js_token"):
+        overrides = [*TASKS["pick"].overrides, "align.num_rounds=8", *ARMS[arm].overrides]
+        _written(tmp_path, arm, 1, 0.5, prompts=30, overrides=overrides)
+    cells = load_cells(tmp_path)
+    assert {key: list(arms["js_token"]) for key, arms in cells.items()} == {
+        ("pick", "500", ""): [0],
+        ("pick", "500", "align.num_rounds=8"): [1],
+    }
+    assert "## pick, 500 demonstrations (align.num_rounds=8)" in tables(cells)
+    assert "| pick, 500 (align.num_rounds=8) | 1, 2 |" in summary(cells)
+    assert "<br>pick (align.num_rounds=8): " in choice(cells)
+
+
+def test_cells_that_cannot_be_paired_are_refused_with_both_values(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _written(tmp_path, "sft", 0, 0.5)
+    _written(tmp_path, "sft", 1, 0.5, prompts=30)
+    assert main(["--report", "--out", str(tmp_path)]) == 1
+    assert "pick-500-sft-1.json has 30 test prompts and pick-500-sft-0.json has 40" in capsys.readouterr().err
+
+
+def test_the_summary_and_the_rule_say_who_wins(tmp_path: Path) -> None:
+    for seed in range(5):
+        _written(tmp_path, "sft", seed, 0.3)
+        _written(tmp_path, "spin", seed, 0.35)
+        _written(tmp_path, "js_sequence", seed, 0.9)
+    cells = load_cells(tmp_path)
+    (row,) = summary(cells).splitlines()[2:]
+    assert row.startswith("| pick, 500 | 5, 3 | SFT (T=1): 0.") and "| JS, sequence (T=1): 0." in row
+    assert "| SPIN (T=1): 0." in row
+    head, _, open_ended, close_ended = choice(cells).splitlines()
+    assert head == "| | few demonstrations (500) |" and close_ended == "| close-ended | not measured |"
+    assert open_ended.startswith("| open-ended | pick: **JS, sequence (T=1)**; its win rate against SFT (T=1) ")
+    (tmp_path / "pick-500-js_sequence-0.json").unlink()
+    assert "5 seeds, from 4 to 5 for an arm." in tables(load_cells(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("chances", "said"),
+    [
+        ((0.9, 0.3), "**SFT (T=1)**; win rate of JS, sequence (T=1) against it "),
+        ((0.5, 0.51), "no difference shown; win rate of JS, sequence (T=1) against SFT (T=1) "),
+        ((0.0, 0.001), "says nothing, hardly a response is right"),
+    ],
+)
+def test_the_rule_names_sft_or_no_difference(tmp_path: Path, chances: tuple[float, float], said: str) -> None:
+    for seed in range(5):
+        _written(tmp_path, "sft", seed, chances[0])
+        _written(tmp_path, "js_sequence", seed, chances[1])
+    assert f"pick: {said}" in choice(load_cells(tmp_path))
+
+
+def test_each_judge_has_a_table_unless_it_is_the_deciding_one(tmp_path: Path) -> None:
+    def cell(arm: str, minilm: float) -> dict[str, Any]:
+        made = _cells(0.5, seeds=1, prompts=20)[0] | {"nll": [1.0], "expert_tokens": [2]}
+        for each in made["decodings"].values():
+            each |= {"auc": 0.6, "distinct_2": 0.2, "self_bleu": 70.0, "chrf": 30.0}
+            each["others"] = {"minilm": [minilm] * 20, "chrf": each["scores"]}
+        return made
+
+    arms = {"sft": {0: cell("sft", 0.4)}, "js_sequence": {0: cell("js_sequence", 0.7)}}
+    made = tables({Key("debian", "500"): arms})
+    assert "| MiniLM, T=1 |" in made and "| chrF, T=1 |" not in made and "| chrF to the expert, T=1 |" in made
+    assert "| **JS**, sequence | 0.700 [0.700, 0.700] | 0.700 [0.700, 0.700] | 100.0% [100.0, 100.0] |" in made
+
+
 def test_the_closed_form_reward_is_the_log_ratio_so_far() -> None:
     sft, base = random_policy("llama"), random_policy("llama")
     with torch.no_grad():
@@ -253,9 +387,29 @@ def test_a_smoke_run_keeps_cells_that_make_tables_and_resumes(
     assert {path.name: path.stat().st_mtime_ns for path in (tmp_path / "cells").iterdir()} == before
 
 
-def test_the_committed_cells_make_the_tables_of_the_page() -> None:
-    cells = load_cells(RESULTS)
-    assert cells and all("sft" in arms for arms in cells.values())
-    page = (ROOT / "docs/results.md").read_text()
-    missing = [line for line in tables(cells).splitlines() if line and line not in page]
-    assert not missing
+@pytest.fixture(scope="module")
+def committed() -> Any:
+    return load_cells(RESULTS)
+
+
+def test_the_committed_cells_make_the_blocks_of_both_pages(committed: Any) -> None:
+    assert committed and all("sft" in arms for arms in committed.values())
+    for name, made in pages(committed).items():
+        text = (ROOT / "docs" / name).read_text(encoding="utf-8")
+        assert blocks.filled(text, made) == text, f"docs/{name}: run `python -m experiments.real --report`"
+
+
+def test_no_divergence_beats_the_best_sft_as_the_page_says(committed: Any) -> None:
+    for key, arms in committed.items():
+        best = best_sft(arms)
+        judges = [judge for judge in ("scores", "minilm", "chrf") if judge == "scores" or judge in _others(arms)]
+        for arm in (name for name in arms if ARMS[name].role == "ours"):
+            for decoding in DECODINGS:
+                for judge in judges:
+                    found = win_rate(arms[arm], decoding, arms[best.arm], best.decoding, judge)
+                    assert all(each is not None and each.low <= 0.5 for each in found), (key, arm, decoding, judge)
+
+
+def _others(arms: dict[str, dict[int, dict[str, Any]]]) -> set[str]:
+    every = [cell["decodings"]["T=1"].get("others", {}) for cells in arms.values() for cell in cells.values()]
+    return set.intersection(*map(set, every))
