@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -67,7 +68,7 @@ def choice(cells: Cells) -> str:
         columns = []
         for size in sizes:
             keys = [key for name in names for key in cells if (key.task, key.size) == (name, size)]
-            said = [f"{key.task}{_with(key)}: {_chosen(cells[key])}" for key in keys]
+            said = [f"{key.task}{_with(key)}, {_seeds(cells[key])}: {_chosen(cells[key])}" for key in keys]
             columns.append("<br>".join(said) or "not measured")
         lines.append(f"| {label} | " + " | ".join(columns) + " |")
     return "\n".join(lines)
@@ -98,7 +99,7 @@ def _of_one(key: Key, arms: Arms) -> list[str]:
         f"of {label}, {_contender(best)} {on_validation(arms[best.arm], best.decoding):.3f}" for label, best in bests
     ]
     head = f"## {task.name}, {_num(key.size)} demonstrations{_with(key)}\n\n"
-    head += f"{_num_seeds(arms)} seeds{uneven}. Best on validation rows, with the score there: {'; '.join(chosen)}."
+    head += f"{_seeds(arms)}{uneven}. Best on validation rows, with the score there: {'; '.join(chosen)}."
     shown = [head, wins_table(arms, task.judge)]
     shown += [wins_table(arms, label, judge) for judge, label in OTHERS.items() if _adds(judge, arms)]
     return [*shown, samples_table(arms)]
@@ -160,6 +161,11 @@ def _num_seeds(arms: Arms) -> int:
     return len({seed for cells in arms.values() for seed in cells})
 
 
+def _seeds(arms: Arms) -> str:
+    num = _num_seeds(arms)
+    return "one seed, so that intervals are over prompts alone" if num == 1 else f"{num} seeds"
+
+
 def _with(key: Key) -> str:
     return f" ({key.settings})" if key.settings else ""
 
@@ -173,7 +179,7 @@ def _nll(cell: dict[str, Any]) -> float | None:
 
 
 def _clipped(interval: Interval | None) -> Interval | None:
-    return interval and replace(interval, low=max(0.0, interval.low), high=min(1.0, interval.high))
+    return interval and replace(interval, low=max(interval.low, 0.0), high=min(interval.high, 1.0))
 
 
 def _contender(contender: Contender) -> str:
@@ -181,7 +187,10 @@ def _contender(contender: Contender) -> str:
 
 
 def _shown(interval: Interval | None) -> str:
-    return "" if interval is None else f"{interval.value:.3f} [{interval.low:.3f}, {interval.high:.3f}]"
+    if interval is None:
+        return ""
+    known = f" [{interval.low:.3f}, {interval.high:.3f}]" if math.isfinite(interval.low) else ""  # else one seed
+    return f"{interval.value:.3f}{known}"
 
 
 def _percent(interval: Interval | None) -> str:

@@ -2,23 +2,40 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 Result = dict[str, Any]
 
 
+def load(folder: Path) -> list[Result]:
+    """Read the raw numbers of all runs, in the order of their names."""
+    return [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))]
+
+
+def pages(results: Sequence[Result]) -> dict[str, dict[str, str]]:
+    """The block that the runs fill, by page of docs/."""
+    return {"results.md": {"stability": tables(results)}}
+
+
 def tables(results: Sequence[Result]) -> str:
-    """Return one table of the runs' courses and one of what both policies write on test prompts at T = 1."""
+    """Return one table of the runs' courses and one of what both policies write on test prompts."""
     return "\n\n".join((_courses(results), _test_prompts(results)))
 
 
 def verdict(result: Result) -> str:
-    """Return "healthy", or what was not: stopped by a gate, or below SFT by the judge at some decoding."""
+    """Return "healthy", or what was not: stopped by a gate, or below SFT by a judge at some decoding."""
     if result["stopped_by"] is not None:
         return "stopped by " + result["stopped_by"].split(":")[0]
-    below = [name for name, found in result["evaluation"].items() if found["judge_difference"]["high"] < 0]
-    return f"below SFT ({', '.join(below)})" if below else "healthy"
+    below = [
+        f"{judge}, {decoding}"
+        for decoding, found in result["evaluation"].items()
+        for judge, difference in found["differences"].items()
+        if difference["high"] < 0
+    ]
+    return f"below SFT ({'; '.join(below)})" if below else "healthy"
 
 
 def _courses(results: Sequence[Result]) -> str:
@@ -50,21 +67,29 @@ def _courses(results: Sequence[Result]) -> str:
 
 def _test_prompts(results: Sequence[Result]) -> str:
     lines = [
-        "| run | seed | length, SFT → aligned | distinct-2 | judge | judge: aligned − SFT, T = 1 | tuned |",
-        "|---|---|---|---|---|---|---|",
+        "| run | seed | length, SFT → aligned | distinct-2 | judge | T = 1 | difference | tuned | difference |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for result in results:
-        both = result["evaluation"]["T=1"]
-
-        def change(name: str, digits: int, both: dict[str, Any] = both) -> str:
-            found = [both[policy].get(name) for policy in ("sft", "aligned")]
-            return " → ".join(f"{each['value']:.{digits}f}" if each else "–" for each in found)
-
-        cells = [result["case"], str(result["seed"]), change("length_tokens", 1), change("distinct_2", 3)]
-        cells += [change("judge_rule", 3)]
-        cells += [_difference(result["evaluation"][name]["judge_difference"]) for name in ("T=1", "tuned")]
-        lines.append("| " + " | ".join(cells) + " |")
+        plain, tuned = (result["evaluation"][decoding] for decoding in ("T=1", "tuned"))
+        shown = [
+            result["case"],
+            str(result["seed"]),
+            _change(plain, "length_tokens", 1),
+            _change(plain, "distinct_2", 3),
+        ]
+        for judge in plain["differences"]:
+            cells = [*shown, judge]
+            for both in (plain, tuned):
+                cells += [_change(both, f"judge_{judge}", 3), _difference(both["differences"][judge])]
+            lines.append("| " + " | ".join(cells) + " |")
+            shown = [""] * len(shown)
     return "\n".join(lines)
+
+
+def _change(both: dict[str, Any], name: str, digits: int) -> str:
+    found = [both[policy].get(name) for policy in ("sft", "aligned")]
+    return " → ".join(f"{each['value']:.{digits}f}" if each else "–" for each in found)
 
 
 def _difference(found: dict[str, float]) -> str:

@@ -242,7 +242,8 @@ def test_cells_of_other_settings_are_not_compared(tmp_path: Path) -> None:
     }
     assert "## pick, 500 demonstrations (align.num_rounds=8)" in tables(cells)
     assert "| pick, 500 (align.num_rounds=8) | 1, 2 |" in summary(cells)
-    assert "<br>pick (align.num_rounds=8): " in choice(cells)
+    assert "<br>pick (align.num_rounds=8), one seed, so that intervals are over prompts alone: " in choice(cells)
+    assert "| SFT |  | 0.600 | " in tables(cells)  # an interval over seeds needs two
 
 
 def test_cells_that_cannot_be_paired_are_refused_with_both_values(
@@ -265,7 +266,9 @@ def test_the_summary_and_the_rule_say_who_wins(tmp_path: Path) -> None:
     assert "| SPIN (T=1): 0." in row
     head, _, open_ended, close_ended = choice(cells).splitlines()
     assert head == "| | few demonstrations (500) |" and close_ended == "| close-ended | not measured |"
-    assert open_ended.startswith("| open-ended | pick: **JS, sequence (T=1)**; its win rate against SFT (T=1) ")
+    assert open_ended.startswith(
+        "| open-ended | pick, 5 seeds: **JS, sequence (T=1)**; its win rate against SFT (T=1) "
+    )
     (tmp_path / "pick-500-js_sequence-0.json").unlink()
     assert "5 seeds, from 4 to 5 for an arm." in tables(load_cells(tmp_path))
 
@@ -282,7 +285,7 @@ def test_the_rule_names_sft_or_no_difference(tmp_path: Path, chances: tuple[floa
     for seed in range(5):
         _written(tmp_path, "sft", seed, chances[0])
         _written(tmp_path, "js_sequence", seed, chances[1])
-    assert f"pick: {said}" in choice(load_cells(tmp_path))
+    assert f"pick, 5 seeds: {said}" in choice(load_cells(tmp_path))
 
 
 def test_each_judge_has_a_table_unless_it_is_the_deciding_one(tmp_path: Path) -> None:
