@@ -190,7 +190,8 @@ def _intercept(total_NK: Floats) -> Floats:
     below, mean_win = total * second - first**2, wins / total
     known = below > 1e-9 * total**2  # else lengths do not differ
     slope = (total * product - first * wins) / np.where(known, below, 1.0)
-    return np.where(known, mean_win - slope * first / total, mean_win)
+    intercept: Floats = np.where(known, mean_win - slope * first / total, mean_win)
+    return intercept
 
 
 def _resampled(pairs: Paired, columns: list[Floats], statistic: Statistic) -> Interval | None:

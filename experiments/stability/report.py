@@ -28,7 +28,7 @@ def tables(results: Sequence[Result]) -> str:
 def verdict(result: Result) -> str:
     """Return "healthy", or what was not: stopped by a gate, or below SFT by a judge at some decoding."""
     if result["stopped_by"] is not None:
-        return "stopped by " + result["stopped_by"].split(":")[0]
+        return f"stopped by {result['stopped_by'].split(':')[0]}"
     below = [
         f"{judge}, {decoding}"
         for decoding, found in result["evaluation"].items()
