@@ -220,7 +220,7 @@ def least_flops(work: Work, parameters: int, embedding: int, hidden: int) -> flo
         trained = pairs * (work.prompt_tokens + 2 * work.response_tokens)
         return policy + 2 * (parameters - embedding) * (tokens + 3 * trained)
     width = settings.reader_width or hidden
-    reader = (2 * hidden + 1) * width + settings.reader_layers * 12 * width**2
+    reader = 2 * hidden * width + settings.reader_layers * 12 * width**2
     # Prompts of old samples, and the expert's responses to new and old prompts; with every prompt of the round asked.
     old = round(settings.replay_fraction * settings.batch_pairs) * settings.updates_per_round
     read = old * (work.prompt_tokens + 2 * work.response_tokens) + work.prompts * work.response_tokens

@@ -8,14 +8,18 @@ from experiments.discriminators.study import KINDS, LEARNED_FROM
 from experiments.real.study import of_seeds
 from understudy.evaluation.intervals import Interval
 
-LABELS = {"sft": "a trained copy of the policy", "shared_trunk": "a reader of the frozen policy"}
+LABELS = {
+    "sft": "a trained copy of the policy",
+    "shared_trunk": "a reader of the frozen policy",
+    "told": "the same, told log-probabilities",
+}
 
 
 def table(cells: list[dict[str, Any]]) -> str:
     """Held-out AUC after the last round, mean over seeds with Student's interval; seconds are of the seeds' mean."""
     lines = [
-        "| task | seeds | discriminator | learned from | held-out AUC after 40 updates | after all | seconds |",
-        "|---|---|---|---|---|---|---|",
+        "| task | seeds | discriminator | learned from | AUC, 40 updates | 200 updates | AUC of validity | seconds |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for task in dict.fromkeys(cell["task"] for cell in cells):
         some = [cell for cell in cells if cell["task"] == task]
@@ -26,7 +30,10 @@ def table(cells: list[dict[str, Any]]) -> str:
                 first, last = (of_seeds(cell["auc"][key][at] for cell in some) for at in (0, -1))
                 seconds = sum(cell["seconds"][key] for cell in some) / len(some)
                 shown = (head, str(len(some)), LABELS[kind], f"{name} by SFT" if name == "seen" else name)
-                lines.append(f"| {' | '.join(shown)} | {_shown(first)} | {_shown(last)} | {seconds:.0f} |")
+                valid = of_seeds(cell["auc_valid"][key] for cell in some)
+                lines.append(
+                    f"| {' | '.join(shown)} | {_shown(first)} | {_shown(last)} | {_shown(valid)} | {seconds:.0f} |"
+                )
     return "\n".join(lines)
 
 

@@ -1,35 +1,54 @@
 """One policy that stands still, several discriminators: their held-out AUC as they learn, in the production loop.
 
 Half of the demonstrations train the SFT policy. A discriminator then learns from that half ("seen") or from the other
-("withheld"), against samples of the policy to the same prompts; its AUC is measured on held-out groups.
+("withheld"), against samples of the policy to the same prompts; its AUC is measured on held-out groups. Whether it also
+ranks the policy's valid samples above its invalid ones is what the policy's update depends on.
 """
 
 from __future__ import annotations
 
 import json
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from experiments.real.cell import Folders, Study
 from experiments.real.tasks import TASKS, load
 from understudy.config import Params, load_params
-from understudy.models.discriminator import create_discriminator
-from understudy.models.language_model import LanguageModel
+from understudy.data.demonstrations import Demonstration
+from understudy.evaluation.judges import load_judge
+from understudy.models.discriminator import Discriminator, create_discriminator
+from understudy.models.generation import SamplingSettings, generate
+from understudy.models.language_model import LanguageModel, TokenBatch
 from understudy.models.loading import create_policy, load_policy
+from understudy.models.trunk_reader import TrunkReader
 from understudy.training.adversarial import align, num_discriminator_outputs
+from understudy.training.discriminating import auc
 from understudy.training.examples import Example, encode
+from understudy.training.loop import step_seed
 from understudy.training.sft import train_sft
 from understudy.training.state import Models
 
 ROOT = Path(__file__).parents[2]
-KINDS = ("sft", "shared_trunk")
+KINDS = ("sft", "shared_trunk", "told")
 LEARNED_FROM = ("seen", "withheld")
+REPEATS = 4
 # Rates were chosen on seed 100: docs/lab-notes.md, 2026-11-29.
-RATES = {"sft": 3e-4, "shared_trunk": 5e-4}
+RATES = {"sft": 3e-4, "shared_trunk": 5e-4, "told": 5e-4}
+
+
+class ToldReader(TrunkReader):
+    """A reader that is told the log-probability of each token under the frozen policy, too."""
+
+    @staticmethod
+    def features_of(num_seen: int) -> int:
+        """All."""
+        return num_seen
 
 
 @dataclass(frozen=True)
@@ -44,7 +63,7 @@ class Setting:
     def params(self, kind: str) -> Params:
         """Params of a discriminator; the policy's update is too small to move it."""
         own = {
-            "init": kind,
+            "init": "shared_trunk" if kind == "told" else kind,
             "learning_rate": RATES[kind],
             "warmup_rounds": self.num_rounds - 1,
             "warmup_updates_per_round": 8,
@@ -84,27 +103,69 @@ def measure(setting: Setting, seed: int, work: Path) -> dict[str, Any]:
     with study._loop(params) as loop:
         train_sft(policy, seen, encode(policy, rows.validation).examples, params.sft, seed, loop)
     policy.save(folder)
-    found: dict[str, Any] = {"task": setting.task, "half": setting.half, "seed": seed, "auc": {}, "seconds": {}}
+    found: dict[str, Any] = {"task": setting.task, "half": setting.half, "seed": seed}
+    found |= {"auc": {}, "auc_valid": {}, "seconds": {}}
+    judged = _judged_samples(policy, rows.test, params, seed)
     found["nll"] = {name: _nll(policy, part) for name, part in (("seen", seen), ("held out", held_out))}
     for kind in KINDS:
         for name, train in (("seen", seen), ("withheld", withheld)):
             started = time.perf_counter()
-            found["auc"][f"{kind}, {name}"] = _aucs(study, setting.params(kind), folder, (train, held_out), seed)
+            network, aucs = _trained(study, setting, kind, folder, (train, held_out), seed)
+            found["auc"][f"{kind}, {name}"] = aucs
+            found["auc_valid"][f"{kind}, {name}"] = _auc_of_validity(network, judged)
             found["seconds"][f"{kind}, {name}"] = round(time.perf_counter() - started, 1)
     return found
 
 
-def _aucs(
-    study: Study, params: Params, folder: Path, data: tuple[list[Example], list[Example]], seed: int
-) -> list[float]:
-    policy, reference = load_policy(folder), load_policy(folder)
+def _trained(
+    study: Study, setting: Setting, kind: str, folder: Path, data: tuple[list[Example], list[Example]], seed: int
+) -> tuple[Discriminator, list[float]]:
+    params = setting.params(kind)
+    policy, reference, own = load_policy(folder), load_policy(folder), params.align.discriminator
     reference.model.requires_grad_(False)
     torch.manual_seed(seed)
     outputs = num_discriminator_outputs(params.align)
-    network = create_discriminator(params.align.discriminator, outputs, reference, lambda: load_policy(folder))
+    network = create_discriminator(own, outputs, reference, lambda: load_policy(folder))
+    if kind == "told":
+        torch.manual_seed(seed)
+        network = ToldReader(reference, outputs, own.reader_layers, own.reader_width, own.dropout)
     with study._loop(params) as loop:
         align(Models(policy, reference, network), *data, params.align, seed, loop)
-        return [round(numbers["held_out_auc"], 4) for numbers in loop.history if "held_out_auc" in numbers]
+        return network, [round(numbers["held_out_auc"], 4) for numbers in loop.history if "held_out_auc" in numbers]
+
+
+def _judged_samples(
+    policy: LanguageModel, rows: Sequence[Demonstration], params: Params, seed: int
+) -> list[tuple[TokenBatch, Tensor]]:
+    """Samples at T=1 to held-out prompts, four each, and whether the task's judge finds each valid."""
+    (judge,) = [load_judge(judge, root=ROOT) for judge in params.evaluation.judges]
+    settings = SamplingSettings(params.evaluation.max_response_tokens)
+    generator, made = torch.Generator().manual_seed(step_seed(seed, "judged")), []
+    policy.model.eval()
+    for start in range(0, len(rows), 32):
+        some = rows[start : start + 32]
+        prompts = [policy.encode_prompt([dict(message) for message in row.messages]) for row in some]
+        rollouts = generate(policy, prompts, settings, generator, REPEATS)
+        asked = [row for row in some for _ in range(REPEATS)]
+        texts = [policy.decode(response) for response in rollouts.responses]
+        score_B = judge.scores([row.prompt for row in asked], texts, [row.response for row in asked])
+        batch = policy.batch([prompt for prompt in prompts for _ in range(REPEATS)], rollouts.responses)
+        made.append((batch, torch.tensor(score_B > 0.5)))
+    return made
+
+
+@torch.no_grad()
+def _auc_of_validity(network: Discriminator, judged: list[tuple[TokenBatch, Tensor]]) -> float | None:
+    """The chance that a valid sample scores above an invalid one, where there are at least 20 of each."""
+    network.eval()
+    scores, valid = [], torch.cat([valid_B for _, valid_B in judged])
+    for batch, _ in judged:
+        last_B = batch.mask_BT.sum(dim=1) - 1
+        scores.append(network(batch)[torch.arange(batch.num_rows), last_B, 0])
+    score_N = torch.cat(scores)
+    if min(int(valid.sum()), int((~valid).sum())) < 20:
+        return None
+    return round(auc(score_N[valid], score_N[~valid]), 4)
 
 
 @torch.no_grad()

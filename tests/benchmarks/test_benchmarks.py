@@ -132,8 +132,8 @@ def test_least_arithmetic_of_a_step_by_hand() -> None:
     # 6 responses: 140 tokens; two updates of 2 pairs with 10 + 2 * 20 tokens each.
     assert least_flops(work, 1000, 100, 8) == 2 * 1000 * 5 * 140 + 2 * 900 * (140 + 3 * 200)
     # A quarter of 2 pairs rounds to no old sample: the reference reads 2 expert responses; the reader, of width 64 on
-    # 2 * 8 + 1 features, 6 responses and three times two updates of 2 pairs of responses.
-    reader = 17 * 64 + 12 * 64**2
+    # 2 * 8 features, 6 responses and three times two updates of 2 pairs of responses.
+    reader = 16 * 64 + 12 * 64**2
     shared = least_flops(replace(work, discriminator="shared_trunk"), 1000, 100, 8)
     assert shared == 2 * 1000 * (5 * 140 + 2 * 20) + 2 * reader * (120 + 3 * 160)
 

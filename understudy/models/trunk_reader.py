@@ -3,7 +3,10 @@
 The reference scores every sample anyway, for the penalty. What it thought on the way tells expert from policy, too:
 so no second trunk is kept, trained or run, and the discriminator cannot forget what the reference knows.
 
-Shapes: B sequences, T response columns, H hidden width of the reference, F = 2H + 1 features, D width, n outputs.
+It is not told how likely a token was. Told, it learns within rounds that what surprises the policy is the expert's:
+right of responses to new prompts, but then it prefers the policy's mistakes (docs/results.md, "Discriminators").
+
+Shapes: B sequences, T response columns, H hidden width of the reference, F = 2H + 1 seen, D width, n outputs.
 """
 
 from __future__ import annotations
@@ -44,7 +47,7 @@ class TrunkReader(nn.Module):
         super().__init__()
         hidden = reference.hidden_size
         self.shape = {"num_layers": num_layers, "width": width or HEAD_WIDTH * -(-hidden // HEAD_WIDTH)}
-        self.project = nn.Linear(2 * hidden + 1, self.shape["width"])
+        self.project = nn.Linear(self.features_of(2 * hidden + 1), self.shape["width"])
         self.layers = nn.ModuleList(_Layer(self.shape["width"]) for _ in range(num_layers))
         self.norm = nn.LayerNorm(self.shape["width"])
         self.dropout = nn.Dropout(dropout)
@@ -54,10 +57,15 @@ class TrunkReader(nn.Module):
         # In a list so that the reference is not registered as a part of this module.
         self._reference = [reference]
 
+    @staticmethod
+    def features_of(num_seen: int) -> int:
+        """How many of what the reference saw are read: all but the log-probability, which stands last."""
+        return num_seen - 1
+
     def forward(self, batch: TokenBatch) -> Tensor:
         """Outputs at each response token, float32, shape (B, T, n); reads the reference where the batch does not."""
         seen_BTF = batch.seen_BTF if batch.seen_BTF is not None else self._reference[0].read(batch)
-        hidden_BTD = self.project(seen_BTF)
+        hidden_BTD = self.project(seen_BTF[..., : self.features_of(seen_BTF.shape[-1])])
         for layer in self.layers:
             hidden_BTD = layer(hidden_BTD)
         hidden_BTD = self.norm(hidden_BTD).masked_fill(~batch.mask_BT[..., None], 0.0)
