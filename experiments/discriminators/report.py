@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from experiments.blocks import Pages
 from experiments.discriminators.study import KINDS, LEARNED_FROM
 from experiments.real.study import of_seeds
 from understudy.evaluation.intervals import Interval
@@ -13,6 +14,11 @@ LABELS = {
     "shared_trunk": "a reader of the frozen policy",
     "told": "the same, told log-probabilities",
 }
+
+
+def pages(cells: list[dict[str, Any]]) -> Pages:
+    """The block of docs/results.md."""
+    return {"results.md": {"discriminators": table(cells)}}
 
 
 def table(cells: list[dict[str, Any]]) -> str:

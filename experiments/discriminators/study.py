@@ -85,7 +85,6 @@ class Setting:
 SETTINGS = {
     "pick": Setting("pick", 500, 25, 16),
     "ansible": Setting("ansible", 1000, 25, 24),
-    "debian": Setting("debian", 1000, 25, 24),
 }
 
 
@@ -179,6 +178,11 @@ def _nll(policy: LanguageModel, examples: list[Example]) -> float:
         total -= float(policy.response_logps(batch).sum())
         num += int(batch.mask_BT.sum())
     return round(total / num, 4)
+
+
+def as_text(cell: dict[str, Any]) -> str:
+    """One line of JSON."""
+    return json.dumps(cell, separators=(",", ":"), allow_nan=False) + "\n"
 
 
 def load_results(folder: Path) -> list[dict[str, Any]]:

@@ -33,6 +33,15 @@ def _ours(divergence: str, label: str, level: str) -> Arm:
     return Arm(name, f"{label}, {level}", "align", overrides, "ours")
 
 
+_NEW = (
+    "align.divergence=reverse_kl",
+    "align.level=sequence",
+    "sft.withheld_fraction=0.2",
+    "align.demonstrations=withheld",
+    "align.discriminator.init=shared_trunk",
+    "align.discriminator.learning_rate=5e-4",
+    "align.discriminator.updates_per_round=8",
+)
 ARMS: dict[str, Arm] = {
     arm.name: arm
     for arm in (
@@ -59,5 +68,7 @@ ARMS: dict[str, Arm] = {
         _ours("js", "**JS**", "token"),
         _ours("alpha:0.5", "α = ½", "token"),
         _ours("forward_kl", "forward KL", "token"),
+        # What the discriminator meets is new to the policy, and it reads the frozen policy: experiments/discriminators.
+        Arm("reverse_kl_new", "reverse KL, sequence, a fifth withheld from SFT", "align", _NEW, "ours"),
     )
 }
