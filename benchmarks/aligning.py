@@ -64,6 +64,12 @@ def align_config(work: Work, rounds: int) -> AlignConfig:
     return load_params(ROOT / "params.yaml", [f"align.{name}={value}" for name, value in settings.items()]).align
 
 
+def discriminator_pairs(work: Work) -> int:
+    """Pairs of all updates of a round."""
+    settings = align_config(work, 1).discriminator
+    return settings.updates_per_round * settings.batch_pairs
+
+
 class OurStep:
     """Rounds of `align` without the first, which warms up."""
 
@@ -214,7 +220,7 @@ def least_flops(work: Work, parameters: int, embedding: int, hidden: int) -> flo
     rows = work.prompts * work.repeats
     tokens = work.prompts * work.prompt_tokens + rows * work.response_tokens
     settings = align_config(work, 1).discriminator
-    pairs = settings.updates_per_round * settings.batch_pairs
+    pairs = discriminator_pairs(work)
     policy = 2 * parameters * (1 + 1 + 3) * tokens
     if work.discriminator == "sft":
         trained = pairs * (work.prompt_tokens + 2 * work.response_tokens)

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.aligning import OurStep, PeerStep, Work
+from benchmarks.aligning import OurStep, PeerStep, Work, discriminator_pairs
 from benchmarks.machine import describe, measure_floor
 from benchmarks.subjects import create_policy, num_parameters, random_ids
 from understudy.models.decoding import FusedStepper, start_fused
@@ -119,7 +119,13 @@ def whole_step(work: Work, on_gpu: bool, without_peers: bool) -> dict[str, Any]:
     if on_gpu:
         found["peak_mib"] = torch.cuda.max_memory_allocated() / 2**20
     shape = ModelShape.of(create_policy(work.size, work.vocabulary).model)
-    step = StepShape(work.prompts, work.repeats, work.prompt_tokens, work.response_tokens)
+    step = StepShape(
+        work.prompts,
+        work.repeats,
+        work.prompt_tokens,
+        work.response_tokens,
+        discriminator_pairs=discriminator_pairs(work),
+    )
     found["formula_mib"] = align_bytes(shape, step, shared_trunk=work.discriminator == "shared_trunk")["peak"] / 2**20
     for peer in () if without_peers else ("rloo", "grpo"):
         found[f"{peer}_seconds"] = PeerStep(work, peer, device).seconds(2)

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from benchmarks.aligning import OurStep, Work
+from benchmarks.aligning import OurStep, Work, discriminator_pairs
 
 ROOT = Path(__file__).parents[1]
 
@@ -83,7 +83,13 @@ def main(work: Work) -> None:
     seconds = OurStep(work).seconds(1)
     peak = peak_mib() - before
     shape = ModelShape.of(create_model(work.size, work.vocabulary, 16))
-    step = StepShape(work.prompts, work.repeats, work.prompt_tokens, work.response_tokens)
+    step = StepShape(
+        work.prompts,
+        work.repeats,
+        work.prompt_tokens,
+        work.response_tokens,
+        discriminator_pairs=discriminator_pairs(work),
+    )
     formula = align_bytes(shape, step, work.discriminator == "shared_trunk")
     print(json.dumps({"seconds": seconds, "peak_mib": peak, "formula_mib": formula["peak"] / 2**20}))
 

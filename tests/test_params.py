@@ -52,3 +52,17 @@ def test_a_preset_that_is_no_preset_is_named(tmp_path: Path, text: str | None, s
     path = preset(tmp_path, text) if text else tmp_path / "absent.yaml"
     with pytest.raises(ConfigError, match=said):
         load_params(PARAMS, presets=[path])
+
+
+@pytest.mark.parametrize(
+    ("shape", "said"),
+    [
+        ("null", "init is own but discriminator.own is null"),
+        ("{hidden_size: 33, intermediate_size: 8, num_layers: 1, num_heads: 4}", "size 33 is not a multiple of twice"),
+        ("{hidden_size: 36, intermediate_size: 8, num_layers: 1, num_heads: 4}", "size 36 is not a multiple of twice"),
+    ],
+)
+def test_a_discriminator_that_cannot_be_built_is_refused_with_the_params(shape: str, said: str) -> None:
+    overrides = ["align.discriminator.init=own", f"align.discriminator.own={shape}"]
+    with pytest.raises(ConfigError, match=said):
+        load_params(ROOT / "params.yaml", overrides)

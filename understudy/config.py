@@ -147,6 +147,15 @@ class OwnTrunkConfig(Section):
     num_layers: int = Field(gt=0)
     num_heads: int = Field(gt=0)
 
+    @model_validator(mode="after")
+    def _heads_share_the_width(self) -> Self:
+        if self.hidden_size % (2 * self.num_heads):
+            raise ValueError(
+                f"hidden_size {self.hidden_size} is not a multiple of twice num_heads {self.num_heads}; heads take "
+                "equal, even widths"
+            )
+        return self
+
 
 class DiscriminatorConfig(Section):
     """The network that tells expert from policy, and how it is trained."""
@@ -286,6 +295,11 @@ def disagreements(data: DataConfig, sft: SftConfig, align: AlignConfig) -> Itera
         yield (
             "align.demonstrations is withheld but sft.withheld_fraction is 0, so that none are; set "
             "sft.withheld_fraction above 0, or align.demonstrations=all"
+        )
+    if align.min_held_out_auc is not None and align.method == "selfplay":
+        yield (
+            f"align.min_held_out_auc is {align.min_held_out_auc:g} but align.method selfplay does not follow the "
+            "discriminator, and would be held as it nears the expert; set align.min_held_out_auc=null"
         )
     if align.min_held_out_auc is not None and data.splits.validation == 0:
         yield (

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from experiments.real.cell import Folders, Study
 from experiments.real.tasks import TASKS, load
@@ -24,7 +24,7 @@ from understudy.data.demonstrations import Demonstration
 from understudy.evaluation.judges import load_judge
 from understudy.models.discriminator import Discriminator, create_discriminator
 from understudy.models.generation import SamplingSettings, generate
-from understudy.models.language_model import LanguageModel, TokenBatch
+from understudy.models.language_model import LanguageModel, Seen, TokenBatch
 from understudy.models.loading import create_policy, load_policy
 from understudy.models.trunk_reader import TrunkReader
 from understudy.training.adversarial import align, num_discriminator_outputs
@@ -45,10 +45,15 @@ RATES = {"sft": 3e-4, "shared_trunk": 5e-4, "told": 5e-4}
 class ToldReader(TrunkReader):
     """A reader that is told the log-probability of each token under the frozen policy, too."""
 
-    @staticmethod
-    def features_of(num_seen: int) -> int:
-        """All."""
-        return num_seen
+    def __init__(
+        self, reference: LanguageModel, num_outputs: int, num_layers: int, width: int | None, dropout: float
+    ) -> None:
+        super().__init__(reference, num_outputs, num_layers, width, dropout)
+        self.project = nn.Linear(2 * reference.hidden_size + 1, self.shape["width"])
+
+    def features(self, seen: Seen) -> Tensor:
+        """All, shape (B, T, 2H + 1)."""
+        return torch.cat([super().features(seen), seen.logp_BT[..., None]], dim=-1)
 
 
 @dataclass(frozen=True)

@@ -67,3 +67,13 @@ def test_an_empty_part_is_refused_with_its_numbers() -> None:
         for_warm_start([withheld, withheld], 0.5)
     with pytest.raises(ConfigError, match=r"withheld_fraction 0\.5 withholds none of 1 .*\(1 groups\)\. Raise it"):
         for_alignment([shown], "withheld", 0.5)
+
+
+def test_a_fraction_that_withholds_none_is_refused_before_sft_not_after() -> None:
+    few = ROWS[:90]  # 30 groups
+    assert not any(is_withheld(row.group, 0.001) for row in few)
+    with pytest.raises(
+        ConfigError, match=r"0\.001 withholds none of 90 training demonstrations \(30 groups\) from SFT"
+    ):
+        for_warm_start(few, 0.001)
+    assert for_warm_start(few, 0.0) == few

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -20,17 +21,13 @@ from understudy.models.trunk_reader import TrunkReader
 def test_the_told_reader_alone_knows_how_likely_a_token_was() -> None:
     policy = random_policy("llama")
     batch = policy.batch([[5, 6]], [[7, 8, 9]])
-    seen_BTF = policy.read(batch)
-    changed = seen_BTF.clone()
-    changed[..., -1] -= 1.0
+    seen = policy.read(batch)
+    changed = replace(seen, logp_BT=seen.logp_BT - 1.0)
     for kind, told in ((TrunkReader, False), (ToldReader, True)):
         torch.manual_seed(0)
         reader = kind(policy, num_outputs=1, num_layers=1, width=32, dropout=0.0)
         torch.nn.init.normal_(reader.head.weight)
-        outputs = [
-            reader(type(batch)(batch.ids_BS, batch.attention_BS, batch.response_BT, batch.mask_BT, seen_BTF=seen))
-            for seen in (seen_BTF, changed)
-        ]
+        outputs = [reader(replace(batch, seen=told_of)) for told_of in (seen, changed)]
         assert torch.equal(*outputs) is not told
 
 

@@ -12,7 +12,7 @@ from understudy.errors import IntegrityError
 from understudy.models.discriminator import load_discriminator
 from understudy.models.language_model import LanguageModel, TokenBatch
 from understudy.models.loading import with_lora
-from understudy.models.trunk_reader import TrunkReader
+from understudy.models.trunk_reader import TrunkReader, load_trunk_reader
 
 PROMPTS, RESPONSES = [[5, 6], [7], [5, 6]], [[8, 9, 10], [10], [11, 12]]
 
@@ -28,17 +28,31 @@ def _reader(policy: LanguageModel, dropout: float = 0.0) -> TrunkReader:
 def test_the_reference_is_read_as_transformers_computes_it(family: str) -> None:
     policy = random_policy(family)
     assert (policy.batch(PROMPTS, RESPONSES).packed is not None) == (family == "llama")
-    seen_BTF, width = policy.read(policy.batch(PROMPTS, RESPONSES)), policy.hidden_size
+    seen = policy.read(policy.batch(PROMPTS, RESPONSES))
+    assert seen.hidden_BUH.shape == (3, 4, policy.hidden_size) and seen.logp_BT.shape == (3, 3)
     for row, (prompt, response) in enumerate(zip(PROMPTS, RESPONSES, strict=True)):
         with torch.no_grad():
             output = policy.model(torch.tensor([prompt + response]), output_hidden_states=True)
         hidden_SH, logp_SV = output.hidden_states[-1][0], output.logits[0].log_softmax(-1)
-        for column, token in enumerate(response):
-            at = len(prompt) + column
-            expected = torch.cat([hidden_SH[at - 1], hidden_SH[at], logp_SV[at - 1, token][None]])
-            torch.testing.assert_close(seen_BTF[row, column], expected, atol=1e-5, rtol=1e-5)
-        assert float(seen_BTF[row, len(response) :].abs().sum()) == 0
-    assert seen_BTF.shape == (3, 3, 2 * width + 1)
+        num, first = len(response), len(prompt) - 1
+        torch.testing.assert_close(seen.hidden_BUH[row, : num + 1], hidden_SH[first:], atol=1e-5, rtol=1e-5)
+        expected_t = logp_SV[first : first + num].gather(1, torch.tensor(response)[:, None])[:, 0]
+        torch.testing.assert_close(seen.logp_BT[row, :num], expected_t, atol=1e-5, rtol=1e-5)
+        assert float(seen.hidden_BUH[row, num + 1 :].abs().sum() + seen.logp_BT[row, num:].abs().sum()) == 0
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_logits_of_prompts_and_hidden_states_of_other_layers_are_not_made(family: str) -> None:
+    policy = random_policy(family)
+    batch = policy.batch([[5] * 20], [[8, 9]])
+    batch = TokenBatch(batch.ids_BS, batch.attention_BS, batch.response_BT, batch.mask_BT)  # not packed
+    columns: list[int] = []
+    hook = policy.model.get_output_embeddings().register_forward_hook(
+        lambda _, __, logits: columns.append(logits.shape[1])
+    )
+    policy.read(batch)
+    hook.remove()
+    assert columns == [2]
 
 
 def test_a_position_is_judged_by_what_stands_before_it_and_a_row_by_itself_alone() -> None:
@@ -82,7 +96,8 @@ def test_adapters_are_not_read_and_training_mode_is_left_as_it_was() -> None:
                 parameter.normal_()
     adapted.model.train()
     assert not torch.allclose(adapted.response_logps(batch), plain.response_logps(batch), atol=1e-3)
-    torch.testing.assert_close(adapted.read(batch), expected)
+    read = adapted.read(batch)
+    torch.testing.assert_close((read.hidden_BUH, read.logp_BT), (expected.hidden_BUH, expected.logp_BT))
     assert adapted.model.training
 
 
@@ -101,7 +116,7 @@ def test_what_is_known_already_is_not_read_again_and_travels_with_its_rows(monke
     policy = random_policy("llama")
     reader, batch = _reader(policy).eval(), policy.batch(PROMPTS, RESPONSES)
     expected = reader(batch)
-    known = TokenBatch(batch.ids_BS, batch.attention_BS, batch.response_BT, batch.mask_BT, seen_BTF=policy.read(batch))
+    known = TokenBatch(batch.ids_BS, batch.attention_BS, batch.response_BT, batch.mask_BT, seen=policy.read(batch))
     monkeypatch.setattr(policy, "read", lambda batch: pytest.fail("read again"))
     torch.testing.assert_close(reader(known), expected)
     torch.testing.assert_close(reader(known.part(slice(1, 3))), expected[1:])
@@ -111,6 +126,9 @@ def test_weights_of_another_shape_are_refused(tmp_path: Path) -> None:
     policy = random_policy("llama")
     _reader(policy).save(tmp_path, {"level": "sequence"})
     loaded = load_discriminator(tmp_path, policy)
+    # Where it reads is where its reference is.
+    (elsewhere,) = load_trunk_reader(tmp_path, torch.device("meta"))._reference
+    assert elsewhere.device.type == "meta"
     batch = policy.batch(PROMPTS, RESPONSES)
     assert torch.equal(loaded.eval()(batch), _reader(policy).eval()(batch))
     tensors = load_file(tmp_path / "reader.safetensors")

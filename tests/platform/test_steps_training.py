@@ -10,6 +10,7 @@ import pytest
 from support.tiny import tiny_params
 
 import understudy.training.adversarial as adversarial
+import understudy.training.examples as training_examples
 import understudy.training.sft as training_sft
 from understudy.config import Params
 from understudy.data.demonstrations import load_split
@@ -99,6 +100,27 @@ def test_withheld_demonstrations_reach_alignment_and_longer_sft_but_not_the_warm
         other, _ = align.run(game | {field: value}, dataset, warm)
         assert other.config_sha256 != policy.config_sha256
     assert seen[3] < withheld and seen[4] == longer
+
+
+def test_withheld_demonstrations_that_alignment_would_refuse_cost_no_sft(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoded: list[set[str]] = []
+    encode = training_examples.encode
+
+    def noted(policy: Any, rows: Any) -> Any:
+        encoded.append({row.id for row in rows})
+        return encode(policy, rows)
+
+    monkeypatch.setattr(training_examples, "encode", noted)
+    monkeypatch.setattr(training_sft, "train_sft", lambda *given: pytest.fail("trained"))
+    _workdir(monkeypatch, tmp_path)
+    params = tiny_params("sft.withheld_fraction=0.3", "align.demonstrations=withheld")
+    dataset = ingest.run(_sections(params, "data", source_sha256=""))
+    with pytest.raises(pytest.fail.Exception):
+        sft.run(_sections(params, "model", "sft"), dataset)
+    rows = load_split(materialise(dataset, tmp_path), "train")
+    assert {row.id for row in rows if is_withheld(row.group, 0.3)} in encoded
 
 
 def test_lora_with_shared_trunk_runs_on_a_pretrained_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

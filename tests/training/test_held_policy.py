@@ -83,9 +83,9 @@ def test_the_last_measurement_decides_and_held_rounds_count(tmp_path: Path, monk
 def test_stopped_and_resumed_it_holds_the_same_rounds(
     stop_after: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Measured every other round: what a resumed run knows of the last AUC is what its checkpoint says.
+    # Measured every other round, or while held: what a resumed run knows of the last AUC is what its checkpoint says.
     gated = (*GATED, "align.held_out_every_rounds=2")
-    _script(monkeypatch, {1: 0.5, 2: 0.7, 4: 0.5, 6: 0.7})
+    _script(monkeypatch, {1: 0.5, 2: 0.7, 4: 0.5, 5: 0.5, 6: 0.7})
     whole, result, history = _run(tmp_path / "whole", *gated)
     assert result.policy_held_rounds == 3 and [e["step"] for e in history.history if "kl" in e] == [3, 4]
     with pytest.raises(Preempted):
@@ -114,6 +114,20 @@ def test_it_is_measured_before_the_first_policy_round(
     warm_up = f"align.discriminator.warmup_rounds={warmup_rounds}"
     _, result, _ = _run(tmp_path, *GATED, "align.held_out_every_rounds=100", warm_up)
     assert asked == expected and result.policy_held_rounds == 0
+
+
+def test_a_held_policy_goes_on_as_soon_as_the_discriminator_tells(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = _script(monkeypatch, {1: 0.5, 2: 0.5, 3: 0.7, 6: 0.7})
+    _, result, surroundings = _run(tmp_path, *GATED, "align.held_out_every_rounds=100")
+    assert asked == [1, 2, 3, 6] and result.policy_held_rounds == 2
+    assert [entry["step"] for entry in surroundings.history if "policy_loss" in entry] == [4, 5, 6]
+
+
+def test_self_play_which_does_not_follow_the_discriminator_cannot_be_held() -> None:
+    with pytest.raises(ConfigError, match="min_held_out_auc is 0.6 but align.method selfplay does not follow"):
+        params("align.min_held_out_auc=0.6", "align.method=selfplay")
 
 
 def test_health_gates_leave_held_rounds_out() -> None:

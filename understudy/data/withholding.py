@@ -34,13 +34,18 @@ def for_warm_start(train: Sequence[G], fraction: float) -> list[G]:
     """Training rows that the SFT warm start sees, in their order.
 
     Raises:
-        ConfigError: `sft.withheld_fraction` leaves it none.
+        ConfigError: `sft.withheld_fraction` leaves it none, or withholds none.
     """
     shown = [row for row in train if not is_withheld(row.group, fraction)]
     if train and not shown:
         raise ConfigError(
             f"sft.withheld_fraction {fraction:g} withholds all {len(train)} training demonstrations "
             f"({_num_groups(train)} groups) from SFT. Lower it, or give demonstrations of more groups."
+        )
+    if fraction > 0 and len(shown) == len(train):
+        raise ConfigError(
+            f"sft.withheld_fraction {fraction:g} withholds none of {len(train)} training demonstrations "
+            f"({_num_groups(train)} groups) from SFT. Raise it, or set it to 0."
         )
     return shown
 

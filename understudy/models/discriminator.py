@@ -49,12 +49,12 @@ def load_discriminator(folder: Path, layout: LanguageModel) -> Discriminator:
 
     Args:
         folder: with description.json.
-        layout: a policy with the tokenizer of the one that it was trained against.
+        layout: a policy with the tokenizer of the one that it was trained against, on the device to read on.
 
     Raises:
         IntegrityError: the weights do not fit the description.
     """
     described = json.loads((folder / "description.json").read_text(encoding="utf-8"))
     if described.get("kind") == trunk_reader.KIND:
-        return load_trunk_reader(folder)
+        return load_trunk_reader(folder, layout.device)
     return load_scalar_head(folder, layout)

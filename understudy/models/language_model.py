@@ -27,6 +27,23 @@ Message = dict[str, str]
 
 
 @dataclass(frozen=True)
+class Seen:
+    """What a frozen model saw in responses, float32, zero where masked.
+
+    Attributes:
+        hidden_BUH: last hidden states from the prompt's last token to the response's last, U = T + 1.
+        logp_BT: log-probability of each response token.
+    """
+
+    hidden_BUH: Tensor
+    logp_BT: Tensor
+
+    def part(self, rows: slice) -> Seen:
+        """Some consecutive rows."""
+        return Seen(self.hidden_BUH[rows], self.logp_BT[rows])
+
+
+@dataclass(frozen=True)
 class TokenBatch:
     """Prompts and responses in the common layout; `mask_BT` marks response tokens, EOS included.
 
@@ -38,7 +55,7 @@ class TokenBatch:
         first_row: where these rows begin in the batch that they are a part of.
         num_whole: rows of that batch; None: these are all.
         packed: the same tokens without padding, where the model can read them so.
-        seen_BTF: what a frozen model saw in them (`LanguageModel.read`), where that is known already.
+        seen: what a frozen model saw in them (`LanguageModel.read`), where that is known already.
     """
 
     ids_BS: Tensor
@@ -48,7 +65,7 @@ class TokenBatch:
     first_row: int = 0
     num_whole: int | None = None
     packed: Packed | None = None
-    seen_BTF: Tensor | None = None
+    seen: Seen | None = None
 
     @property
     def num_rows(self) -> int:
@@ -60,8 +77,8 @@ class TokenBatch:
         if rows == slice(0, self.num_rows):
             return self
         columns = (self.ids_BS[rows], self.attention_BS[rows], self.response_BT[rows], self.mask_BT[rows])
-        seen_BTF = None if self.seen_BTF is None else self.seen_BTF[rows]
-        return TokenBatch(*columns, self.first_row + rows.start, self.num_whole or self.num_rows, seen_BTF=seen_BTF)
+        seen = self.seen and self.seen.part(rows)
+        return TokenBatch(*columns, self.first_row + rows.start, self.num_whole or self.num_rows, seen=seen)
 
     @property
     def prompt_columns(self) -> int:
@@ -195,47 +212,55 @@ class LanguageModel:
         return packed.unpack(logp_M, batch.response_BT)
 
     @property
+    def num_ids(self) -> int:
+        """Token ids that the model can read and write; the tokenizer may have fewer."""
+        return int(_inner(self.model).get_input_embeddings().num_embeddings)
+
+    @property
     def hidden_size(self) -> int:
         """Width of the hidden states, H."""
         return int(_inner(self.model).config.get_text_config().hidden_size)
 
     @torch.no_grad()
-    def read(self, batch: TokenBatch) -> Tensor:
-        """What the model without its adapters sees in the responses, shape (B, T, 2H + 1), zero where masked.
-
-        For each response token: the last hidden state before it, the one after it, and its log-probability.
-        """
+    def read(self, batch: TokenBatch) -> Seen:
+        """What the model without its adapters sees in the responses."""
         training = self.model.training
         self.model.eval()
         try:
             with self.without_adapters():
-                before_BTH, after_BTH, logp_BT = self._read(batch)
+                hidden_BUH, logp_BT = (
+                    self._read(batch) if batch.packed is None else self._read_packed(batch.packed, batch)
+                )
         finally:
             self.model.train(training)
+        mask_BU = torch.nn.functional.pad(batch.mask_BT, (1, 0), value=True)
         # Float32, because the penalty is computed from the log-probability.
-        seen_BTF = torch.cat([before_BTH.float(), after_BTH.float(), logp_BT[..., None].float()], dim=-1)
-        return seen_BTF.masked_fill(~batch.mask_BT[..., None], 0.0)
+        return Seen(
+            hidden_BUH.float().masked_fill(~mask_BU[..., None], 0.0), logp_BT.float().masked_fill(~batch.mask_BT, 0.0)
+        )
 
-    def _read(self, batch: TokenBatch) -> tuple[Tensor, Tensor, Tensor]:
-        inner, packed = _inner(self.model), batch.packed
-        if packed is None:
-            first, num_response = batch.prompt_columns - 1, batch.response_BT.shape[1]
-            output = inner(
-                input_ids=batch.ids_BS,
-                use_cache=False,
-                output_hidden_states=True,
-                **self.forward_arguments(batch.attention_BS),
-            )
-            hidden_BUH = output.hidden_states[-1][:, first : first + num_response + 1]
-            logits_BTV = output.logits[:, first : first + num_response]
-            return hidden_BUH[:, :-1], hidden_BUH[:, 1:], chosen_logps(logits_BTV, batch.response_BT)
-        with reading(packed, inner) as arguments:
-            hidden_NH = inner.base_model(**arguments, use_cache=False).last_hidden_state[0]
-        head, before_MH = inner.get_output_embeddings(), hidden_NH.index_select(0, packed.before_M)
+    def _read(self, batch: TokenBatch) -> tuple[Tensor, Tensor]:
+        found: list[Tensor] = []
+        # The one hidden state that is wanted: asking for them all would keep every layer's.
+        hook = _inner(self.model).base_model.register_forward_hook(lambda _, __, output: found.append(output[0]))
+        try:
+            logits_BTV = self.response_logits(batch)
+        finally:
+            hook.remove()
+        first = batch.prompt_columns - 1
+        return found[0][:, first:], chosen_logps(logits_BTV, batch.response_BT)
+
+    def _read_packed(self, packed: Packed, batch: TokenBatch) -> tuple[Tensor, Tensor]:
+        with reading(packed, _inner(self.model)) as arguments:
+            hidden_NH = _inner(self.model).base_model(**arguments, use_cache=False).last_hidden_state[0]
+        before_MH = hidden_NH.index_select(0, packed.before_M)
+        head = _inner(self.model).get_output_embeddings()
         logp_M = head_logps(before_MH, head.weight, head.bias, packed.ids_N[packed.token_M])
-        values = (before_MH, hidden_NH.index_select(0, packed.token_M), logp_M)
-        before_BTH, after_BTH, logp_BT = (packed.unpack(value, batch.response_BT) for value in values)
-        return before_BTH, after_BTH, logp_BT
+        before_BTH, after_BTH, logp_BT = (
+            packed.unpack(value, batch.response_BT)
+            for value in (before_MH, hidden_NH.index_select(0, packed.token_M), logp_M)
+        )
+        return torch.cat([before_BTH[:, :1], after_BTH], dim=1), logp_BT
 
     def without_adapters(self) -> contextlib.AbstractContextManager[None]:
         """Within this context the model is the frozen one that its adapters were added to."""

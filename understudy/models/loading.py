@@ -122,7 +122,7 @@ def create_backbone(config: OwnTrunkConfig, layout: LanguageModel) -> Any:
 
     return LlamaModel(
         LlamaConfig(
-            vocab_size=len(layout.tokenizer),
+            vocab_size=layout.num_ids,
             hidden_size=config.hidden_size,
             intermediate_size=config.intermediate_size,
             num_hidden_layers=config.num_layers,

@@ -6,7 +6,7 @@ so no second trunk is kept, trained or run, and the discriminator cannot forget 
 It is not told how likely a token was. Told, it learns within rounds that what surprises the policy is the expert's:
 right of responses to new prompts, but then it prefers the policy's mistakes (docs/results.md, "Discriminators").
 
-Shapes: B sequences, T response columns, H hidden width of the reference, F = 2H + 1 seen, D width, n outputs.
+Shapes: B sequences, T response columns, H hidden width of the reference, D width, n outputs.
 """
 
 from __future__ import annotations
@@ -16,11 +16,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
+import torch
 from torch import Tensor, nn
 from torch.nn.functional import gelu, scaled_dot_product_attention
 
 from understudy.errors import IntegrityError
-from understudy.models.language_model import LanguageModel, TokenBatch
+from understudy.models.language_model import LanguageModel, Seen, TokenBatch
 from understudy.models.scalar_head import dropped
 
 HEAD_WIDTH = 32
@@ -47,7 +48,7 @@ class TrunkReader(nn.Module):
         super().__init__()
         hidden = reference.hidden_size
         self.shape = {"num_layers": num_layers, "width": width or HEAD_WIDTH * -(-hidden // HEAD_WIDTH)}
-        self.project = nn.Linear(self.features_of(2 * hidden + 1), self.shape["width"])
+        self.project = nn.Linear(2 * hidden, self.shape["width"])
         self.layers = nn.ModuleList(_Layer(self.shape["width"]) for _ in range(num_layers))
         self.norm = nn.LayerNorm(self.shape["width"])
         self.dropout = nn.Dropout(dropout)
@@ -57,15 +58,14 @@ class TrunkReader(nn.Module):
         # In a list so that the reference is not registered as a part of this module.
         self._reference = [reference]
 
-    @staticmethod
-    def features_of(num_seen: int) -> int:
-        """How many of what the reference saw are read: all but the log-probability, which stands last."""
-        return num_seen - 1
+    def features(self, seen: Seen) -> Tensor:
+        """What is read of each response token: the hidden state before it and the one after it, shape (B, T, 2H)."""
+        return torch.cat([seen.hidden_BUH[:, :-1], seen.hidden_BUH[:, 1:]], dim=-1)
 
     def forward(self, batch: TokenBatch) -> Tensor:
         """Outputs at each response token, float32, shape (B, T, n); reads the reference where the batch does not."""
-        seen_BTF = batch.seen_BTF if batch.seen_BTF is not None else self._reference[0].read(batch)
-        hidden_BTD = self.project(seen_BTF[..., : self.features_of(seen_BTF.shape[-1])])
+        seen = batch.seen if batch.seen is not None else self._reference[0].read(batch)
+        hidden_BTD = self.project(self.features(seen))
         for layer in self.layers:
             hidden_BTD = layer(hidden_BTD)
         hidden_BTD = self.norm(hidden_BTD).masked_fill(~batch.mask_BT[..., None], 0.0)
@@ -111,8 +111,8 @@ class _Layer(nn.Module):
         return cast(Tensor, hidden_BTD + self.down(gelu(self.up(self.mlp_norm(hidden_BTD)))))
 
 
-def load_trunk_reader(folder: Path) -> TrunkReader:
-    """Load what `save` wrote, with its reference.
+def load_trunk_reader(folder: Path, device: torch.device) -> TrunkReader:
+    """Load what `save` wrote, its reference on the given device.
 
     Raises:
         IntegrityError: the weights do not fit the description.
@@ -123,7 +123,7 @@ def load_trunk_reader(folder: Path) -> TrunkReader:
 
     described = json.loads((folder / "description.json").read_text(encoding="utf-8"))
     reference = load_policy(folder / "reference")
-    reference.model.requires_grad_(False)
+    reference.model.requires_grad_(False).to(device)
     num_outputs, num_layers, width = (described[name] for name in ("num_outputs", "num_layers", "width"))
     module = TrunkReader(reference, num_outputs, num_layers, width, dropout=0.0)
     weights = load_file(folder / "reader.safetensors")

@@ -159,10 +159,12 @@ def _improve(state: AlignState, policy_update: PolicyUpdate, samples: list[Sampl
 
 
 def _auc_is_due(state: AlignState) -> bool:
-    """Whether the held-out AUC is measured after this round: regularly, at the end, and before it is first asked."""
+    """Whether the held-out AUC is measured after this round: regularly, at the end, and while a policy waits."""
     config = state.config
-    first = config.min_held_out_auc is not None and state.starts_improving
-    return first or state.round == state.total_rounds or state.round % config.held_out_every_rounds == 0
+    waited_for = config.min_held_out_auc is not None and (
+        state.starts_improving or (state.policy_round > 0 and state.holds_policy)
+    )
+    return waited_for or state.round == state.total_rounds or state.round % config.held_out_every_rounds == 0
 
 
 def _finish_round(state: AlignState, discriminator: DiscriminatorTrainer, numbers: dict[str, float]) -> None:
@@ -171,6 +173,8 @@ def _finish_round(state: AlignState, discriminator: DiscriminatorTrainer, number
     config, loop = state.config, state.loop
     if state.held_out and _auc_is_due(state):
         state.held_out_auc = numbers["held_out_auc"] = discriminator.held_out_auc()
+    if state.seen is not None:
+        state.seen.forget()
     numbers |= state.health.after_round([*loop.history, {"step": state.round, **numbers}])
     rates = {"tokens_per_second": state.watch.tokens_per_second}
     loop.log(state.round, numbers, rates)

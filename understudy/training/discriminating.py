@@ -50,7 +50,8 @@ class DiscriminatorTrainer:
         rows = list(range(min(len(state.held_out), 4 * self.settings.batch_pairs)))
         self.network.eval()
         samples = state.sample(state.held_out, rows, "held_out", 1)
-        expert, policy = self._scores_of_pairs(state.held_out, samples, self.network, FORWARD)
+        with state.accelerator.autocast():
+            expert, policy = self._scores_of_pairs(state.held_out, samples, self.network, FORWARD)
         return auc(last_logits(expert), last_logits(policy))
 
     def scores(self, output_BTn: Tensor, logp_BT: Tensor, mask_BT: Tensor, rows: Sequence[int]) -> DiscriminatorScores:
@@ -65,7 +66,6 @@ class DiscriminatorTrainer:
             return
         chosen = [sample for choice in choices for sample in choice]
         wanted = [*samples, *chosen, *state.as_expert(chosen)]
-        state.seen.forget()
         with state.accelerator.autocast():
             state.seen.read([state.train[sample.row].prompt for sample in wanted], [s.response for s in wanted])
 
@@ -106,7 +106,7 @@ class DiscriminatorTrainer:
             batch = self.state.with_seen(self.state.policy.batch(prompts, responses), examples, samples)
             output_BTn = self.state.processes.over_rows(module, batch)
             both.append(self.scores(output_BTn, self._logp_for_form(batch), batch.mask_BT, rows))
-            self.state.count(passes * self.state.discriminator_pass, batch.num_tokens)
+            self.state.count_discriminator(passes, batch)
         return both[0], both[1]
 
     @torch.no_grad()

@@ -50,6 +50,7 @@ class StepShape:
     prompt_tokens: int
     response_tokens: int
     micro_batch_tokens: int = 8192
+    discriminator_pairs: int = 0  # of all updates of a round; read with a shared trunk
 
     @property
     def rows(self) -> int:
@@ -76,7 +77,9 @@ def align_bytes(model: ModelShape, step: StepShape, shared_trunk: bool = False) 
     # Two moments for what is trained, and the gradient of one of them.
     optimizers = 2 * trained * FLOAT * model.parameters
     gradients = FLOAT * model.parameters
-    seen = FLOAT * step.rows * step.response_tokens * (2 * model.hidden + 1) if shared_trunk else 0
+    # Hidden states of the samples and of both sides of each pair, at most, for the round.
+    sequences = step.rows + 2 * step.discriminator_pairs
+    seen = FLOAT * sequences * (step.response_tokens + 1) * (model.hidden + 1) if shared_trunk else 0
     update = gradients + seen + _activations(model, step) + _logits(model, step)
     sampling = FLOAT * model.parameters + _cache(model, step) + 3 * 2 * FLOAT * step.rows * model.vocabulary
     return {

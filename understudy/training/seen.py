@@ -2,7 +2,7 @@
 
 The discriminator's updates, its word on the samples and the penalty's log-probabilities come from one forward pass.
 
-Shapes: B sequences, T response columns, F features.
+Shapes: B sequences, T response columns, U = T + 1, H hidden width; u and t of one sequence.
 """
 
 from __future__ import annotations
@@ -12,14 +12,15 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
-from understudy.models.language_model import LanguageModel, TokenBatch
+from understudy.models.language_model import LanguageModel, Seen, TokenBatch
 
 Sequence_ = tuple[tuple[int, ...], tuple[int, ...]]  # prompt and response
 
 
 class SeenByReference:
-    """Features by sequence; good for as long as the reference stands still, held for a round.
+    """By sequence; good for as long as the reference stands still, held for a round.
 
     Args:
         reference: frozen.
@@ -36,10 +37,10 @@ class SeenByReference:
         count: Callable[[int], None],
     ) -> None:
         self.reference, self.over_rows, self.batch_tokens, self.count = reference, over_rows, batch_tokens, count
-        self._held: dict[Sequence_, Tensor] = {}
+        self._held: dict[Sequence_, tuple[Tensor, Tensor]] = {}  # hidden_uH and logp_t
 
     def forget(self) -> None:
-        """Drop what was seen: another round begins."""
+        """Drop what was seen: the round is over."""
         self._held = {}
 
     @torch.no_grad()
@@ -57,20 +58,31 @@ class SeenByReference:
                 num += 1
             some, new = new[:num], new[num:]
             batch = self.reference.batch([prompt for prompt, _ in some], [response for _, response in some])
-            seen_BTF = self.over_rows(self.reference.read, batch)
+            seen_BUX = self.over_rows(self._whole, batch)
             self.count(batch.num_tokens)
-            self._held |= {key: seen_BTF[row, : len(key[1])] for row, key in enumerate(some)}
+            for row, (prompt, response) in enumerate(some):
+                # Copies: a view would keep the padding of its whole batch.
+                seen_uX = seen_BUX[row, : len(response) + 1].clone()
+                self._held[prompt, response] = seen_uX[:, :-1], seen_uX[1:, -1]
+
+    def _whole(self, batch: TokenBatch) -> Tensor:
+        """Hidden states and log-probabilities in one tensor, as processes exchange them, shape (B, U, H + 1)."""
+        seen = self.reference.read(batch)
+        return torch.cat([seen.hidden_BUH, pad(seen.logp_BT, (1, 0))[..., None]], dim=-1)
 
     def attach(
         self, batch: TokenBatch, prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]]
     ) -> TokenBatch:
         """The batch of these sequences with what was seen in them, read now where it was not yet."""
         self.read(prompts, responses)
-        seen = [self._held[key] for key in _keys(prompts, responses)]
-        seen_BTF = seen[0].new_zeros(*batch.response_BT.shape, seen[0].shape[-1])
-        for row, seen_tF in enumerate(seen):
-            seen_BTF[row, : len(seen_tF)] = seen_tF
-        return replace(batch, seen_BTF=seen_BTF)
+        held = [self._held[key] for key in _keys(prompts, responses)]
+        hidden_uH, logp_t = held[0]
+        num_rows, num_columns = batch.response_BT.shape
+        hidden_BUH = hidden_uH.new_zeros(num_rows, num_columns + 1, hidden_uH.shape[1])
+        logp_BT = logp_t.new_zeros(num_rows, num_columns)
+        for row, (hidden_uH, logp_t) in enumerate(held):
+            hidden_BUH[row, : len(hidden_uH)], logp_BT[row, : len(logp_t)] = hidden_uH, logp_t
+        return replace(batch, seen=Seen(hidden_BUH, logp_BT))
 
 
 def _keys(prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]]) -> list[Sequence_]:

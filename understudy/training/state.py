@@ -118,11 +118,10 @@ class AlignState:
         self.health = Health(config.health, config.discriminator.warmup_rounds, models.policy.model, loop.processes)
         models.reference.model.to(loop.accelerator.device)
         self.seen: SeenByReference | None = None
-        self.discriminator_pass = 1.0  # of a token, in passes through the policy
         if isinstance(models.discriminator, TrunkReader):
-            read = partial(self.count, FORWARD)
-            self.seen = SeenByReference(models.reference, self.processes.over_rows, _MICRO_BATCH_TOKENS, read)
-            self.discriminator_pass = num_weights(models.discriminator) / num_weights(models.policy.model)
+            tokens, count = _MICRO_BATCH_TOKENS * self.processes.count, partial(self.count, FORWARD)
+            self.seen = SeenByReference(models.reference, self.processes.over_rows, tokens, count)
+        self._discriminator_pass = _relative_pass(models, config.discriminator.init)
 
     @property
     def accelerator(self) -> Any:
@@ -232,6 +231,11 @@ class AlignState:
             parts = [slice(first, min(first + size, len(some))) for first in range(0, len(some), size)]
             yield MicroBatch(batch, parts, start, len(samples), start + step >= len(samples))
 
+    def count_discriminator(self, passes: int, batch: TokenBatch) -> None:
+        """Account for the discriminator's compute on a batch; one that reads the reference runs on responses alone."""
+        num_tokens = batch.num_tokens if self.seen is None else int(batch.mask_BT.sum())
+        self.count(passes, round(self._discriminator_pass * num_tokens))
+
     def with_seen(self, batch: TokenBatch, examples: Sequence[Example], samples: Sequence[Sample]) -> TokenBatch:
         """The batch of these samples with what the reference saw in them, where the discriminator reads that."""
         if self.seen is None:
@@ -243,15 +247,26 @@ class AlignState:
         found = self.train if examples is None else examples
         return [Sample(sample.row, found[sample.row].response, finished=True) for sample in samples]
 
-    def count(self, passes: float, num_tokens: int) -> None:
+    def count(self, passes: int, num_tokens: int) -> None:
         """Account for the compute of some tokens."""
-        self.passes += round(passes * num_tokens)
+        self.passes += passes * num_tokens
         self.watch.add(num_tokens)
 
 
-def num_weights(module: nn.Module) -> int:
-    """Numbers in the weights of a network."""
-    return sum(parameter.numel() for parameter in module.parameters())
+def _relative_pass(models: Models, kind: str) -> float:
+    """Compute of a token in the discriminator, in passes through the policy, by weights without embeddings.
+
+    A trunk of the policy's own shape is a pass.
+    """
+    if kind not in ("shared_trunk", "own"):
+        return 1.0
+    return _num_product_weights(models.discriminator) / _num_product_weights(models.policy.model)
+
+
+def _num_product_weights(module: nn.Module) -> int:
+    inputs = {id(part.weight) for part in module.modules() if isinstance(part, nn.Embedding)}
+    tied = {id(part.weight) for part in module.modules() if isinstance(part, nn.Linear)}
+    return sum(weight.numel() for weight in module.parameters() if id(weight) not in inputs - tied)
 
 
 def rows_of_round(num_rows: int, num_prompts: int, seed: int, round_index: int) -> list[int]:

@@ -95,7 +95,7 @@ class Update:
                     state.count(FORWARD, batch.num_tokens)
                 reference_bt = self._reference_logps(batch)
                 pieces.append((logp_bt, reference_bt, batch.mask_BT, over_rows(models.discriminator, batch)))
-            state.count(FORWARD * state.discriminator_pass, batch.num_tokens)
+            state.count_discriminator(FORWARD, batch)
         logp_BT, reference_BT, mask_BT, output_BTn = (
             torch.cat(same_width(column)) for column in zip(*pieces, strict=True)
         )
@@ -104,8 +104,8 @@ class Update:
         return Scored(logp_BT, reference_BT, mask_BT, finished_B, scores)
 
     def _reference_logps(self, batch: TokenBatch) -> Tensor:
-        if batch.seen_BTF is not None:
-            return batch.seen_BTF[..., -1]
+        if batch.seen is not None:
+            return batch.seen.logp_BT
         reference = self.state.models.reference
         self.state.count(FORWARD, batch.num_tokens)
         with reference.without_adapters():

@@ -57,7 +57,8 @@ def run(
         shown = _shown(context, train, stage, sft.withheld_fraction)
         encoded, held_out = encode(policy, shown), encode(policy, validation)
         # Only measured: what align or evaluation would refuse must not cost a training.
-        for others in (test, train) if len(shown) < len(train) else (test,):
+        seen = {row.id for row in shown}
+        for others in (test, [row for row in train if row.id not in seen]):
             encode(policy, others)
         loop = create_loop(context, processes, lineage)
         with context.working():
