@@ -24,6 +24,7 @@ CURVES: dict[str, dict[str, Any]] = {
         "overrides": ["align.sft_coefficient_start=0.6", "align.sft_coefficient_end=0.2"],
         "micro_batch_tokens": 64,
     },
+    "shared trunk": {"kind": "align", "overrides": ["align.discriminator.init=shared_trunk"]},
 }
 SAMPLES: dict[str, dict[str, Any]] = {"llama": {"kind": "generate", "family": "llama", "num_prompts": 5, "repeats": 3}}
 RESUMED: Resumed = {
