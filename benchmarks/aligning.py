@@ -70,6 +70,18 @@ def discriminator_pairs(work: Work) -> int:
     return settings.updates_per_round * settings.batch_pairs
 
 
+def formula_mib(work: Work, model: Any) -> float:
+    """Peak memory of our step by `understudy.training.memory`, with this model as the policy."""
+    from understudy.training.memory import ModelShape, StepShape, align_bytes
+
+    step = StepShape(
+        *(work.prompts, work.repeats, work.prompt_tokens, work.response_tokens),
+        discriminator_pairs=discriminator_pairs(work),
+    )
+    shared = work.discriminator == "shared_trunk"
+    return align_bytes(ModelShape.of(model), step, shared_trunk=shared)["peak"] / 2**20
+
+
 class OurStep:
     """Rounds of `align` without the first, which warms up."""
 

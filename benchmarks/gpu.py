@@ -18,12 +18,12 @@ from typing import Any
 
 import torch
 
-from benchmarks.aligning import OurStep, PeerStep, Work, discriminator_pairs
+from benchmarks.aligning import OurStep, PeerStep, Work, formula_mib
 from benchmarks.machine import describe, measure_floor
 from benchmarks.subjects import create_policy, num_parameters, random_ids
 from understudy.models.decoding import FusedStepper, start_fused
 from understudy.models.graph_decoding import GraphStepper
-from understudy.training.memory import ModelShape, StepShape, align_bytes
+from understudy.training.memory import ModelShape
 
 RESULTS = Path(__file__).parent / "results"
 VOCABULARY = 49_152
@@ -118,15 +118,7 @@ def whole_step(work: Work, on_gpu: bool, without_peers: bool) -> dict[str, Any]:
     found: dict[str, Any] = {"ours_seconds": OurStep(work, device).seconds(2)}
     if on_gpu:
         found["peak_mib"] = torch.cuda.max_memory_allocated() / 2**20
-    shape = ModelShape.of(create_policy(work.size, work.vocabulary).model)
-    step = StepShape(
-        work.prompts,
-        work.repeats,
-        work.prompt_tokens,
-        work.response_tokens,
-        discriminator_pairs=discriminator_pairs(work),
-    )
-    found["formula_mib"] = align_bytes(shape, step, shared_trunk=work.discriminator == "shared_trunk")["peak"] / 2**20
+    found["formula_mib"] = formula_mib(work, create_policy(work.size, work.vocabulary).model)
     for peer in () if without_peers else ("rloo", "grpo"):
         found[f"{peer}_seconds"] = PeerStep(work, peer, device).seconds(2)
         found[f"{peer}_ratio"] = found[f"{peer}_seconds"] / found["ours_seconds"]

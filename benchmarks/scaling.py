@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from benchmarks.aligning import OurStep, Work, discriminator_pairs
+from benchmarks.aligning import OurStep, Work, formula_mib
 
 ROOT = Path(__file__).parents[1]
 
@@ -75,23 +75,14 @@ def main(work: Work) -> None:
     from benchmarks.machine import peak_mib
     from benchmarks.subjects import create_model
     from understudy.training import adversarial  # noqa: F401
-    from understudy.training.memory import ModelShape, StepShape, align_bytes
 
     torch.set_num_threads(1)
     OurStep(Work("0.1M", 1, 2, 4, 4, 32)).seconds(1)
     before = peak_mib()
     seconds = OurStep(work).seconds(1)
     peak = peak_mib() - before
-    shape = ModelShape.of(create_model(work.size, work.vocabulary, 16))
-    step = StepShape(
-        work.prompts,
-        work.repeats,
-        work.prompt_tokens,
-        work.response_tokens,
-        discriminator_pairs=discriminator_pairs(work),
-    )
-    formula = align_bytes(shape, step, work.discriminator == "shared_trunk")
-    print(json.dumps({"seconds": seconds, "peak_mib": peak, "formula_mib": formula["peak"] / 2**20}))
+    formula = formula_mib(work, create_model(work.size, work.vocabulary, 16))
+    print(json.dumps({"seconds": seconds, "peak_mib": peak, "formula_mib": formula}))
 
 
 if __name__ == "__main__":

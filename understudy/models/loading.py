@@ -96,43 +96,37 @@ def with_lora(policy: LanguageModel, config: LoraConfig, seed: int) -> LanguageM
 
 
 def _scratch_model(config: ScratchConfig, tokenizer: Any, seed: int) -> Any:
-    from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers import LlamaForCausalLM
 
     torch.manual_seed(seed)
-    return LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=config.hidden_size,
-            intermediate_size=config.intermediate_size,
-            num_hidden_layers=config.num_layers,
-            num_attention_heads=config.num_heads,
-            num_key_value_heads=config.num_kv_heads,
-            max_position_embeddings=config.context_tokens,
-            tie_word_embeddings=True,
-            bos_token_id=None,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-        )
-    )
+    shape = _llama_config(config, config.num_kv_heads, len(tokenizer), config.context_tokens, tokenizer)
+    return LlamaForCausalLM(shape)
 
 
 def create_backbone(config: OwnTrunkConfig, layout: LanguageModel) -> Any:
     """A new decoder without an output layer, for the tokens of `layout`; weights by torch's global generator."""
-    from transformers import LlamaConfig, LlamaModel
+    from transformers import LlamaModel
 
-    return LlamaModel(
-        LlamaConfig(
-            vocab_size=layout.num_ids,
-            hidden_size=config.hidden_size,
-            intermediate_size=config.intermediate_size,
-            num_hidden_layers=config.num_layers,
-            num_attention_heads=config.num_heads,
-            num_key_value_heads=config.num_heads,
-            max_position_embeddings=layout.context_tokens,
-            bos_token_id=None,
-            eos_token_id=layout.tokenizer.eos_token_id,
-            pad_token_id=layout.pad_token_id,
-        )
+    return LlamaModel(_llama_config(config, config.num_heads, layout.num_ids, layout.context_tokens, layout.tokenizer))
+
+
+def _llama_config(
+    config: ScratchConfig | OwnTrunkConfig, num_kv_heads: int, num_ids: int, context_tokens: int, tokenizer: Any
+) -> Any:
+    from transformers import LlamaConfig
+
+    return LlamaConfig(
+        vocab_size=num_ids,
+        hidden_size=config.hidden_size,
+        intermediate_size=config.intermediate_size,
+        num_hidden_layers=config.num_layers,
+        num_attention_heads=config.num_heads,
+        num_key_value_heads=num_kv_heads,
+        max_position_embeddings=context_tokens,
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
     )
 
 

@@ -94,20 +94,23 @@ class ScalarHead(nn.Module):
             description: what the outputs mean.
             weights: the whole weights by name, where this module holds only shards of them.
         """
-        from safetensors.torch import save_file
-
-        folder.mkdir(parents=True, exist_ok=True)
         backbone: Any = self.backbone
         if self._adapted:
             backbone = copy.deepcopy(self._adapted[0]).merge_and_unload().base_model
-        backbone.config.save_pretrained(folder)
         named = {f"backbone.{name}": value for name, value in backbone.named_parameters()}
         named |= {f"head.{name}": value for name, value in self.head.named_parameters()}
-        whole = {name: weights[name] for name in named} if weights else named
-        tensors = {name: value.detach().cpu().contiguous() for name, value in whole.items()}
-        save_file(tensors, folder / "model.safetensors")
-        text = json.dumps({"num_outputs": self.head.out_features, **description}, indent=1, sort_keys=True)
-        (folder / "description.json").write_text(text, encoding="utf-8")
+        described = {"num_outputs": self.head.out_features, **description}
+        write_described(folder, "model.safetensors", {name: (weights or named)[name] for name in named}, described)
+        backbone.config.save_pretrained(folder)
+
+
+def write_described(folder: Path, file: str, weights: Mapping[str, Tensor], described: Mapping[str, Any]) -> None:
+    """Write weights and description.json into a folder, which is created."""
+    from safetensors.torch import save_file
+
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file({name: value.detach().cpu().contiguous() for name, value in weights.items()}, folder / file)
+    (folder / "description.json").write_text(json.dumps(described, indent=1, sort_keys=True), encoding="utf-8")
 
 
 def dropped(dropout: nn.Dropout, hidden_BTH: Tensor, batch: TokenBatch) -> Tensor:

@@ -22,7 +22,7 @@ from torch.nn.functional import gelu, scaled_dot_product_attention
 
 from understudy.errors import IntegrityError
 from understudy.models.language_model import LanguageModel, Seen, TokenBatch
-from understudy.models.scalar_head import dropped
+from understudy.models.scalar_head import dropped, write_described
 
 HEAD_WIDTH = 32
 KIND = "shared_trunk"
@@ -79,16 +79,10 @@ class TrunkReader(nn.Module):
             description: what the outputs mean.
             weights: the whole weights by name, where this module holds only shards of them.
         """
-        from safetensors.torch import save_file
-
-        folder.mkdir(parents=True, exist_ok=True)
         own = dict(self.named_parameters())
-        whole = {name: weights[name] for name in own} if weights else own
-        tensors = {name: value.detach().cpu().contiguous() for name, value in whole.items()}
-        save_file(tensors, folder / "reader.safetensors")
-        self._reference[0].save_unadapted(folder / "reference")
         described = {"kind": KIND, "num_outputs": self.head.out_features, **self.shape, **description}
-        (folder / "description.json").write_text(json.dumps(described, indent=1, sort_keys=True), encoding="utf-8")
+        write_described(folder, "reader.safetensors", {name: (weights or own)[name] for name in own}, described)
+        self._reference[0].save_unadapted(folder / "reference")
 
 
 class _Layer(nn.Module):
