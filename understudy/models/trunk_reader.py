@@ -42,6 +42,9 @@ class TrunkReader(nn.Module):
         dropout: before the head.
     """
 
+    # What sharding asks a model for: the layers that are gathered one at a time.
+    _no_split_modules = ["_Layer"]
+
     def __init__(
         self, reference: LanguageModel, num_outputs: int, num_layers: int, width: int | None, dropout: float
     ) -> None:

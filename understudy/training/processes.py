@@ -12,12 +12,13 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from understudy import errors
 from understudy.models.language_model import TokenBatch
@@ -47,6 +48,16 @@ class Processes:
     def is_main(self) -> bool:
         """Whether this process tracks, saves and publishes."""
         return self.rank == 0
+
+    def prepare(self, module: nn.Module, optimizer: Any) -> tuple[Any, Any]:
+        """A network and its optimiser as accelerate wraps them, sharded by the layers of this network."""
+        plugin = getattr(self.accelerator.state, "fsdp_plugin", None)
+        if plugin is not None:
+            # It would look for the first network's layers in every other.
+            named = os.environ.get("FSDP_TRANSFORMER_CLS_TO_WRAP")
+            plugin.transformer_cls_names_to_wrap = named.split(",") if named else None
+        prepared: tuple[Any, Any] = self.accelerator.prepare(module, optimizer)
+        return prepared
 
     def bounds(self, num_rows: int) -> list[int]:
         """First row of each process and the end: contiguous shares whose sizes differ by one at most."""

@@ -106,7 +106,7 @@ class _SftRun:
         self.config, self.seed, self.loop = config, seed, loop
         self.accelerator, self.processes = loop.accelerator, loop.processes
         optimizer = create_optimizer(policy.model, config.learning_rate, config.weight_decay)
-        self.module, self.optimizer = self.accelerator.prepare(policy.model, optimizer)
+        self.module, self.optimizer = self.processes.prepare(policy.model, optimizer)
         self.lengths = [example.num_tokens for example in train]
         self.horizon = max(len(example.response) for example in train)
         self.step, self.passes, self.best_nll, self.best_step = 0, 0, math.inf, 0

@@ -163,7 +163,7 @@ class AlignState:
     def register(self, name: str, module: nn.Module, peak_rate: float, weight_decay: float) -> tuple[Any, Any]:
         """Give a trained network its optimiser; return both as accelerate wraps them. Both are checkpointed."""
         optimizer = create_optimizer(module, peak_rate, weight_decay)
-        wrapped, self.optimizers[name] = self.accelerator.prepare(module, optimizer)
+        wrapped, self.optimizers[name] = self.processes.prepare(module, optimizer)
         self.modules[name] = module
         return wrapped, self.optimizers[name]
 
