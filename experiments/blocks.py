@@ -44,3 +44,9 @@ def write(pages: Pages) -> list[str]:
             write_text(DOCS / name, wanted)
             changed.append(name)
     return changed
+
+
+def write_and_tell(pages: Pages) -> None:
+    """Fill the pages of docs/ and print which changed."""
+    changed = write(pages)
+    print("\n".join(f"docs/{name} is written anew" for name in changed) or "The pages say it already.")

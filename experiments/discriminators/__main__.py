@@ -39,8 +39,7 @@ def main(arguments: list[str] | None = None) -> int:
             print(f"{path.name}: {cell['auc']}", file=sys.stderr, flush=True)
     found = load_results(options.out)
     if options.out == RESULTS:
-        changed = blocks.write(pages(found))
-        print("\n".join(f"docs/{name} is written anew" for name in changed) or "The page says it already.")
+        blocks.write_and_tell(pages(found))
     else:
         print(table(found))
     return 0

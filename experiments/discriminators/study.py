@@ -22,6 +22,7 @@ from experiments.real.tasks import TASKS, load
 from understudy.config import Params, load_params
 from understudy.data.demonstrations import Demonstration
 from understudy.evaluation.judges import load_judge
+from understudy.evaluation.policies import LoadedPolicies
 from understudy.models.discriminator import Discriminator, create_discriminator
 from understudy.models.generation import SamplingSettings, generate
 from understudy.models.language_model import LanguageModel, Seen, TokenBatch
@@ -110,7 +111,8 @@ def measure(setting: Setting, seed: int, work: Path) -> dict[str, Any]:
     found: dict[str, Any] = {"task": setting.task, "half": setting.half, "seed": seed}
     found |= {"auc": {}, "auc_valid": {}, "seconds": {}}
     judged = _judged_samples(policy, rows.test, params, seed)
-    found["nll"] = {name: _nll(policy, part) for name, part in (("seen", seen), ("held out", held_out))}
+    parts = {"seen": rows.train[: setting.half], "held out": rows.test}
+    found["nll"] = {name: _nll(policy, part, params) for name, part in parts.items()}
     for kind in KINDS:
         for name, train in (("seen", seen), ("withheld", withheld)):
             started = time.perf_counter()
@@ -129,10 +131,11 @@ def _trained(
     reference.model.requires_grad_(False)
     torch.manual_seed(seed)
     outputs = num_discriminator_outputs(params.align)
-    network = create_discriminator(own, outputs, reference, lambda: load_policy(folder))
+    network: Discriminator
     if kind == "told":
-        torch.manual_seed(seed)
         network = ToldReader(reference, outputs, own.reader_layers, own.reader_width, own.dropout)
+    else:
+        network = create_discriminator(own, outputs, reference, lambda: load_policy(folder))
     with study._loop(params) as loop:
         align(Models(policy, reference, network), *data, params.align, seed, loop)
         return network, [round(numbers["held_out_auc"], 4) for numbers in loop.history if "held_out_auc" in numbers]
@@ -172,17 +175,11 @@ def _auc_of_validity(network: Discriminator, judged: list[tuple[TokenBatch, Tens
     return round(auc(score_N[valid], score_N[~valid]), 4)
 
 
-@torch.no_grad()
-def _nll(policy: LanguageModel, examples: list[Example]) -> float:
+def _nll(policy: LanguageModel, rows: Sequence[Demonstration], params: Params) -> float:
     """Nats a token."""
-    policy.model.eval()
-    total, num = 0.0, 0
-    for start in range(0, len(examples), 64):
-        some = examples[start : start + 64]
-        batch = policy.batch([each.prompt for each in some], [each.response for each in some])
-        total -= float(policy.response_logps(batch).sum())
-        num += int(batch.mask_BT.sum())
-    return round(total / num, 4)
+    models = LoadedPolicies(lambda _: policy, params.evaluation.max_response_tokens)
+    sums, counts = models.expert_logps("policy", rows)
+    return round(float(-sums.sum() / counts.sum()), 4)
 
 
 def as_text(cell: dict[str, Any]) -> str:

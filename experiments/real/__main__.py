@@ -55,8 +55,7 @@ def _report(results: Path, to_pages: bool) -> None:
     if not to_pages:
         print(tables(cells))
         return
-    changed = blocks.write(pages(cells))
-    print("\n".join(f"docs/{name} is written anew" for name in changed) or "The pages say it already.")
+    blocks.write_and_tell(pages(cells))
 
 
 def _run(options: argparse.Namespace, results: Path) -> None:

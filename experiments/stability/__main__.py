@@ -32,8 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     results = load(out)
     if options.report and out == RESULTS:
-        changed = blocks.write(pages(results))
-        print("\n".join(f"docs/{name} is written anew" for name in changed) or "The page says it already.")
+        blocks.write_and_tell(pages(results))
     else:
         print(tables(results))
     unhealthy = [

@@ -113,6 +113,24 @@ def write_described(folder: Path, file: str, weights: Mapping[str, Tensor], desc
     (folder / "description.json").write_text(json.dumps(described, indent=1, sort_keys=True), encoding="utf-8")
 
 
+def load_weights(module: nn.Module, folder: Path, file: str, described_by: str) -> None:
+    """Load weights into a module that was built as another file of the folder says.
+
+    Raises:
+        IntegrityError: a weight is missing, unknown or of another shape.
+    """
+    from safetensors.torch import load_file
+
+    weights = load_file(folder / file)
+    here = {name: value.shape for name, value in module.state_dict().items()}
+    found = {name: value.shape for name, value in weights.items()}
+    if wrong := sorted(name for name in here | found if here.get(name) != found.get(name)):
+        raise IntegrityError(
+            f"{folder}: {file} does not fit {described_by}: {', '.join(wrong[:3])}. Run the align step again."
+        )
+    module.load_state_dict(weights)
+
+
 def dropped(dropout: nn.Dropout, hidden_BTH: Tensor, batch: TokenBatch) -> Tensor:
     """Dropout drawn for the whole batch, so that it does not depend on who runs which of its rows."""
     if not dropout.training or dropout.p == 0:
@@ -128,17 +146,11 @@ def load_scalar_head(folder: Path, layout: LanguageModel) -> ScalarHead:
     Raises:
         IntegrityError: the weights do not fit the configuration.
     """
-    from safetensors.torch import load_file
     from transformers import AutoConfig, AutoModel
 
     description = json.loads((folder / "description.json").read_text(encoding="utf-8"))
     from_config: Any = AutoModel.from_config
     backbone = from_config(AutoConfig.from_pretrained(folder), dtype=torch.float32)
     module = ScalarHead(backbone, layout, description["num_outputs"], dropout=0.0)
-    result = module.load_state_dict(load_file(folder / "model.safetensors"), strict=False)
-    if result.unexpected_keys or result.missing_keys:
-        raise IntegrityError(
-            f"{folder}: weights do not fit config.json: missing {result.missing_keys[:3]}, "
-            f"unexpected {result.unexpected_keys[:3]}. Run the align step again."
-        )
+    load_weights(module, folder, "model.safetensors", "config.json")
     return module

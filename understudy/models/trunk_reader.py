@@ -20,9 +20,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import gelu, scaled_dot_product_attention
 
-from understudy.errors import IntegrityError
 from understudy.models.language_model import LanguageModel, Seen, TokenBatch
-from understudy.models.scalar_head import dropped, write_described
+from understudy.models.scalar_head import dropped, load_weights, write_described
 
 HEAD_WIDTH = 32
 KIND = "shared_trunk"
@@ -114,8 +113,6 @@ def load_trunk_reader(folder: Path, device: torch.device) -> TrunkReader:
     Raises:
         IntegrityError: the weights do not fit the description.
     """
-    from safetensors.torch import load_file
-
     from understudy.models.loading import load_policy
 
     described = json.loads((folder / "description.json").read_text(encoding="utf-8"))
@@ -123,14 +120,5 @@ def load_trunk_reader(folder: Path, device: torch.device) -> TrunkReader:
     reference.model.requires_grad_(False).to(device)
     num_outputs, num_layers, width = (described[name] for name in ("num_outputs", "num_layers", "width"))
     module = TrunkReader(reference, num_outputs, num_layers, width, dropout=0.0)
-    weights = load_file(folder / "reader.safetensors")
-    here = {name: value.shape for name, value in module.state_dict().items()}
-    found = {name: value.shape for name, value in weights.items()}
-    wrong = {name for name in here | found if here.get(name) != found.get(name)}
-    if wrong:
-        raise IntegrityError(
-            f"{folder}: reader.safetensors does not fit description.json: {', '.join(sorted(wrong)[:3])}. "
-            "Run the align step again."
-        )
-    module.load_state_dict(weights)
+    load_weights(module, folder, "reader.safetensors", "description.json")
     return module
