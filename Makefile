@@ -22,7 +22,7 @@ test: $(VENV)/.installed-dev
 	@bash tests/run.sh $(MIN_TESTS)
 
 check: $(VENV)/.installed-dev
-	@echo "ruff";         $(BIN)/ruff check understudy components pipelines examples k8s benchmarks tests
+	@echo "ruff";         $(BIN)/ruff check understudy components pipelines examples experiments k8s benchmarks tests
 	@echo "mypy";         $(BIN)/mypy
 	@echo "lint-imports"; $(BIN)/lint-imports --cache-dir .import_linter_cache
 	@echo "compiled";     $(BIN)/understudy pipeline compile --check

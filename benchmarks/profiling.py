@@ -25,19 +25,23 @@ def measure(work: Work, rounds: int) -> dict[str, Any]:
     phases = {name: took / (rounds + 1) for name, took in seconds.items()}
     with profile(activities=[ProfilerActivity.CPU]) as profiler:
         OurStep(work).seconds(1)
-    events = [event for event in profiler.key_averages() if event.self_cpu_time_total > 0]
-    total = sum(event.self_cpu_time_total for event in events)
-    top = sorted(events, key=lambda event: -event.self_cpu_time_total)[:_NUM_OPERATIONS]
+    operations = {event.key: float(event.self_cpu_time_total) for event in profiler.key_averages()}
     return {
         "name": f"profile of the align step {work.size}",
         "unit": "s a round",
         "ours": whole,
         "phases": {name: {"seconds": took, "where": where[name]} for name, took in phases.items()},
-        "operations": {event.key: event.self_cpu_time_total / total for event in top},
+        "operations": largest_shares(operations, _NUM_OPERATIONS),
         "peer": None,
         "ratio": None,
         "floor": None,
     }
+
+
+def largest_shares(seconds: dict[str, float], count: int) -> dict[str, float]:
+    """The `count` largest parts, largest first, as shares of all parts together."""
+    total = sum(seconds.values())
+    return {name: took / total for name, took in Counter(seconds).most_common(count)}
 
 
 @contextmanager

@@ -142,4 +142,10 @@ def test_a_profile_names_phases_and_lines() -> None:
     found = profiling.measure(Work("0.1M", 1, 2, 4, 4, 32), 1)
     assert found["phases"]["sampling"]["where"].startswith("understudy/training/state.py:")
     assert all(phase["seconds"] > 0 for phase in found["phases"].values()) and len(found["phases"]) == 6
-    assert 0.3 < sum(found["operations"].values()) <= 1
+    shares = list(found["operations"].values())
+    assert len(shares) == 8 and shares == sorted(shares, reverse=True) and shares[-1] > 0 and sum(shares) <= 1
+
+
+def test_shares_are_of_all_operations_not_of_those_shown() -> None:
+    shares = profiling.largest_shares({"add": 1, "matmul": 6, "copy": 3}, 2)
+    assert list(shares.items()) == [("matmul", 0.6), ("copy", 0.3)]

@@ -31,11 +31,11 @@ def test_every_response_once(vocab: int, horizon: int) -> None:
 
 
 def test_enumeration_is_fast() -> None:
-    started = time.monotonic()
+    started = time.process_time()
     mdp = TokenMDP.enumerate(4, 6)
     mdp.log_occupancy(torch.zeros(mdp.num_states, 4, dtype=torch.float64))
     assert mdp.num_responses == 1093 and mdp.num_states == 364
-    assert time.monotonic() - started < 1.0
+    assert time.process_time() - started < 2.0
 
 
 @pytest.mark.parametrize("kind", ["random", "peaked", "bimodal", "zeros"])

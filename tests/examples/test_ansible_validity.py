@@ -126,14 +126,13 @@ HOSTILE = {
 
 @pytest.mark.parametrize("case", HOSTILE)
 def test_hostile_text_scores_zero_quickly(case: str, schema: dict[str, Any]) -> None:
-    scores: list[list[str]] = []
-    # A thread has the smallest stack that the judge may meet.
-    thread = threading.Thread(target=lambda: scores.append(validity.check(HOSTILE[case], schema)))
-    start = time.perf_counter()
+    found: list[tuple[list[str], float]] = []
+    # A thread has the smallest stack that the judge may meet, and a clock of its own work.
+    thread = threading.Thread(target=lambda: found.append((validity.check(HOSTILE[case], schema), time.thread_time())))
     thread.start()
     thread.join()
-    assert scores and scores[0] != []
-    assert time.perf_counter() - start < 1.0
+    ((problems, cpu_seconds),) = found
+    assert problems != [] and cpu_seconds < 1.0
 
 
 YAMLISH = st.text(alphabet="acme.netvlan: \n-[]{}&*!|>'\"?#%@,0123\t<=~", max_size=80)
