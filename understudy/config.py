@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import yaml
 from pydantic import Field, model_validator
@@ -123,6 +123,7 @@ class SftConfig(Section):
     warmup_fraction: float = Field(ge=0, lt=1)
     max_grad_norm: float = Field(gt=0)
     evaluations_per_epoch: float = Field(gt=0)
+    keep: Literal["best_nll", "last"]  # which weights: of the best validation NLL, or the last
     checkpoint_every_steps: int = Field(gt=0)
     withheld_fraction: float = Field(ge=0, lt=1)  # of training groups; the warm start alone leaves them out
 
@@ -162,7 +163,7 @@ class DiscriminatorConfig(Section):
 
     loss: Literal["logistic", "bradley_terry", "bradley_terry_variance", "variational"]
     form: Literal["plain", "airl"]
-    init: Literal["sft", "shared_lora", "shared_trunk", "own"]
+    init: Literal["sft", "shared_lora", "shared_trunk", "own", "ngrams"]
     learning_rate: float = Field(gt=0, le=10)
     weight_decay: float = Field(ge=0)
     dropout: float = Field(ge=0, lt=1)
@@ -171,6 +172,8 @@ class DiscriminatorConfig(Section):
     reader_layers: int = Field(ge=0)  # this and the next: read with init: shared_trunk
     reader_width: int | None = Field(gt=0, multiple_of=32)  # null: the policy's own hidden width
     own: OwnTrunkConfig | None  # read with init: own
+    ngram_orders: tuple[Annotated[int, Field(ge=1, le=32)], Annotated[int, Field(ge=1, le=32)]]  # least and most tokens
+    ngram_buckets: int = Field(ge=1024, le=2**26)  # this and the line before: read with init: ngrams
     warmup_rounds: int = Field(ge=0)  # before the first policy update
     warmup_updates_per_round: int = Field(gt=0)
     updates_per_round: int = Field(ge=0)  # 0 freezes it after the warm-up
@@ -183,6 +186,13 @@ class DiscriminatorConfig(Section):
     def _own_has_a_shape(self) -> Self:
         if self.init == "own" and self.own is None:
             raise ValueError("init is own but discriminator.own is null; give its shape")
+        return self
+
+    @model_validator(mode="after")
+    def _orders_rise(self) -> Self:
+        low, high = self.ngram_orders
+        if low > high:
+            raise ValueError(f"ngram_orders go from {low} down to {high} tokens; give the smaller number first")
         return self
 
 

@@ -67,6 +67,7 @@ def test_two_runs_are_bit_identical_and_both_networks_moved(tmp_path: Path) -> N
         (3, "align.method=selfplay"),
         (2, "align.sft_coefficient_start=0.5"),
         (2, "align.discriminator.init=shared_trunk"),
+        (2, "align.discriminator.init=ngrams"),
         (2, "align.min_held_out_auc=0.99"),
     ],
 )
@@ -103,6 +104,8 @@ def test_stopped_and_resumed_ends_with_the_same_weights(tmp_path: Path, stop_aft
         ["align.discriminator.init=shared_trunk", "align.level=token", "align.discriminator.form=airl"],
         ["align.discriminator.init=shared_trunk", "align.policy_update=ppo"],
         ["align.discriminator.init=own", f"align.discriminator.own={OWN}"],
+        ["align.discriminator.init=ngrams"],
+        ["align.discriminator.init=ngrams", "align.level=token", "align.discriminator.form=airl"],
     ],
     ids=lambda overrides: ",".join(o.removeprefix("align.") for o in overrides),
 )
@@ -146,8 +149,9 @@ def test_shared_trunk_holds_the_reference_once_and_does_not_change_it(tmp_path: 
         ["align.discriminator.init=sft"],
         ["align.discriminator.init=shared_trunk"],
         ["align.discriminator.init=own", f"align.discriminator.own={OWN}"],
+        ["align.discriminator.init=ngrams"],
     ],
-    ids=["sft", "shared_trunk", "own"],
+    ids=["sft", "shared_trunk", "own", "ngrams"],
 )
 def test_discriminator_round_trips_through_its_folder(tmp_path: Path, overrides: list[str]) -> None:
     models, _, _ = _run(tmp_path / "run", *overrides)

@@ -50,6 +50,11 @@ CURVES: dict[str, dict[str, Any]] = {
         "overrides": ["align.discriminator.init=shared_trunk"],
         "micro_batch_tokens": TINY_MICRO_BATCHES,
     },
+    "n-grams, micro-batches": {
+        "kind": "align",
+        "overrides": ["align.discriminator.init=ngrams", "align.discriminator.dropout=0.5"],
+        "micro_batch_tokens": TINY_MICRO_BATCHES,
+    },
     "rloo with SFT, micro-batches": {"kind": "align", "overrides": MIXED, "micro_batch_tokens": TINY_MICRO_BATCHES},
     "ppo with SFT, micro-batches": {
         "kind": "align",

@@ -25,6 +25,7 @@ CURVES: dict[str, dict[str, Any]] = {
         "micro_batch_tokens": 64,
     },
     "shared trunk": {"kind": "align", "overrides": ["align.discriminator.init=shared_trunk"]},
+    "n-grams": {"kind": "align", "overrides": ["align.discriminator.init=ngrams"]},
 }
 SAMPLES: dict[str, dict[str, Any]] = {"llama": {"kind": "generate", "family": "llama", "num_prompts": 5, "repeats": 3}}
 RESUMED: Resumed = {

@@ -40,6 +40,31 @@ def test_every_family_learns_by_the_same_code(family: str, tmp_path: Path) -> No
     assert after < 0.6 * before
 
 
+def test_the_last_weights_are_kept_where_they_are_asked_for(tmp_path: Path) -> None:
+    rows = examples(random_policy("llama"))
+    train, others = rows[:18], rows[18:]
+    # Held-out responses by chance: what is learned of the rule makes them ever less likely.
+    generator = torch.Generator().manual_seed(0)
+    held_out = [
+        dataclasses.replace(row, response=torch.randint(5, 30, (len(row.response),), generator=generator).tolist())
+        for row in others
+    ]
+
+    def run(folder: str, keep: str, stop_after: int = 10**6) -> tuple[LanguageModel, SftResult]:
+        policy, asked = random_policy("llama"), iter(range(10**6))
+        config = sft_config("sft.epochs=8", f"sft.keep={keep}")
+        surroundings = loop(tmp_path / folder, lambda: next(asked) + 1 >= stop_after)
+        return policy, train_sft(policy, train, held_out, config, 1, surroundings)
+
+    (best, chosen), (last, result) = run("best", "best_nll"), run("last", "last")
+    with pytest.raises(Preempted):
+        run("parts", "last", stop_after=result.best_step + 2)
+    assert _same(_weights(last), _weights(run("parts", "last")[0]))
+    assert result.best_validation_nll == chosen.best_validation_nll and result.best_step + 2 < result.num_steps
+    nll_best, nll_last = (validation_nll(policy, held_out, 128, torch.no_grad) for policy in (best, last))
+    assert nll_best == pytest.approx(result.best_validation_nll, rel=1e-5) and nll_last > 1.05 * nll_best
+
+
 def test_two_runs_are_bit_identical(tmp_path: Path) -> None:
     (first, one), (second, two) = _run(tmp_path / "a"), _run(tmp_path / "b")
     assert _same(_weights(first), _weights(second))

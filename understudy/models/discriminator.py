@@ -1,10 +1,11 @@
 """Which network tells expert from policy, and how it comes back from disk.
 
-Both kinds are called with a `TokenBatch` and give n outputs at each response token, shape (B, T, n):
+All kinds are called with a `TokenBatch` and give n outputs at each response token, shape (B, T, n):
 
 - `ScalarHead`: a trunk of its own, all of it trained: a copy of the policy's, the reference's with adapters, or one of
   another size;
-- `TrunkReader`: the frozen reference's hidden states, read by a small network.
+- `TrunkReader`: the frozen reference's hidden states, read by a small network;
+- `NGramReader`: a table of the response's n-grams.
 """
 
 from __future__ import annotations
@@ -14,13 +15,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 from understudy.config import DiscriminatorConfig
-from understudy.models import trunk_reader
+from understudy.models import ngram_reader, trunk_reader
 from understudy.models.language_model import LanguageModel
 from understudy.models.loading import create_backbone
+from understudy.models.ngram_reader import NGramReader, load_ngram_reader
 from understudy.models.scalar_head import ScalarHead, load_scalar_head
 from understudy.models.trunk_reader import TrunkReader, load_trunk_reader
 
-Discriminator = ScalarHead | TrunkReader
+Discriminator = ScalarHead | TrunkReader | NGramReader
 
 
 def create_discriminator(
@@ -36,6 +38,8 @@ def create_discriminator(
     """
     if config.init == "shared_trunk":
         return TrunkReader(reference, num_outputs, config.reader_layers, config.reader_width, config.dropout)
+    if config.init == "ngrams":
+        return NGramReader(num_outputs, config.ngram_orders, config.ngram_buckets, config.dropout)
     if config.init == "shared_lora":
         return ScalarHead.shared_with(reference, config.lora_rank, num_outputs, config.dropout)
     if config.init == "own":
@@ -45,7 +49,7 @@ def create_discriminator(
 
 
 def load_discriminator(folder: Path, layout: LanguageModel) -> Discriminator:
-    """Load what either kind saved.
+    """Load what any kind saved.
 
     Args:
         folder: with description.json.
@@ -57,4 +61,6 @@ def load_discriminator(folder: Path, layout: LanguageModel) -> Discriminator:
     described = json.loads((folder / "description.json").read_text(encoding="utf-8"))
     if described.get("kind") == trunk_reader.KIND:
         return load_trunk_reader(folder, layout.device)
+    if described.get("kind") == ngram_reader.KIND:
+        return load_ngram_reader(folder)
     return load_scalar_head(folder, layout)

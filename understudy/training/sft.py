@@ -60,7 +60,7 @@ def train_sft(
     loop: Loop,
     token_passes: int | None = None,
 ) -> SftResult:
-    """Train the policy in place and leave it at its best validation NLL.
+    """Train the policy in place and leave it at its best validation NLL, or as it is at the end, by `config.keep`.
 
     Args:
         policy: trained in place; with adapters, only they change.
@@ -191,12 +191,13 @@ class _SftRun:
         )
         if nll < self.best_nll:
             self.best_nll, self.best_step = nll, self.step
-            weights = trainable_tensors("", self.policy.model)
-            self.best = {name: value.clone() for name, value in weights.items()}
+            if self.config.keep == "best_nll":
+                weights = trainable_tensors("", self.policy.model)
+                self.best = {name: value.clone() for name, value in weights.items()}
         self.loop.log(self.step, {"validation_nll": nll}, {})
 
     def finish(self) -> SftResult:
-        """Put the best weights in place."""
+        """Put the weights that are kept in place."""
         if self.best:
             restore_parameters("", self.policy.model, self.best)
         self.policy.model.eval()

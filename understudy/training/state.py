@@ -258,7 +258,7 @@ def _relative_pass(models: Models, kind: str) -> float:
 
     A trunk of the policy's own shape is a pass.
     """
-    if kind not in ("shared_trunk", "own"):
+    if kind not in ("shared_trunk", "own", "ngrams"):
         return 1.0
     return _num_product_weights(models.discriminator) / _num_product_weights(models.policy.model)
 
