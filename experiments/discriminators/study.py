@@ -2,7 +2,8 @@
 
 Half of the demonstrations train the SFT policy. A discriminator then learns from that half ("seen") or from the other
 ("withheld"), against samples of the policy to the same prompts; its AUC is measured on held-out groups. Whether it also
-ranks the policy's valid samples above its invalid ones is what the policy's update depends on.
+ranks the policy's valid samples above its invalid ones, above all those to the same prompt, is what the policy's update
+depends on, and what best-of-n gains by it.
 """
 
 from __future__ import annotations
@@ -36,11 +37,12 @@ from understudy.training.sft import train_sft
 from understudy.training.state import Models
 
 ROOT = Path(__file__).parents[2]
-KINDS = ("sft", "shared_trunk", "told")
+KINDS = ("sft", "shared_trunk", "told", "ngrams")
 LEARNED_FROM = ("seen", "withheld")
-REPEATS = 4
+REPEATS = 8
+_LEAST = 20
 # Rates were chosen on seed 100: docs/lab-notes.md, 2026-11-29.
-RATES = {"sft": 3e-4, "shared_trunk": 5e-4, "told": 5e-4}
+RATES = {"sft": 3e-4, "shared_trunk": 5e-4, "told": 5e-4, "ngrams": 1e-3}
 
 
 class ToldReader(TrunkReader):
@@ -59,12 +61,16 @@ class ToldReader(TrunkReader):
 
 @dataclass(frozen=True)
 class Setting:
-    """A task, how many demonstrations each half has, and how long a discriminator learns."""
+    """A task, how many demonstrations each half has, and how long a discriminator learns.
+
+    Samples that are judged are drawn at `temperature`: one at which some are valid.
+    """
 
     task: str
     half: int
     num_rounds: int
     num_prompts: int
+    temperature: float = 1.0
 
     def params(self, kind: str) -> Params:
         """Params of a discriminator; the policy's update is too small to move it."""
@@ -90,7 +96,7 @@ class Setting:
 
 SETTINGS = {
     "pick": Setting("pick", 500, 25, 16),
-    "ansible": Setting("ansible", 1000, 25, 24),
+    "ansible": Setting("ansible", 1000, 25, 24, temperature=0.5),
 }
 
 
@@ -109,8 +115,9 @@ def measure(setting: Setting, seed: int, work: Path) -> dict[str, Any]:
         train_sft(policy, seen, encode(policy, rows.validation).examples, params.sft, seed, loop)
     policy.save(folder)
     found: dict[str, Any] = {"task": setting.task, "half": setting.half, "seed": seed}
-    found |= {"auc": {}, "auc_valid": {}, "seconds": {}}
-    judged = _judged_samples(policy, rows.test, params, seed)
+    judged = _judged_samples(policy, rows.test, params, setting.temperature, seed)
+    num_valid = sum(int(valid_B.sum()) for _, valid_B in judged)
+    found |= {"valid": round(num_valid / REPEATS / len(rows.test), 4), "auc": {}, "ranks": {}, "seconds": {}}
     parts = {"seen": rows.train[: setting.half], "held out": rows.test}
     found["nll"] = {name: _nll(policy, part, params) for name, part in parts.items()}
     for kind in KINDS:
@@ -118,7 +125,7 @@ def measure(setting: Setting, seed: int, work: Path) -> dict[str, Any]:
             started = time.perf_counter()
             network, aucs = _trained(study, setting, kind, folder, (train, held_out), seed)
             found["auc"][f"{kind}, {name}"] = aucs
-            found["auc_valid"][f"{kind}, {name}"] = _auc_of_validity(network, judged)
+            found["ranks"][f"{kind}, {name}"] = _ranks(network, judged)
             found["seconds"][f"{kind}, {name}"] = round(time.perf_counter() - started, 1)
     return found
 
@@ -142,11 +149,11 @@ def _trained(
 
 
 def _judged_samples(
-    policy: LanguageModel, rows: Sequence[Demonstration], params: Params, seed: int
+    policy: LanguageModel, rows: Sequence[Demonstration], params: Params, temperature: float, seed: int
 ) -> list[tuple[TokenBatch, Tensor]]:
-    """Samples at T=1 to held-out prompts, four each, and whether the task's judge finds each valid."""
+    """Samples to held-out prompts, eight each, and whether the task's judge finds each valid."""
     (judge,) = [load_judge(judge, root=ROOT) for judge in params.evaluation.judges]
-    settings = SamplingSettings(params.evaluation.max_response_tokens)
+    settings = SamplingSettings(params.evaluation.max_response_tokens, temperature)
     generator, made = torch.Generator().manual_seed(step_seed(seed, "judged")), []
     policy.model.eval()
     for start in range(0, len(rows), 32):
@@ -162,17 +169,39 @@ def _judged_samples(
 
 
 @torch.no_grad()
-def _auc_of_validity(network: Discriminator, judged: list[tuple[TokenBatch, Tensor]]) -> float | None:
-    """The chance that a valid sample scores above an invalid one, where there are at least 20 of each."""
+def _ranks(network: Discriminator, judged: list[tuple[TokenBatch, Tensor]]) -> dict[str, float | None]:
+    """How a discriminator ranks judged samples, each row of (P, REPEATS) being those to one prompt."""
     network.eval()
-    scores, valid = [], torch.cat([valid_B for _, valid_B in judged])
+    scores = []
     for batch, _ in judged:
         last_B = batch.mask_BT.sum(dim=1) - 1
         scores.append(network(batch)[torch.arange(batch.num_rows), last_B, 0])
-    score_N = torch.cat(scores)
-    if min(int(valid.sum()), int((~valid).sum())) < 20:
-        return None
-    return round(auc(score_N[valid], score_N[~valid]), 4)
+    valid_PK = torch.cat([valid_B for _, valid_B in judged]).view(-1, REPEATS)
+    return ranks(torch.cat(scores).view(-1, REPEATS), valid_PK)
+
+
+def ranks(score_PK: Tensor, valid_PK: Tensor) -> dict[str, float | None]:
+    """The chance that a valid sample scores above an invalid one, and what choosing by the score gives.
+
+    Args:
+        score_PK: scores of K samples to each of P prompts.
+        valid_PK: whether each is valid.
+
+    Returns:
+        "auc": over all pairs; "within": over pairs to one prompt, mean over prompts with both kinds; None with fewer
+        than 20 samples of a kind or 20 such prompts. "best": share of prompts whose highest sample is valid.
+    """
+    mixed_P = valid_PK.any(dim=1) & ~valid_PK.all(dim=1)
+    within = [
+        auc(score[valid], score[~valid]) for score, valid in zip(score_PK[mixed_P], valid_PK[mixed_P], strict=True)
+    ]
+    few = min(int(valid_PK.sum()), int((~valid_PK).sum())) < _LEAST
+    best_P = valid_PK.gather(1, score_PK.argmax(dim=1, keepdim=True))
+    return {
+        "auc": None if few else round(auc(score_PK[valid_PK], score_PK[~valid_PK]), 4),
+        "within": None if len(within) < _LEAST else round(sum(within) / len(within), 4),
+        "best": round(float(best_P.double().mean()), 4),
+    }
 
 
 def _nll(policy: LanguageModel, rows: Sequence[Demonstration], params: Params) -> float:

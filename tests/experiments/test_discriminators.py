@@ -43,7 +43,7 @@ def test_a_cell_has_every_kind_and_half_and_is_not_run_again(
     assert all(len(aucs) == 1 and 0 <= aucs[0] <= 1 for aucs in cell["auc"].values())
     assert cell["nll"]["seen"] < cell["nll"]["held out"]
     shown = capsys.readouterr().out
-    assert shown.count("| pick, 24 + 24 | 1 |") == len(KINDS) * len(LEARNED_FROM)
+    assert shown.count("| pick, 24 + 24 | 1 |") == len(KINDS) * len(LEARNED_FROM) + 1
     (path,) = (tmp_path / "cells").iterdir()
     before = path.stat().st_mtime_ns
     assert main(command) == 0 and path.stat().st_mtime_ns == before
@@ -57,13 +57,27 @@ def test_means_are_over_seeds() -> None:
             "half": 500,
             "seed": seed,
             "auc": dict.fromkeys(keys, [0.5, 0.5 + seed / 10]),
-            "auc_valid": dict.fromkeys(keys, None),
+            "valid": 0.1 * seed,
+            "ranks": dict.fromkeys(keys, {"auc": None, "within": 0.6, "best": 0.3}),
             "seconds": dict.fromkeys(keys, 2.0 + seed),
         }
         for seed in (1, 3)
     ]
     line = next(line for line in table(cells).splitlines() if "the same, told" in line)
-    assert line.startswith("| pick, 500 + 500 | 2 |") and "| 0.700 [" in line and line.endswith("|  | 4 |")
+    assert line.startswith("| pick, 500 + 500 | 2 |") and "| 0.700 [" in line
+    assert line.endswith("|  | 0.600 [0.600, 0.600] | 0.300 [0.300, 0.300] | 4 |")
+    assert "none: one sample | | | | | | 0.200 [" in table(cells)
+
+
+def test_ranks_by_hand() -> None:
+    # Within the first prompt the valid one wins 1 of 2 pairs, in the second 2 of 2; the third has no valid sample.
+    score_PK = torch.tensor([[0.3, 0.2, 0.5], [0.9, 0.8, 0.1], [0.0, 0.6, 0.7]])
+    valid_PK = torch.tensor([[True, False, False], [True, True, False], [False, False, False]])
+    rows = torch.arange(3).repeat(20)
+    found = study.ranks(score_PK[rows], valid_PK[rows])
+    # Over all pairs: 0.3 beats 0.2, 0.1 and 0.0; 0.9 and 0.8 beat all six: 15 of 18.
+    assert found == {"auc": 0.8333, "within": 0.75, "best": 0.3333}
+    assert study.ranks(score_PK, valid_PK) == {"auc": None, "within": None, "best": 0.3333}
 
 
 def test_the_page_is_what_the_cells_say() -> None:
