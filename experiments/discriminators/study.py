@@ -63,7 +63,7 @@ class ToldReader(TrunkReader):
 class Setting:
     """A task, how many demonstrations each half has, and how long a discriminator learns.
 
-    Samples that are judged are drawn at `temperature`: one at which some are valid.
+    Samples that are judged are drawn at `temperature`, after as many epochs of SFT that enough of them are valid.
     """
 
     task: str
@@ -71,6 +71,7 @@ class Setting:
     num_rounds: int
     num_prompts: int
     temperature: float = 1.0
+    overrides: tuple[str, ...] = ()
 
     def params(self, kind: str) -> Params:
         """Params of a discriminator; the policy's update is too small to move it."""
@@ -90,13 +91,14 @@ class Setting:
         }
         task = TASKS[self.task]
         return load_params(
-            ROOT / "params.yaml", (*task.overrides, *(f"align.{name}={value}" for name, value in settings.items()))
+            ROOT / "params.yaml",
+            (*task.overrides, *self.overrides, *(f"align.{name}={value}" for name, value in settings.items())),
         )
 
 
 SETTINGS = {
     "pick": Setting("pick", 500, 25, 16),
-    "ansible": Setting("ansible", 1000, 25, 24, temperature=0.5),
+    "ansible": Setting("ansible", 1000, 25, 24, temperature=0.5, overrides=("sft.epochs=16",)),
 }
 
 
