@@ -70,7 +70,8 @@ def _align(scenario: dict[str, Any], surroundings: Loop) -> dict[str, Any]:
     num_outputs = num_discriminator_outputs(config)
     discriminator = create_discriminator(config.discriminator, num_outputs, reference, lambda: reference)
     # A pairwise loss leaves the bias free: its gradient is rounding, which Adam makes a whole step of.
-    discriminator.head.bias.requires_grad_(not composed(config)[0].discriminator.loss.startswith("bradley_terry"))
+    bias = getattr(discriminator, "head", discriminator).bias
+    bias.requires_grad_(not composed(config)[0].discriminator.loss.startswith("bradley_terry"))
     rows = examples(policy)
     held_out = rows[18 : 18 + scenario.get("held_out", 6)]
     align(Models(policy, reference, discriminator), rows[:18], held_out, config, 1, surroundings)
