@@ -15,7 +15,7 @@ RESULTS = HERE / "results"
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Return 0 when every asked cell is there."""
+    """Return 0 when every asked cell is there, 1 when some are of other settings."""
     from examples.writing import write_text
     from experiments import blocks
     from experiments.discriminators.report import pages, table
@@ -28,6 +28,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the cells")
     parser.add_argument("--work", type=Path, default=ROOT / "build" / "real", help="folder of weights and data")
     options = parser.parse_args(arguments)
+    try:
+        load_results(options.out)
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return 1
     for seed in () if options.report else options.seeds:
         for task in options.tasks:
             path = options.out / f"{task}-{seed}.json"

@@ -32,7 +32,10 @@ def table(cells: list[dict[str, Any]]) -> str:
     for task in dict.fromkeys(cell["task"] for cell in cells):
         some = [cell for cell in cells if cell["task"] == task]
         head = f"{task}, {some[0]['half']} + {some[0]['half']} | {len(some)}"
-        lines.append(f"| {head} | none: one sample | | | | | | {_shown(of_seeds(c['valid'] for c in some))} | |")
+        temperature = f"T={some[0]['settings']['temperature']:g}"
+        lines.append(
+            f"| {head} | none: one sample, {temperature} | | | | | | {_shown(of_seeds(c['valid'] for c in some))} | |"
+        )
         lines += [_line(head, some, kind, name) for kind in KINDS for name in LEARNED_FROM]
     return "\n".join(lines)
 

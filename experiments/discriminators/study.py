@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +40,7 @@ ROOT = Path(__file__).parents[2]
 KINDS = ("sft", "shared_trunk", "told", "ngrams")
 LEARNED_FROM = ("seen", "withheld")
 REPEATS = 8
-_LEAST = 20
+_LEAST = 20  # samples or prompts: fewer say nothing of a seed
 # Rates were chosen on seed 100: docs/lab-notes.md, 2026-11-29.
 RATES = {"sft": 3e-4, "shared_trunk": 5e-4, "told": 5e-4, "ngrams": 1e-3}
 
@@ -72,6 +72,11 @@ class Setting:
     num_prompts: int
     temperature: float = 1.0
     overrides: tuple[str, ...] = ()
+
+    def described(self) -> dict[str, Any]:
+        """All that a cell of this setting depends on but its seed, as JSON has it."""
+        own = asdict(self) | {"overrides": list(self.overrides)}
+        return own | {"repeats": REPEATS, "rates": RATES}
 
     def params(self, kind: str) -> Params:
         """Params of a discriminator; the policy's update is too small to move it."""
@@ -116,7 +121,7 @@ def measure(setting: Setting, seed: int, work: Path) -> dict[str, Any]:
     with study._loop(params) as loop:
         train_sft(policy, seen, encode(policy, rows.validation).examples, params.sft, seed, loop)
     policy.save(folder)
-    found: dict[str, Any] = {"task": setting.task, "half": setting.half, "seed": seed}
+    found: dict[str, Any] = {"settings": setting.described(), "task": setting.task, "half": setting.half, "seed": seed}
     judged = _judged_samples(policy, rows.test, params, setting.temperature, seed)
     num_valid = sum(int(valid_B.sum()) for _, valid_B in judged)
     found |= {"valid": round(num_valid / REPEATS / len(rows.test), 4), "auc": {}, "ranks": {}, "seconds": {}}
@@ -153,7 +158,7 @@ def _trained(
 def _judged_samples(
     policy: LanguageModel, rows: Sequence[Demonstration], params: Params, temperature: float, seed: int
 ) -> list[tuple[TokenBatch, Tensor]]:
-    """Samples to held-out prompts, eight each, and whether the task's judge finds each valid."""
+    """Samples to held-out prompts, REPEATS each, and whether the task's judge finds each valid."""
     (judge,) = [load_judge(judge, root=ROOT) for judge in params.evaluation.judges]
     settings = SamplingSettings(params.evaluation.max_response_tokens, temperature)
     generator, made = torch.Generator().manual_seed(step_seed(seed, "judged")), []
@@ -190,8 +195,8 @@ def ranks(score_PK: Tensor, valid_PK: Tensor) -> dict[str, float | None]:
         valid_PK: whether each is valid.
 
     Returns:
-        "auc": over all pairs; "within": over pairs to one prompt, mean over prompts with both kinds; None with fewer
-        than 20 samples of a kind or 20 such prompts. "best": share of prompts whose highest sample is valid.
+        "auc": over all pairs; "within": over pairs to one prompt, mean over prompts with both kinds; None with too
+        few samples of a kind or such prompts. "best": share of prompts whose highest sample is valid.
     """
     mixed_P = valid_PK.any(dim=1) & ~valid_PK.all(dim=1)
     within = [
@@ -219,6 +224,12 @@ def as_text(cell: dict[str, Any]) -> str:
 
 
 def load_results(folder: Path) -> list[dict[str, Any]]:
-    """All cells, by task and seed."""
-    found = [json.loads(path.read_text(encoding="utf-8")) for path in folder.glob("*.json")]
-    return sorted(found, key=lambda cell: (cell["task"], cell["seed"]))
+    """All cells, by task and seed.
+
+    Raises:
+        ValueError: some are of other settings than those in force.
+    """
+    found = {path.name: json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))}
+    if old := [name for name, cell in found.items() if cell.get("settings") != SETTINGS[cell["task"]].described()]:
+        raise ValueError(f"{folder}: {', '.join(old)}: made with other settings. Remove them and run this again.")
+    return sorted(found.values(), key=lambda cell: (cell["task"], cell["seed"]))

@@ -135,10 +135,9 @@ class Study:
 
         amount = self.run(Cell(cell.task, cell.size, ARMS[COMPUTE_OF], cell.seed))["compute_token_passes"]
         policy = self._trainable(start, params, cell.seed)
-        train, validation = _encoded(policy, rows, rows.train)
-        held_out = [] if cell.arm.name.endswith("_last") else validation  # without it the last weights are kept
+        sft = params.sft.model_copy(update={"keep": "last" if cell.arm.name.endswith("_last") else "best_nll"})
         with self._loop(params) as loop:
-            result = train_sft(policy, train, held_out, params.sft, cell.seed, loop, amount)
+            result = train_sft(policy, *_encoded(policy, rows, rows.train), sft, cell.seed, loop, amount)
         return policy, None, {"compute_token_passes": result.compute_token_passes, "num_updates": result.num_steps}
 
     def _aligned(

@@ -47,6 +47,9 @@ def test_a_cell_has_every_kind_and_half_and_is_not_run_again(
     (path,) = (tmp_path / "cells").iterdir()
     before = path.stat().st_mtime_ns
     assert main(command) == 0 and path.stat().st_mtime_ns == before
+    monkeypatch.setitem(study.SETTINGS, "pick", Setting("pick", 24, 5, 4, temperature=0.5))
+    assert main(command) == 1 and path.stat().st_mtime_ns == before
+    assert "pick-0.json: made with other settings. Remove them and run this again." in capsys.readouterr().err
 
 
 def test_means_are_over_seeds() -> None:
@@ -56,6 +59,7 @@ def test_means_are_over_seeds() -> None:
             "task": "pick",
             "half": 500,
             "seed": seed,
+            "settings": {"temperature": 0.5},
             "auc": dict.fromkeys(keys, [0.5, 0.5 + seed / 10]),
             "valid": 0.1 * seed,
             "ranks": dict.fromkeys(keys, {"auc": None, "within": 0.6, "best": 0.3}),
@@ -66,7 +70,7 @@ def test_means_are_over_seeds() -> None:
     line = next(line for line in table(cells).splitlines() if "the same, told" in line)
     assert line.startswith("| pick, 500 + 500 | 2 |") and "| 0.700 [" in line
     assert line.endswith("|  | 0.600 [0.600, 0.600] | 0.300 [0.300, 0.300] | 4 |")
-    assert "none: one sample | | | | | | 0.200 [" in table(cells)
+    assert "none: one sample, T=0.5 | | | | | | 0.200 [" in table(cells)
 
 
 def test_ranks_by_hand() -> None:

@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 from understudy.config import load_params
 from understudy.errors import ConfigError, IntegrityError
 from understudy.models.discriminator import load_discriminator
+from understudy.models.language_model import TokenBatch
 from understudy.models.ngram_reader import GAIN, NGramReader
 
 PROMPTS, RESPONSES = [[5, 6], [7], [5, 6]], [[8, 9, 8, 9, 10], [10], [9, 8, 9]]
@@ -39,6 +40,21 @@ def test_ngrams_that_are_equal_share_a_bucket_and_no_others() -> None:
     assert len(found[8, 9]) == 1 and len(found[None, 10]) == 1
     buckets = [bucket for shared in found.values() for bucket in shared]
     assert len(buckets) == len(set(buckets)) == len(found) == 14
+
+
+@pytest.mark.parametrize(("buckets", "step"), [(1_000_003, 1), (262_144, 47_822), (4096, 1)])
+def test_tokens_are_spread_over_the_buckets_whatever_their_distance(buckets: int, step: int) -> None:
+    """Of 3,000 n-grams as many buckets are used as by chance, within five standard errors (once in 10^6 seeds)."""
+    reader, num = NGramReader(1, (3, 5), buckets, dropout=0.0), 3000
+    response_BT = torch.full((num, 5), 9)
+    response_BT[:, 2] = torch.arange(num) * step % 151_936
+    mask_BT = torch.ones_like(response_BT, dtype=torch.bool)
+    bucket_BTK = reader.buckets(TokenBatch(response_BT, mask_BT.long(), response_BT, mask_BT))
+    unused = (1 - 1 / buckets) ** num
+    expected = buckets * (1 - unused)
+    variance = buckets * unused * (1 - unused) + buckets * (buckets - 1) * ((1 - 2 / buckets) ** num - unused**2)
+    for at in range(3):
+        assert len(bucket_BTK[:, 4, at].unique()) > expected - 5 * max(1.0, variance) ** 0.5
 
 
 def test_the_output_is_the_mean_weight_of_the_ngrams_so_far_whoever_else_is_in_the_batch() -> None:

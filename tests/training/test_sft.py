@@ -62,7 +62,10 @@ def test_the_last_weights_are_kept_where_they_are_asked_for(tmp_path: Path) -> N
     assert _same(_weights(last), _weights(run("parts", "last")[0]))
     assert result.best_validation_nll == chosen.best_validation_nll and result.best_step + 2 < result.num_steps
     nll_best, nll_last = (validation_nll(policy, held_out, 128, torch.no_grad) for policy in (best, last))
-    assert nll_best == pytest.approx(result.best_validation_nll, rel=1e-5) and nll_last > 1.05 * nll_best
+    assert nll_best == pytest.approx(chosen.kept_validation_nll, rel=1e-5) and nll_last > 1.05 * nll_best
+    assert nll_last == pytest.approx(result.kept_validation_nll, rel=1e-5)
+    # Which weights are kept is decided at the end, whatever was asked for before.
+    assert _same(_weights(best), _weights(run("last", "best_nll")[0]))
 
 
 def test_two_runs_are_bit_identical(tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 It knows neither the prompt nor what tokens mean. What a small policy gets wrong are often words and fields that no
 expert ever wrote, and those it finds from a few hundred responses where a trained network of the policy's own kind
-does not (docs/results.md, "Discriminators"). It costs one look-up a token and order, on any device.
+does not (docs/results.md, "Discriminators"). It costs one look-up a token and order, and an update of the whole table.
 
 Shapes: B sequences, T response columns, K orders, n outputs.
 """
@@ -21,9 +21,9 @@ from understudy.models.language_model import TokenBatch
 from understudy.models.scalar_head import dropped, load_weights, write_described
 
 KIND = "ngrams"
-# Logit a unit of weight: look-ups learn at the rate that suits the other discriminators' dense weights.
+# Outputs are so many times the mean weight: a table then learns at the rates that suit networks.
 GAIN = 100.0
-_FACTOR, _PRIME = 1_000_003, 2_147_483_647
+_FACTOR, _PRIME, _MIX = 1_000_003, 2_147_483_647, 0x2C1B3C6D
 
 
 class NGramReader(nn.Module):
@@ -60,17 +60,17 @@ class NGramReader(nn.Module):
             back_BT = nn.functional.pad(token_BT, (order - 1, 0))[:, : token_BT.shape[1]]
             hash_BT = (hash_BT * _FACTOR + back_BT) % _PRIME
             if order >= low:
-                found.append((hash_BT * _FACTOR + order) % _PRIME % self.table.num_embeddings)
+                found.append(_mixed((hash_BT * _FACTOR + order) % _PRIME) % self.table.num_embeddings)
         return torch.stack(found, dim=-1)
 
     def forward(self, batch: TokenBatch) -> Tensor:
         """Outputs at each response token, float32, shape (B, T, n)."""
         weight_BTKn = self.table(self.buckets(batch))
         mask_BT11 = batch.mask_BT[..., None, None].to(weight_BTKn.dtype)
-        kept_BTK1 = dropped(self.dropout, torch.ones_like(weight_BTKn[..., :1]), batch)
-        sum_BTn = (weight_BTKn * kept_BTK1 * mask_BT11).sum(dim=2).cumsum(dim=1)
-        num_BT1 = mask_BT11[..., 0].cumsum(dim=1).clamp(min=1) * weight_BTKn.shape[2]
-        return cast(Tensor, (GAIN * sum_BTn / num_BT1 + self.bias).float())
+        factor_BTK1 = dropped(self.dropout, torch.ones_like(weight_BTKn[..., :1]), batch)
+        sum_BTn = (weight_BTKn * factor_BTK1 * mask_BT11).sum(dim=2).cumsum(dim=1)
+        num_ngrams_BT1 = mask_BT11[..., 0].cumsum(dim=1).clamp(min=1) * weight_BTKn.shape[2]
+        return cast(Tensor, (GAIN * sum_BTn / num_ngrams_BT1 + self.bias).float())
 
     def save(self, folder: Path, description: dict[str, Any], weights: Mapping[str, Tensor] | None = None) -> None:
         """Write ngrams.safetensors and description.json.
@@ -84,6 +84,12 @@ class NGramReader(nn.Module):
         shape = {"num_outputs": len(self.bias), "orders": list(self.orders), "num_buckets": self.table.num_embeddings}
         described = {"kind": KIND, **shape, **description}
         write_described(folder, "ngrams.safetensors", {name: (weights or own)[name] for name in own}, described)
+
+
+def _mixed(hash_BT: Tensor) -> Tensor:
+    """Bits put in disorder: without it, tokens a fixed distance apart share a bucket in every order."""
+    hash_BT = (hash_BT ^ (hash_BT >> 15)) * _MIX % _PRIME
+    return hash_BT ^ (hash_BT >> 12)
 
 
 def load_ngram_reader(folder: Path) -> NGramReader:

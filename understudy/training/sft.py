@@ -46,6 +46,7 @@ class SftResult:
 
     best_validation_nll: float
     best_step: int
+    kept_validation_nll: float
     num_steps: int
     compute_token_passes: int
     train_seconds: float
@@ -109,7 +110,8 @@ class _SftRun:
         self.module, self.optimizer = self.processes.prepare(policy.model, optimizer)
         self.lengths = [example.num_tokens for example in train]
         self.horizon = max(len(example.response) for example in train)
-        self.step, self.passes, self.best_nll, self.best_step = 0, 0, math.inf, 0
+        self.step, self.passes, self.best_step = 0, 0, 0
+        self.best_nll, self.last_nll = math.inf, math.inf
         self.best: dict[str, Tensor] = {}
         self.seconds_before = 0.0
         self.watch = Stopwatch()
@@ -189,20 +191,22 @@ class _SftRun:
         nll = validation_nll(
             self.policy, self.validation, self.config.batch_tokens, self.accelerator.autocast, self.processes
         )
+        self.last_nll = nll
         if nll < self.best_nll:
             self.best_nll, self.best_step = nll, self.step
-            if self.config.keep == "best_nll":
-                weights = trainable_tensors("", self.policy.model)
-                self.best = {name: value.clone() for name, value in weights.items()}
+            weights = trainable_tensors("", self.policy.model)
+            self.best = {name: value.clone() for name, value in weights.items()}
         self.loop.log(self.step, {"validation_nll": nll}, {})
 
     def finish(self) -> SftResult:
         """Put the weights that are kept in place."""
-        if self.best:
+        keeps_best = self.config.keep == "best_nll"
+        if keeps_best and self.best:
             restore_parameters("", self.policy.model, self.best)
         self.policy.model.eval()
         seconds = self.seconds_before + self.watch.seconds
-        return SftResult(self.best_nll, self.best_step, self.step, self.passes, seconds)
+        kept_nll = self.best_nll if keeps_best else self.last_nll
+        return SftResult(self.best_nll, self.best_step, kept_nll, self.step, self.passes, seconds)
 
     def _batch(self, examples: Sequence[Example]) -> TokenBatch:
         return self.policy.batch([e.prompt for e in examples], [e.response for e in examples])

@@ -76,7 +76,8 @@ def run(
             train_seconds=round(result.train_seconds, 2),
             compute_token_passes=result.compute_token_passes,
         )
-        context.tracker.log(result.num_steps, {"best_validation_nll": result.best_validation_nll})
+        nlls = {"best_validation_nll": result.best_validation_nll, "kept_validation_nll": result.kept_validation_nll}
+        context.tracker.log(result.num_steps, nlls)
         context.finish(record)
         processes.on_main(loop.checkpoints.clear)
         return record
