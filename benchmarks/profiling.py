@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,9 @@ def measure(work: Work, rounds: int) -> dict[str, Any]:
     phases = {name: took / (rounds + 1) for name, took in seconds.items()}
     with profile(activities=[ProfilerActivity.CPU]) as profiler:
         OurStep(work).seconds(1)
-    operations = {event.key: float(event.self_cpu_time_total) for event in profiler.key_averages()}
+    operations: Counter[str] = Counter()
+    for event in profiler.key_averages():
+        operations[event.key] += event.self_cpu_time_total
     return {
         "name": f"profile of the align step {work.size}",
         "unit": "s a round",
@@ -38,10 +40,10 @@ def measure(work: Work, rounds: int) -> dict[str, Any]:
     }
 
 
-def largest_shares(seconds: dict[str, float], count: int) -> dict[str, float]:
+def largest_shares(parts: Mapping[str, float], count: int) -> dict[str, float]:
     """The `count` largest parts, largest first, as shares of all parts together."""
-    total = sum(seconds.values())
-    return {name: took / total for name, took in Counter(seconds).most_common(count)}
+    total = sum(parts.values())
+    return {name: part / total for name, part in Counter(parts).most_common(count)}
 
 
 @contextmanager

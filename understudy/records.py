@@ -96,7 +96,7 @@ class PolicyRef(Record):
 
 @dataclass(frozen=True)
 class DiscriminatorRef(Record):
-    """One discriminator: the backbone's folder with a scalar head; `logits_expert_high`."""
+    """One discriminator: the folder that `load_discriminator` reads; `logits_expert_high`."""
 
     uri: str
     sha256: str

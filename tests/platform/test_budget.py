@@ -43,6 +43,9 @@ def test_token_passes_by_hand() -> None:
     rounds = 6 * (3 * 2) * (20 + 30 * (3 + 3))  # sampled once, read by three networks, learned from by one
     pairs = (1 * 4 + 5 * 2) * 8 * 2 * 30 * 3
     assert passes["align"] == passes["sft_longer"] == rounds + pairs == 27360
+    counting = given.align.discriminator.model_copy(update={"init": "ngrams"})
+    by_table = given.model_copy(update={"align": given.align.model_copy(update={"discriminator": counting})})
+    assert budget.token_passes(by_table)["align"] == 6 * (3 * 2) * (20 + 30 * (2 + 3)) == 6120
     # Four policies, the champion among them: 7 // 2 prompts at one temperature, then 7 in three ways; the base in one.
     assert passes["evaluate"] == 30 * (4 * (3 * 1 + 7 * 3) + 7) == 3090
     pretrained = given.model_copy(update={"model": given.model.model_copy(update={"init": "pretrained"})})

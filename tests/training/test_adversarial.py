@@ -106,6 +106,8 @@ def test_stopped_and_resumed_ends_with_the_same_weights(tmp_path: Path, stop_aft
         ["align.discriminator.init=own", f"align.discriminator.own={OWN}"],
         ["align.discriminator.init=ngrams"],
         ["align.discriminator.init=ngrams", "align.level=token", "align.discriminator.form=airl"],
+        ["align.discriminator.init=ngrams", "align.policy_update=ppo"],
+        ["align.discriminator.init=ngrams", "align.method=rlhf"],
     ],
     ids=lambda overrides: ",".join(o.removeprefix("align.") for o in overrides),
 )
@@ -117,6 +119,16 @@ def test_rows_of_the_table_run_by_configuration_alone(tmp_path: Path, overrides:
     # The reward model of RLHF is frozen after its warm-up; every other discriminator keeps learning.
     assert ("discriminator_accuracy" in last) == ("align.method=rlhf" not in overrides)
     assert all(value == value for value in last.values())
+
+
+def test_a_table_of_ngrams_costs_no_passes_however_often_it_learns(tmp_path: Path) -> None:
+    passes = {}
+    for init, updates in (("ngrams", 1), ("ngrams", 3), ("sft", 1), ("sft", 3)):
+        overrides = (f"align.discriminator.init={init}", f"align.discriminator.updates_per_round={updates}")
+        passes[init, updates] = _run(tmp_path / f"{init}{updates}", *overrides)[1].compute_token_passes
+    # But for its bias, which rounds to a token a batch at most.
+    assert 0 <= passes["ngrams", 3] - passes["ngrams", 1] < 100 < passes["sft", 3] - passes["sft", 1]
+    assert passes["ngrams", 1] < passes["sft", 1]
 
 
 def test_warm_up_leaves_the_policy_alone(tmp_path: Path) -> None:

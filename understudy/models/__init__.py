@@ -1,1 +1,1 @@
-"""Networks: the policy, and scalar heads (discriminator, value, reward model) on the same backbones."""
+"""Networks: the policy, scalar heads (discriminator, value, reward model) on the same backbones, other discriminators."""

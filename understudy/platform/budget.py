@@ -65,13 +65,15 @@ def token_passes(params: Params) -> dict[str, int]:
     sequence = known.prompt_tokens + rollout.max_response_tokens
     samples = rollout.prompts_per_round * rollout.responses_per_prompt
     warm, rounds = discriminator.warmup_rounds, align.num_rounds
+    # Networks of the policy's size are assumed, but for a table of n-grams, which has no products at all.
+    judges = 0 if discriminator.init == "ngrams" else 1
     # A round samples, then reference, policy and discriminator read the samples, then the policy learns from them.
-    per_round = samples * (rollout.max_response_tokens + sequence * (3 * _FORWARD + _BACKWARD))
+    per_round = samples * (rollout.max_response_tokens + sequence * ((2 + judges) * _FORWARD + _BACKWARD))
     if align.policy_update == "ppo":
         per_round += samples * sequence * _BACKWARD * (align.ppo.epochs - 1)
     # Each update of the discriminator learns from pairs: an expert's and a sampled response.
     pair_updates = warm * discriminator.warmup_updates_per_round + rounds * discriminator.updates_per_round
-    pairs = pair_updates * discriminator.batch_pairs * 2 * sequence * _BACKWARD
+    pairs = judges * pair_updates * discriminator.batch_pairs * 2 * sequence * _BACKWARD
     aligned = (warm + rounds) * per_round + pairs
     return {
         "sft": round(params.sft.epochs * known.train_tokens * _BACKWARD),

@@ -256,9 +256,9 @@ class AlignState:
 def _relative_pass(models: Models, kind: str) -> float:
     """Compute of a token in the discriminator, in passes through the policy, by weights without embeddings.
 
-    A trunk of the policy's own shape is a pass.
+    A trunk of the policy's own shape is a pass, a table of look-ups none.
     """
-    if kind not in ("shared_trunk", "own", "ngrams"):
+    if kind in ("sft", "shared_lora"):
         return 1.0
     return _num_product_weights(models.discriminator) / _num_product_weights(models.policy.model)
 

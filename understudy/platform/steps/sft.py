@@ -60,6 +60,8 @@ def run(
         seen = {row.id for row in shown}
         for others in (test, [row for row in train if row.id not in seen]):
             encode(policy, others)
+        if sft.keep == "last":
+            context.note("The last weights are kept, not those of the best validation NLL: sft.keep is last.")
         loop = create_loop(context, processes, lineage)
         with context.working():
             result = train_sft(policy, encoded.examples, held_out.examples, sft, context.seed, loop, token_passes)
