@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-COMPUTE_OF = "reverse_kl_sequence"  # the arm whose compute the longer SFT may spend
 BEST_OF = 8
 
 
@@ -18,6 +17,8 @@ class Arm:
         kind: "sft", "sft_longer", "best_of_n", "closed_form" or "align".
         overrides: `section.key=value` over the task's params.
         role: "sft" (a baseline that the bar is about), "baseline" or "ours".
+        compute_of: the arm whose compute this one may spend; of kind "sft_longer" alone.
+        keep: its weights, as `sft.keep`; of kind "sft_longer" alone.
     """
 
     name: str
@@ -25,12 +26,19 @@ class Arm:
     kind: str
     overrides: tuple[str, ...]
     role: str
+    compute_of: str = ""
+    keep: str = ""
 
 
 def _ours(divergence: str, label: str, level: str) -> Arm:
     name = f"{divergence.replace(':', '_').replace('.', '')}_{level}"
     overrides = (f"align.divergence={divergence}", f"align.level={level}")
     return Arm(name, f"{label}, {level}", "align", overrides, "ours")
+
+
+def _longer(name: str, compute: str, compute_of: str, keep: str) -> Arm:
+    kept = "best NLL" if keep == "best_nll" else "last weights"
+    return Arm(name, f"SFT, as much compute{compute}, {kept}", "sft_longer", (), "sft", compute_of, keep)
 
 
 _NEW = (
@@ -59,8 +67,8 @@ ARMS: dict[str, Arm] = {
     for arm in (
         Arm("sft", "SFT", "sft", (), "sft"),
         _ours("reverse_kl", "**reverse KL**", "sequence"),
-        Arm("sft_longer", "SFT, as much compute, best NLL", "sft_longer", (), "sft"),
-        Arm("sft_longer_last", "SFT, as much compute, last weights", "sft_longer", (), "sft"),
+        _longer("sft_longer", "", "reverse_kl_sequence", "best_nll"),
+        _longer("sft_longer_last", "", "reverse_kl_sequence", "last"),
         Arm("sft_smoothed", "SFT, label smoothing 0.1", "sft", ("sft.label_smoothing=0.1",), "sft"),
         Arm("best_of_8", f"SFT, best of {BEST_OF} by the discriminator", "best_of_n", (), "baseline"),
         Arm(
@@ -90,5 +98,7 @@ ARMS: dict[str, Arm] = {
             (*_NGRAMS, "align.learning_rate=2e-4"),
             "ours",
         ),
+        _longer("sft_longer_ngrams", " as by n-grams", "reverse_kl_ngrams", "best_nll"),
+        _longer("sft_longer_ngrams_last", " as by n-grams", "reverse_kl_ngrams", "last"),
     )
 }

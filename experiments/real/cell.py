@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from experiments.real.arms import COMPUTE_OF, Arm
+from experiments.real.arms import Arm
 from experiments.real.measure import Chooser, Place, measure
 from experiments.real.tasks import Rows, Task, load
 from understudy.config import Params, load_params
@@ -133,9 +133,9 @@ class Study:
         """
         from experiments.real.arms import ARMS
 
-        amount = self.run(Cell(cell.task, cell.size, ARMS[COMPUTE_OF], cell.seed))["compute_token_passes"]
+        amount = self.run(Cell(cell.task, cell.size, ARMS[cell.arm.compute_of], cell.seed))["compute_token_passes"]
         policy = self._trainable(start, params, cell.seed)
-        sft = params.sft.model_copy(update={"keep": "last" if cell.arm.name.endswith("_last") else "best_nll"})
+        sft = params.sft.model_copy(update={"keep": cell.arm.keep})
         with self._loop(params) as loop:
             result = train_sft(policy, *_encoded(policy, rows, rows.train), sft, cell.seed, loop, amount)
         return policy, None, {"compute_token_passes": result.compute_token_passes, "num_updates": result.num_steps}

@@ -16,7 +16,7 @@ from experiments.real import cell as real_cell
 from experiments.real import study as real_study
 from experiments.real import tasks as real_tasks
 from experiments.real.__main__ import main
-from experiments.real.arms import ARMS, COMPUTE_OF
+from experiments.real.arms import ARMS
 from experiments.real.cell import Cell, ClosedFormReward, Folders, Study
 from experiments.real.measure import Chooser
 from experiments.real.report import choice, pages, summary, tables
@@ -49,12 +49,15 @@ def _params(task: Task, *overrides: str) -> Any:
 
 
 def test_every_arm_of_the_comparison_is_there_and_its_params_are_valid() -> None:
-    assert len(ARMS) == 20 and [name for name, arm in ARMS.items() if arm.role == "sft"] == [
+    assert len(ARMS) == 22 and [name for name, arm in ARMS.items() if arm.role == "sft"] == [
         "sft",
         "sft_longer",
         "sft_longer_last",
         "sft_smoothed",
+        "sft_longer_ngrams",
+        "sft_longer_ngrams_last",
     ]
+    assert all((arm.kind == "sft_longer") == (arm.compute_of in ARMS) == bool(arm.keep) for arm in ARMS.values())
     for task in TASKS.values():
         pairs = {
             (composed(params.align)[0].divergence, composed(params.align)[0].level)
@@ -347,7 +350,7 @@ def test_withheld_demonstrations_are_for_alignment_and_for_the_longer_sft(
     more = ("sft.withheld_fraction=0.4", "align.demonstrations=withheld")
     study = Study(Folders(tmp_path / "results", tmp_path / "work"), more)
     (tmp_path / "results").mkdir()
-    study.path(Cell(TASKS["pick"], 100, ARMS[COMPUTE_OF], 0)).write_text('{"compute_token_passes": 77}')
+    study.path(Cell(TASKS["pick"], 100, ARMS["reverse_kl_sequence"], 0)).write_text('{"compute_token_passes": 77}')
     params = load_params(ROOT / "params.yaml", (*TASKS["pick"].overrides, *more))
     rows = real_tasks.load(TASKS["pick"], 100, 0, tmp_path / "work", 8, params.data.splits)
     for arm in ("sft", "sft_longer", "js_sequence"):
