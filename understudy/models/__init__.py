@@ -1,1 +1,1 @@
-"""Networks: the policy, scalar heads (discriminator, value, reward model) on the same backbones, other discriminators."""
+"""Networks: the policy, scalar heads (discriminator, value, reward model) on its backbones, other discriminators."""
