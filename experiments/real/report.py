@@ -120,12 +120,13 @@ def wins_table(arms: Arms, label: str, judge: str = DECIDING) -> str:
 
 def samples_table(arms: Arms) -> str:
     """What the samples at T=1 are like, mean over seeds; distinct-2 also at the tuned decoding."""
-    heads = "arm | wins over SFT, both T=1 | fresh AUC | NLL | distinct-2 | distinct-2, tuned | self-BLEU | length"
-    lines = [f"| {heads} | chrF | disc. AUC |", "|---" * 10 + "|"]
+    heads = "arm | wins over SFT, both T=1 | both tuned | at equal length | tuned: over SFT of its own compute"
+    heads += " | fresh AUC | NLL | distinct-2 | distinct-2, tuned | self-BLEU | length"
+    lines = [f"| {heads} | chrF | disc. AUC |", "|---" * 13 + "|"]
     for name, cells in arms.items():
         plain = [cell["decodings"]["T=1"] for cell in cells.values()]
         columns = [
-            "" if name == "sft" else _percent(win_rate(cells, "T=1", arms["sft"], "T=1")[0]),
+            *_wins_over_start(name, arms),
             _shown(_clipped(of_seeds(each["auc"] for each in plain))),
             _number(of_seeds(_nll(cell) for cell in cells.values()), 3),
             _number(of_seeds(each["distinct_2"] for each in plain), 3),
@@ -137,6 +138,16 @@ def samples_table(arms: Arms) -> str:
         ]
         lines.append(f"| {ARMS[name].label} | " + " | ".join(columns) + " |")
     return "\n".join(lines)
+
+
+def _wins_over_start(name: str, arms: Arms) -> list[str]:
+    """Over the SFT policy that an arm starts from, and over that policy trained on for as much compute as the arm's."""
+    if name == "sft":
+        return [""] * 4
+    plain, tuned = (win_rate(arms[name], at, arms["sft"], at) for at in DECODINGS)
+    (longer,) = [arm for arm in arms if ARMS[arm].compute_of == name and ARMS[arm].keep == "best_nll"] or [None]
+    against = win_rate(arms[name], "tuned", arms[longer], "tuned")[0] if longer else None
+    return [_percent(each) for each in (plain[0], *tuned, against)]
 
 
 def _adds(judge: str, arms: Arms) -> bool:
