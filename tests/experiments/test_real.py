@@ -231,6 +231,19 @@ def _written(folder: Path, arm: str, seed: int, chance: float, prompts: int = 40
     (folder / f"pick-500-{arm}-{seed}.json").write_text(json.dumps(cell))
 
 
+def test_an_arm_is_compared_with_its_start_and_with_sft_of_its_own_compute(tmp_path: Path) -> None:
+    # As good as its start, better than the longer SFT; by n-grams worse than its start, level with SFT of its compute.
+    for arm, chance in {"sft": 1.0, "reverse_kl_sequence": 1.0, "sft_longer": 0.0, "sft_longer_last": 1.0}.items():
+        _written(tmp_path, arm, 0, chance)
+    _written(tmp_path, "reverse_kl_ngrams", 0, 0.0)
+    _written(tmp_path, "sft_longer_ngrams", 0, 0.0)
+    lines = [line.split(" | ") for line in tables(load_cells(tmp_path)).splitlines()]
+    found = {line[0].strip("| "): [each.split(" ")[0] for each in line[1:5]] for line in lines if len(line) == 13}
+    assert found["**reverse KL**, sequence"] == ["50.0%", "50.0%", "50.0%", "100.0%"]
+    assert found["reverse KL, sequence, by a table of n-grams"] == ["0.0%", "0.0%", "0.0%", "50.0%"]
+    assert found["SFT, as much compute, best NLL"] == ["0.0%", "0.0%", "0.0%", ""]
+
+
 def test_cells_of_other_settings_are_not_compared(tmp_path: Path) -> None:
     _written(tmp_path, "sft", 0, 0.5)
     _written(tmp_path, "js_token", 0, 0.5)  # its own overrides are no other settings
@@ -246,7 +259,7 @@ def test_cells_of_other_settings_are_not_compared(tmp_path: Path) -> None:
     assert "## pick, 500 demonstrations (align.num_rounds=8)" in tables(cells)
     assert "| pick, 500 (align.num_rounds=8) | 1, 2 |" in summary(cells)
     assert "<br>pick (align.num_rounds=8), one seed, so that intervals are over prompts alone: " in choice(cells)
-    assert "| SFT |  | 0.600 | " in tables(cells)  # an interval over seeds needs two
+    assert "| SFT |  |  |  |  | 0.600 | " in tables(cells)  # an interval over seeds needs two
 
 
 def test_cells_that_cannot_be_paired_are_refused_with_both_values(
@@ -337,8 +350,9 @@ def test_withheld_demonstrations_are_for_alignment_and_for_the_longer_sft(
     seen: dict[str, set[str]] = {}
 
     def trained(policy: Any, train: Any, validation: Any, config: Any, seed: int, loop: Any, passes: Any = None) -> Any:
-        seen["sft" if passes is None else f"longer {passes}"] = {example.id for example in train}
-        return SftResult(0.0, 0, 1, 1, 0.0)
+        name = "sft" if passes is None else f"longer {passes}, {config.keep}"
+        seen[name] = {example.id for example in train}
+        return SftResult(0.0, 0, 0.0, 1, 1, 0.0)
 
     def aligned(models: Any, train: Any, *rest: Any) -> AlignResult:
         seen["align"] = {example.id for example in train}
@@ -353,12 +367,13 @@ def test_withheld_demonstrations_are_for_alignment_and_for_the_longer_sft(
     study.path(Cell(TASKS["pick"], 100, ARMS["reverse_kl_sequence"], 0)).write_text('{"compute_token_passes": 77}')
     params = load_params(ROOT / "params.yaml", (*TASKS["pick"].overrides, *more))
     rows = real_tasks.load(TASKS["pick"], 100, 0, tmp_path / "work", 8, params.data.splits)
-    for arm in ("sft", "sft_longer", "js_sequence"):
+    for arm in ("sft", "sft_longer", "sft_longer_last", "js_sequence"):
         study._policy(Cell(TASKS["pick"], 100, ARMS[arm], 0), params, rows)
     withheld = {row.id for row in rows.train if is_withheld(row.group, 0.4)}
     everything = {row.id for row in rows.train}
     assert 20 < len(withheld) < 60
-    assert seen == {"sft": everything - withheld, "longer 77": everything, "align": withheld}
+    longer = {f"longer 77, {keep}": everything for keep in ("best_nll", "last")}
+    assert seen == {"sft": everything - withheld, **longer, "align": withheld}
 
 
 def test_a_cell_that_is_there_is_not_run_again(tmp_path: Path) -> None:
