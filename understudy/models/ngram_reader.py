@@ -80,10 +80,9 @@ class NGramReader(nn.Module):
             description: what the outputs mean.
             weights: the whole weights by name, where this module holds only shards of them.
         """
-        own = dict(self.named_parameters())
         shape = {"num_outputs": len(self.bias), "orders": list(self.orders), "num_buckets": self.table.num_embeddings}
         described = {"kind": KIND, **shape, **description}
-        write_described(folder, "ngrams.safetensors", {name: (weights or own)[name] for name in own}, described)
+        write_described(folder, "ngrams.safetensors", dict(self.named_parameters()), described, weights)
 
 
 def _mixed(hash_BT: Tensor) -> Tensor:

@@ -100,15 +100,30 @@ class ScalarHead(nn.Module):
         named = {f"backbone.{name}": value for name, value in backbone.named_parameters()}
         named |= {f"head.{name}": value for name, value in self.head.named_parameters()}
         described = {"num_outputs": self.head.out_features, **description}
-        write_described(folder, "model.safetensors", {name: (weights or named)[name] for name in named}, described)
+        write_described(folder, "model.safetensors", named, described, weights)
         backbone.config.save_pretrained(folder)
 
 
-def write_described(folder: Path, file: str, weights: Mapping[str, Tensor], described: Mapping[str, Any]) -> None:
-    """Write weights and description.json into a folder, which is created."""
+def write_described(
+    folder: Path,
+    file: str,
+    own: Mapping[str, Tensor],
+    described: Mapping[str, Any],
+    whole: Mapping[str, Tensor] | None,
+) -> None:
+    """Write weights and description.json into a folder, which is created.
+
+    Args:
+        folder: to write to.
+        file: of the weights.
+        own: the module's weights by name.
+        described: what description.json says.
+        whole: the whole weights by name, where the module holds only shards of its own.
+    """
     from safetensors.torch import save_file
 
     folder.mkdir(parents=True, exist_ok=True)
+    weights = {name: (whole or own)[name] for name in own}
     save_file({name: value.detach().cpu().contiguous() for name, value in weights.items()}, folder / file)
     (folder / "description.json").write_text(json.dumps(described, indent=1, sort_keys=True), encoding="utf-8")
 

@@ -81,9 +81,8 @@ class TrunkReader(nn.Module):
             description: what the outputs mean.
             weights: the whole weights by name, where this module holds only shards of them.
         """
-        own = dict(self.named_parameters())
         described = {"kind": KIND, "num_outputs": self.head.out_features, **self.shape, **description}
-        write_described(folder, "reader.safetensors", {name: (weights or own)[name] for name in own}, described)
+        write_described(folder, "reader.safetensors", dict(self.named_parameters()), described, weights)
         self._reference[0].save_unadapted(folder / "reference")
 
 
