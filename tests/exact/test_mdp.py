@@ -35,7 +35,7 @@ def test_enumeration_is_fast() -> None:
     mdp = TokenMDP.enumerate(4, 6)
     mdp.log_occupancy(torch.zeros(mdp.num_states, 4, dtype=torch.float64))
     assert mdp.num_responses == 1093 and mdp.num_states == 364
-    assert time.process_time() - started < 2.0
+    assert time.process_time() - started < 1.0
 
 
 @pytest.mark.parametrize("kind", ["random", "peaked", "bimodal", "zeros"])
