@@ -36,10 +36,12 @@ fi
 results=experiments/real/results-135M
 for kind in full lora; do
     adapters=$([ $kind = lora ] && echo --lora || true)
-    for size in 2000 500 all; do
+    for size in 2000 500; do
         # shellcheck disable=SC2086
         run $adapters --tasks ansible --sizes $size --seeds 0 1 2 --out $results-$kind
     done
+    # shellcheck disable=SC2086
+    run $adapters --tasks ansible_all --sizes all --seeds 0 1 2 --out $results-$kind
     # shellcheck disable=SC2086
     run $adapters --tasks debian --sizes 2000 --seeds 0 1 2 --out $results-$kind
 done

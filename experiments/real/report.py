@@ -145,7 +145,7 @@ def _wins_over_start(name: str, arms: Arms) -> list[str]:
     if name == "sft":
         return [""] * 4
     plain, tuned = (win_rate(arms[name], at, arms["sft"], at) for at in DECODINGS)
-    (longer,) = [arm for arm in arms if ARMS[arm].compute_of == name and ARMS[arm].keep == "best_nll"] or [None]
+    longer = next((arm for arm in arms if ARMS[arm].compute_of == name and ARMS[arm].keep == "best_nll"), None)
     against = win_rate(arms[name], "tuned", arms[longer], "tuned")[0] if longer else None
     return [_percent(each) for each in (plain[0], *tuned, against)]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +96,26 @@ def test_groups_are_held_out_and_seeds_differ_in_training_rows_only(name: str, t
     assert len({row.id for row in first.train} & {row.id for row in second.train}) < 150
     larger = load(TASKS[name], 2000, 0, tmp_path, 200, SPLITS)
     assert larger.train[:500] == first.train
+
+
+def test_all_of_ansible_is_every_collection_with_its_own_schema(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from examples.ansible import extract
+
+    asked: list[tuple[Path, Any, int | None]] = []
+
+    def write(out: Path, wheel_folder: Path, collections: Any, max_chars: int | None, limit: int | None) -> None:
+        asked.append((wheel_folder, collections, limit))
+        out.mkdir(parents=True)
+        (out / "demonstrations.jsonl").write_text(json.dumps({"id": out.parent.name}))
+
+    monkeypatch.setattr(extract, "write", write)
+    monkeypatch.setenv("UNDERSTUDY_WORKDIR", "")
+    for name, folder in (("ansible", tmp_path), ("ansible_all", tmp_path / "every"), ("ansible", tmp_path)):
+        assert TASKS[name].rows(tmp_path) == [{"id": folder.name}]
+        assert os.environ["UNDERSTUDY_WORKDIR"] == str(folder)
+    assert asked == [(tmp_path, extract.COLLECTIONS, None), (tmp_path, None, None)]
 
 
 def _cell(scores: list[float | None], lengths: list[int], clusters: list[int], validation: float) -> dict[str, Any]:
