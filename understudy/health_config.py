@@ -17,6 +17,7 @@ class HealthConfig(Section):
     min_entropy_fraction: float | None = Field(gt=0, lt=1)  # of the SFT policy's token entropy
     min_distinct_2_fraction: float | None = Field(gt=0, lt=1)  # of the SFT policy's distinct token pairs
     max_kl_per_token: float | None = Field(gt=0)  # nats, to the SFT policy
+    max_reward_clipped_fraction: float | None = Field(gt=0, lt=1)  # of a round's rewards, limited by align.reward_clip
     max_held_out_auc: float | None = Field(gt=0.5, le=1)  # at this value and above it counts as pinned at 1
     auc_measurements: int = Field(gt=0)  # the patience of max_held_out_auc, in measurements
 
@@ -33,4 +34,5 @@ class HealthConfig(Section):
     def watches(self) -> bool:
         """Whether any gate is on."""
         limits = (self.length_ratio, self.min_entropy_fraction, self.min_distinct_2_fraction)
-        return any(limit is not None for limit in (*limits, self.max_kl_per_token, self.max_held_out_auc))
+        others = (self.max_kl_per_token, self.max_reward_clipped_fraction, self.max_held_out_auc)
+        return any(limit is not None for limit in (*limits, *others))

@@ -75,7 +75,7 @@ ARMS: dict[str, Arm] = {
             "closed_form",
             "closed-form log-ratio reward",
             "closed_form",
-            ("align.divergence=reverse_kl", "align.level=sequence", "align.reward_clip=100"),
+            ("align.divergence=reverse_kl", "align.level=sequence", "align.reward_clip=1e6"),
             "baseline",
         ),
         Arm("spin", "SPIN", "align", ("align.method=selfplay", "align.selfplay.loss=dpo"), "baseline"),

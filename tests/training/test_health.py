@@ -46,12 +46,20 @@ DEGRADING = [
     ("entropy", 0.24, 0.36, "entropy", "0.24 nats a token, 0.2 times the SFT policy's 1.2; healthy is at least 0.25"),
     ("distinct_2", 0.1, 0.26, "distinct_2", "0.1 of all, 0.2 times the SFT policy's 0.5; healthy is at least 0.5"),
     ("kl", 60.0, 45.0, "kl", "1.2 nats a token (60 a response); healthy is below 1"),
+    (
+        "reward_clipped_fraction",
+        0.99,
+        0.85,
+        "reward_clip",
+        "0.99 of the rewards were cut to align.reward_clip, where all samples look alike; healthy is below 0.9",
+    ),
 ]
 OFF = {
     "length": "length_ratio",
     "entropy": "min_entropy_fraction",
     "distinct_2": "min_distinct_2_fraction",
     "kl": "max_kl_per_token",
+    "reward_clip": "max_reward_clipped_fraction",
     "auc": "max_held_out_auc",
 }
 
@@ -64,7 +72,8 @@ def test_a_gate_fires_after_three_bad_rounds_in_a_row_and_not_before(
     assert not fired.healthy and fired.stopped_by is not None
     assert fired.stopped_by.startswith(f"{gate}: ") and told in fired.stopped_by
     assert "violated 3 times in a row (rounds 4 to 6). To go on differently, " in fired.stopped_by
-    assert "align.learning_rate" in fired.stopped_by and OFF[gate] in fired.stopped_by
+    remedy = "align.reward_clip, lower align.discriminator" if gate == "reward_clip" else "align.learning_rate"
+    assert remedy in fired.stopped_by and OFF[gate] in fired.stopped_by
 
     assert _verdict(**{number: [fine] * 9}) == dataclasses.replace(_verdict(**{number: [fine]}), stopped_by=None)
     assert _verdict(**{number: [fine] * 9}).healthy
@@ -236,3 +245,15 @@ def test_without_gates_the_same_run_goes_on_to_its_end_and_keeps_nothing(tmp_pat
     watched, _, _ = _run(tmp_path / "on", "align.num_rounds=4", "align.health.patience_rounds=99")
     alone, _, _ = _run(tmp_path / "four", *off, "align.num_rounds=4")
     assert _equal(_policy_weights(watched), _policy_weights(alone))
+
+
+def test_rewards_that_are_all_clipped_end_the_run_with_the_sft_policy(tmp_path: Path) -> None:
+    clipped = ("align.reward_clip=1e-6", "align.learning_rate=1e-4")
+    models, result, _ = _run(tmp_path / "on", *clipped)
+    assert result.stopped_by is not None and result.stopped_by.startswith("reward_clip: 1 of the rewards were cut")
+    config = align_config(*ABSURD)
+    # Unhealthy from the first policy round: what sampled it, the SFT policy, comes back.
+    assert result.num_rounds == config.discriminator.warmup_rounds + 3
+    assert _equal(_policy_weights(models), _policy_weights(_models(config)))
+    _, result, _ = _run(tmp_path / "off", *clipped, "align.health.max_reward_clipped_fraction=null")
+    assert result.stopped_by is None

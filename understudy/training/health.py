@@ -1,7 +1,7 @@
 """Health gates: they stop an alignment that degrades, say which gate and why, and give back its last healthy weights.
 
-Adversarial training of text can write ever longer, repeat itself, leave the language of its reference, or meet a
-discriminator that is always right. `examine` decides from the run's history alone, so a resumed run decides alike.
+Adversarial training of text can write ever longer, repeat itself, leave the language of its reference, meet a
+discriminator that is always right, or learn from rewards that are all the same because their clip cut them. `examine` decides from the run's history alone, so a resumed run decides alike.
 
 What a round reports of its samples is true of the weights that sampled them, before the round's update. The weights
 of the newest round in which no limit was violated are the healthy ones; the SFT policy itself is the first of them.
@@ -134,6 +134,12 @@ def gates(config: HealthConfig) -> Iterator[Gate]:
         yield Gate("auc", 0.0, high, config.auc_measurements, remedy, _aucs)
     if (most := config.max_kl_per_token) is not None:
         yield Gate("kl", -math.inf, most, patience, f"{_SLOWER}, or raise align.health.max_kl_per_token", _kls)
+    if (most := config.max_reward_clipped_fraction) is not None:
+        remedy = (
+            "raise align.reward_clip, lower align.discriminator.learning_rate or its updates_per_round, or set "
+            "align.health.max_reward_clipped_fraction to null"
+        )
+        yield Gate("reward_clip", 0.0, most, patience, remedy, _clips)
 
 
 def _lengths(start: History, rounds: History) -> Iterator[Reading]:
@@ -173,6 +179,13 @@ def _kls(start: History, rounds: History) -> Iterator[Reading]:
         value = entry["kl"] / entry["response_tokens"]
         told = f"KL to the SFT policy is {value:.3g} nats a token ({entry['kl']:.3g} a response)"
         yield Reading(int(entry["step"]), value, told)
+
+
+def _clips(start: History, rounds: History) -> Iterator[Reading]:
+    for entry in reversed(rounds):
+        if (share := entry.get("reward_clipped_fraction")) is not None:
+            told = f"{share:.3g} of the rewards were cut to align.reward_clip, where all samples look alike"
+            yield Reading(int(entry["step"]), share, told)
 
 
 def _mean(entries: History, name: str) -> float:
