@@ -148,11 +148,8 @@ class Study:
         settings = params.align
         best_of_n = cell.arm.kind == "best_of_n"
         if best_of_n:
-            # The same discriminator with as many rounds, against a policy that stands still.
-            rounds = settings.discriminator.warmup_rounds + settings.num_rounds
-            update = {"warmup_rounds": rounds, "warmup_updates_per_round": settings.discriminator.updates_per_round}
-            own = settings.discriminator.model_copy(update=update)
-            settings = settings.model_copy(update={"discriminator": own, "num_rounds": 1, "learning_rate": 1e-12})
+            # The same rounds and updates of the discriminator, against a policy that stands still.
+            settings = settings.model_copy(update={"learning_rate": 1e-12})
         if cell.arm.kind == "closed_form":
             own = settings.discriminator.model_copy(update={"warmup_rounds": 0, "updates_per_round": 0})
             settings = settings.model_copy(update={"discriminator": own})

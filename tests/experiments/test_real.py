@@ -397,6 +397,28 @@ def test_withheld_demonstrations_are_for_alignment_and_for_the_longer_sft(
     assert seen == {"sft": everything - withheld, **longer, "align": withheld}
 
 
+def test_the_discriminator_of_best_of_n_learns_as_often_as_an_aligned_policys(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    schedules: list[Any] = []
+
+    def aligned(models: Any, train: Any, held_out: Any, config: Any, *rest: Any) -> AlignResult:
+        schedules.append((config.discriminator, config.num_rounds, config.rollout, config.learning_rate))
+        return AlignResult(1, None, None, 0, 0, 1, 0.0)
+
+    monkeypatch.setattr(real_cell, "align", aligned)
+    monkeypatch.setattr(real_tasks, "_ARITHMETIC_ROWS", 800)
+    study = Study(Folders(tmp_path / "results", tmp_path / "work"), ("sft.epochs=1",))
+    rows = real_tasks.load(TASKS["pick"], 100, 0, tmp_path / "work", 8, SPLITS)
+    for arm in ("best_of_8_ngrams", "reverse_kl_ngrams"):
+        params = load_params(ROOT / "params.yaml", (*TASKS["pick"].overrides, *study.overrides, *ARMS[arm].overrides))
+        _, choose, _ = study._policy(Cell(TASKS["pick"], 100, ARMS[arm], 0), params, rows)
+        assert (choose is None) == (arm == "reverse_kl_ngrams")
+    (best, ours) = schedules
+    assert best[:3] == ours[:3] and best[0].warmup_updates_per_round > best[0].updates_per_round
+    assert (best[3], ours[3]) == (1e-12, 2e-4)  # moves a weight by less than its float32 rounding
+
+
 def test_a_cell_that_is_there_is_not_run_again(tmp_path: Path) -> None:
     study = Study(Folders(tmp_path / "results", tmp_path / "work"))
     cell = Cell(TASKS["pick"], None, ARMS["spin"], 3)
