@@ -1,7 +1,8 @@
 """Health gates: they stop an alignment that degrades, say which gate and why, and give back its last healthy weights.
 
 Adversarial training of text can write ever longer, repeat itself, leave the language of its reference, meet a
-discriminator that is always right, or learn from rewards that are all the same because their clip cut them. `examine` decides from the run's history alone, so a resumed run decides alike.
+discriminator that is always right, or learn from rewards that are all the same because their clip cut them.
+`examine` decides from the run's history alone, so a resumed run decides alike.
 
 What a round reports of its samples is true of the weights that sampled them, before the round's update. The weights
 of the newest round in which no limit was violated are the healthy ones; the SFT policy itself is the first of them.
