@@ -5,11 +5,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from training.helpers import align_config, examples, loop, random_policy
+from training.helpers import align_config, examples, loop, params, random_policy
 
-from understudy.config import AlignConfig
+from understudy.config import AlignConfig, LoraConfig
 from understudy.errors import ConfigError, Preempted, TrainingDiverged
 from understudy.models.discriminator import create_discriminator, load_discriminator
+from understudy.models.loading import with_lora
 from understudy.models.scalar_head import ScalarHead, load_scalar_head
 from understudy.training.adversarial import AlignResult, align, num_discriminator_outputs
 from understudy.training.discriminating import auc
@@ -17,11 +18,20 @@ from understudy.training.loop import Loop
 from understudy.training.replay import Replay, Sample
 from understudy.training.state import Models
 
+# The AIRL form reads the policy's log-probabilities, which dropout would change.
+AIRL_WITH_DROPOUT = (
+    "align.discriminator.form=airl",
+    "align.discriminator.init=ngrams",
+    "model.lora={rank: 2, alpha: 4, dropout: 0.3, target_modules: all-linear}",
+    "align.learning_rate=1e-2",
+)
 OWN = "{hidden_size: 16, intermediate_size: 24, num_layers: 1, num_heads: 2}"
 
 
-def _models(config: AlignConfig, seed: int = 0) -> Models:
-    policy, reference = random_policy("llama", seed), random_policy("llama", seed)
+def _models(config: AlignConfig, lora: LoraConfig | None = None) -> Models:
+    policy, reference = random_policy("llama"), random_policy("llama")
+    if lora is not None:
+        policy = reference = with_lora(policy, lora, seed=0)
     torch.manual_seed(7)
     num_outputs = num_discriminator_outputs(config)
     discriminator = create_discriminator(config.discriminator, num_outputs, reference, lambda: reference)
@@ -30,7 +40,7 @@ def _models(config: AlignConfig, seed: int = 0) -> Models:
 
 def _run(folder: Path, *overrides: str, stop_after: int | None = None) -> tuple[Models, AlignResult, Loop]:
     config = align_config(*overrides)
-    models = _models(config)
+    models = _models(config, params(*overrides).model.lora)
     rows = examples(models.policy)
     asked = iter(range(10**6))
     surroundings = loop(folder, lambda: stop_after is not None and next(asked) + 1 >= stop_after)
@@ -58,24 +68,28 @@ def test_two_runs_are_bit_identical_and_both_networks_moved(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(
-    ("stop_after", "override"),
+    ("stop_after", "overrides"),
     [
-        (1, "seed=7"),
-        (2, "seed=7"),
-        (3, "seed=7"),
-        (2, "align.policy_update=ppo"),
-        (3, "align.method=selfplay"),
-        (2, "align.sft_coefficient_start=0.5"),
-        (2, "align.discriminator.init=shared_trunk"),
-        (2, "align.discriminator.init=ngrams"),
-        (2, "align.min_held_out_auc=0.99"),
+        (1, ()),
+        (2, ()),
+        (3, ()),
+        (2, ("align.policy_update=ppo",)),
+        (3, ("align.method=selfplay",)),
+        (2, ("align.sft_coefficient_start=0.5",)),
+        (2, ("align.discriminator.init=shared_trunk",)),
+        (2, ("align.discriminator.init=ngrams",)),
+        (2, ("align.min_held_out_auc=0.99",)),
+        (2, AIRL_WITH_DROPOUT),
+        (3, AIRL_WITH_DROPOUT),
     ],
 )
-def test_stopped_and_resumed_ends_with_the_same_weights(tmp_path: Path, stop_after: int, override: str) -> None:
-    whole, result, history = _run(tmp_path / "whole", override)
+def test_stopped_and_resumed_ends_with_the_same_weights(
+    tmp_path: Path, stop_after: int, overrides: tuple[str, ...]
+) -> None:
+    whole, result, history = _run(tmp_path / "whole", *overrides)
     with pytest.raises(Preempted, match=f"Stopped at round {stop_after}"):
-        _run(tmp_path / "parts", override, stop_after=stop_after)
-    resumed, again, resumed_history = _run(tmp_path / "parts", override)
+        _run(tmp_path / "parts", *overrides, stop_after=stop_after)
+    resumed, again, resumed_history = _run(tmp_path / "parts", *overrides)
     assert _same(whole, resumed)
     assert again.compute_token_passes == result.compute_token_passes
     assert resumed_history.history == history.history

@@ -117,6 +117,9 @@ class AlignState:
         self.watch = Stopwatch()
         self.health = Health(config.health, config.discriminator.warmup_rounds, models.policy.model, loop.processes)
         models.reference.model.to(loop.accelerator.device)
+        # New adapters start in training mode, in which a resumed run's first reads would meet their dropout.
+        models.policy.model.eval()
+        models.reference.model.eval()
         self.seen: SeenByReference | None = None
         if isinstance(models.discriminator, TrunkReader):
             tokens, count = _MICRO_BATCH_TOKENS * self.processes.count, partial(self.count, FORWARD)
