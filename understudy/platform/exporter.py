@@ -33,7 +33,7 @@ METRICS = {
     RUN_STARTED: "When a step that is still running was started.",
     RUN_LAST_METRIC: "When a running step logged its latest training metric (not a system metric), or was started.",
     "understudy_discriminator_accuracy": "How often the discriminator tells expert from policy, of a running step.",
-    "understudy_discriminator_held_out_auc": "The same on held-out demonstrations, as area under the ROC curve.",
+    "understudy_discriminator_held_out_auc": "The same on held-out demonstrations, as AUC (pairwise: within prompts).",
     "understudy_reward_mean": "Mean reward of the latest round of a running step.",
     "understudy_kl_mean": "Mean KL divergence from the reference of the latest round of a running step.",
     CHAMPION_EXISTS: "1 when a version of the model holds the alias champion.",

@@ -45,14 +45,19 @@ class DiscriminatorTrainer:
 
     @torch.no_grad()
     def held_out_auc(self) -> float:
-        """AUC on held-out prompts: the chance that an expert response scores above a sample."""
+        """AUC on held-out prompts: the chance that an expert response scores above a sample.
+
+        With a pairwise loss above the sample of its own prompt: such a loss leaves a constant of the prompt in the
+        logit, by which responses to two prompts cannot be compared.
+        """
         state = self.state
         rows = list(range(min(len(state.held_out), 4 * self.settings.batch_pairs)))
         self.network.eval()
         samples = state.sample(state.held_out, rows, "held_out", 1)
         with state.accelerator.autocast():
             expert, policy = self._scores_of_pairs(state.held_out, samples, self.network, FORWARD)
-        return auc(last_logits(expert), last_logits(policy))
+        expert_B, policy_B = last_logits(expert), last_logits(policy)
+        return pairs_won(expert_B, policy_B) if state.objective.loss.pairwise else auc(expert_B, policy_B)
 
     def scores(self, output_BTn: Tensor, logp_BT: Tensor, mask_BT: Tensor, rows: Sequence[int]) -> DiscriminatorScores:
         """Scores at the objective's level."""
@@ -87,14 +92,19 @@ class DiscriminatorTrainer:
         where = f"align round {state.round}, discriminator update on rows {names}"
         value = float(loss.detach())
         norm = finite_update(state.accelerator, self.network, self.optimizer, self.settings.max_grad_norm, value, where)
-        h_expert, h_policy = _scored(expert), _scored(policy)
         return {
             "discriminator_loss": value,
-            "discriminator_accuracy": (_fraction(h_expert > 0) + _fraction(h_policy < 0)) / 2,
+            "discriminator_accuracy": self._accuracy(expert, policy),
             "discriminator_gradient_norm": norm,
-            "logit_expert": float(h_expert.mean()),
-            "logit_policy": float(h_policy.mean()),
+            "logit_expert": float(_scored(expert).mean()),
+            "logit_policy": float(_scored(policy).mean()),
         }
+
+    def _accuracy(self, expert: DiscriminatorScores, policy: DiscriminatorScores) -> float:
+        """Share of positions on their side of 0; with a pairwise loss, which knows no 0, share of pairs won."""
+        if self.state.objective.loss.pairwise:
+            return pairs_won(last_logits(expert), last_logits(policy))
+        return (_fraction(_scored(expert) > 0) + _fraction(_scored(policy) < 0)) / 2
 
     def _scores_of_pairs(
         self, examples: Sequence[Example], chosen: Sequence[Sample], module: Any, passes: int
@@ -119,8 +129,13 @@ class DiscriminatorTrainer:
 
 def auc(expert_N: Tensor, policy_M: Tensor) -> float:
     """P(score of an expert response > score of a sample), ties count half; 0.5 is indistinguishable."""
-    gap_NM = expert_N[:, None] - policy_M[None, :]
-    return float(((gap_NM > 0).double() + 0.5 * (gap_NM == 0).double()).mean())
+    return pairs_won(expert_N[:, None], policy_M[None, :])
+
+
+def pairs_won(expert_B: Tensor, policy_B: Tensor) -> float:
+    """How often an expert response scores above the sample beside it, ties count half; shapes broadcast."""
+    gap_B = expert_B - policy_B
+    return float(((gap_B > 0).double() + 0.5 * (gap_B == 0).double()).mean())
 
 
 def last_logits(scores: DiscriminatorScores) -> Tensor:
