@@ -66,3 +66,22 @@ def test_a_discriminator_that_cannot_be_built_is_refused_with_the_params(shape: 
     overrides = ["align.discriminator.init=own", f"align.discriminator.own={shape}"]
     with pytest.raises(ConfigError, match=said):
         load_params(ROOT / "params.yaml", overrides)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["align.method=rlhf"], "align: discriminator.warmup_rounds is 0, but method rlhf trains its reward model in"),
+        (["align.discriminator.updates_per_round=0"], "align: discriminator.warmup_rounds and .* are both 0"),
+        (["align.method=iterative_sft", "align.discriminator.updates_per_round=0"], "set one of them above 0"),
+    ],
+)
+def test_a_discriminator_that_nothing_trains_is_refused(overrides: list[str], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        load_params(PARAMS, ["align.discriminator.warmup_rounds=0", *overrides])
+
+
+def test_a_discriminator_that_starts_with_the_policy_is_accepted_and_so_is_one_that_self_play_does_not_follow() -> None:
+    untaught = ["align.discriminator.warmup_rounds=0", "align.discriminator.updates_per_round=0"]
+    assert load_params(PARAMS, untaught[:1]).align.discriminator.warmup_rounds == 0
+    assert load_params(PARAMS, [*untaught, "align.method=selfplay"]).align.discriminator.updates_per_round == 0

@@ -80,7 +80,7 @@ class LoraConfig(Section):
 
     rank: int = Field(gt=0)
     alpha: int = Field(gt=0)
-    dropout: float = Field(ge=0, lt=1)
+    dropout: float = Field(ge=0, lt=1)  # in SFT alone; alignment trains the log-probabilities that it samples with
     target_modules: tuple[str, ...] | Literal["all-linear"]
 
 
@@ -245,6 +245,23 @@ class AlignConfig(Section):
     min_held_out_auc: float | None = Field(ge=0.5, lt=1)
     checkpoint_every_rounds: int = Field(gt=0)
     health: HealthConfig
+
+    @model_validator(mode="after")
+    def _the_discriminator_learns(self) -> Self:
+        # Self-play does not follow it, and may do without.
+        if self.discriminator.warmup_rounds > 0 or self.method == "selfplay":
+            return self
+        if self.method == "rlhf":
+            raise ValueError(
+                "discriminator.warmup_rounds is 0, but method rlhf trains its reward model in the warm-up alone: "
+                "every reward would be 0; set discriminator.warmup_rounds above 0"
+            )
+        if self.discriminator.updates_per_round == 0:
+            raise ValueError(
+                "discriminator.warmup_rounds and discriminator.updates_per_round are both 0, so that the discriminator "
+                "never learns who the expert is and the policy follows nothing; set one of them above 0"
+            )
+        return self
 
 
 class EvaluationConfig(Section):

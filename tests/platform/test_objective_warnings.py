@@ -10,7 +10,7 @@ import pytest
 
 from understudy.config import load_params
 from understudy.platform.steps import preflight
-from understudy.platform.steps.objective_warnings import objective_warnings
+from understudy.platform.steps.objective_warnings import STATED, STATED_LABEL_SMOOTHING, objective_warnings
 
 ROOT = Path(__file__).parents[2]
 
@@ -33,6 +33,10 @@ def _warnings(*overrides: str) -> list[str]:
         ["min_held_out_auc=0.6"],
         ["method=selfplay"],
         ["method=iterative_sft", "discriminator.loss=bradley_terry"],
+        ["method=selfplay", "kl_coefficient_start=0", "kl_coefficient_end=0"],
+        ["method=selfplay", "discriminator.warmup_rounds=0", "discriminator.updates_per_round=0"],
+        ["method=rlhf", "policy_update=ppo", "reward_clip=5"],
+        ["divergence=js", "discriminator.loss=variational", "discriminator.label_smoothing=0"],
     ],
 )
 def test_exact_combinations_are_silent(overrides: list[str]) -> None:
@@ -53,11 +57,26 @@ def test_exact_combinations_are_silent(overrides: list[str]) -> None:
         (["discount=0.9"], ["discount 0.9 is not read"]),
         (["method=rlhf", "min_held_out_auc=0.6"], ["min_held_out_auc 0.6", "stays held", "warmup_rounds"]),
         (["discriminator.updates_per_round=0", "min_held_out_auc=0.6"], ["min_held_out_auc 0.6", "stays held"]),
+        (["method=selfplay", "policy_update=ppo"], ["align.policy_update ppo is not read with align.method selfplay"]),
+        (
+            ["method=iterative_sft", "kl_coefficient_start=0.2", "kl_coefficient_end=0.2", "reward_clip=5"],
+            ["kl_coefficient_start 0.2, align.kl_coefficient_end 0.2, align.reward_clip 5.0 are not", "iterative_sft"],
+        ),
+        (
+            ["divergence=js", "discriminator.loss=variational", "discriminator.label_smoothing=0.2"],
+            ["label_smoothing 0.2 is not read", "variational"],
+        ),
     ],
 )
 def test_what_each_inexact_combination_says(overrides: list[str], parts: list[str]) -> None:
     (warning,) = _warnings(*overrides)
     assert all(part in warning for part in parts), warning
+
+
+def test_what_counts_as_left_alone_is_what_params_yaml_states() -> None:
+    align = load_params(ROOT / "params.yaml").align
+    assert {name: getattr(align, name) for name in STATED} == STATED
+    assert align.discriminator.label_smoothing == STATED_LABEL_SMOOTHING
 
 
 def test_several_warnings_come_together() -> None:

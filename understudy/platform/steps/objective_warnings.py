@@ -9,6 +9,10 @@ from collections.abc import Iterator
 
 from understudy.config import AlignConfig
 
+# As params.yaml states them: who leaves one as it is asks for nothing.
+STATED = {"policy_update": "rloo", "kl_coefficient_start": 0.05, "kl_coefficient_end": 0.01, "reward_clip": 10.0}
+STATED_LABEL_SMOOTHING = 0.1
+
 
 def objective_warnings(align: AlignConfig) -> list[str]:
     """Return what a person should know about this combination of objectives; empty where all is exact."""
@@ -81,3 +85,22 @@ def _unread(align: AlignConfig) -> Iterator[str]:
         yield "align.level token is not read with align.method rlhf, whose reward model scores whole responses"
     if align.method == "adversarial" and align.level == "sequence" and align.discount != 1:
         yield f"align.discount {align.discount:g} is not read at align.level sequence; take align.level=token"
+    if align.method in ("selfplay", "iterative_sft"):
+        yield from _unread_by_updates_without_reward(align)
+    smoothing = align.discriminator.label_smoothing
+    if align.discriminator.loss == "variational" and smoothing not in (0, STATED_LABEL_SMOOTHING):
+        yield (
+            f"align.discriminator.label_smoothing {smoothing:g} is not read with align.discriminator.loss variational, "
+            "a bound without labels; take align.discriminator.loss=logistic, or 0"
+        )
+
+
+def _unread_by_updates_without_reward(align: AlignConfig) -> Iterator[str]:
+    """A coefficient of 0 is what such an update does anyway."""
+    asked = {name: value for name in STATED if (value := getattr(align, name)) not in (0, STATED[name])}
+    if asked:
+        named = ", ".join(f"align.{name} {value}" for name, value in asked.items())
+        yield (
+            f"{named} {'is' if len(asked) == 1 else 'are'} not read with align.method {align.method}, whose update has "
+            "a loss of its own, without reward and penalty; take align.method=adversarial"
+        )
