@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from support.refused_writes import files_of_at_most
 
 from understudy.errors import UnderstudyError
 from understudy.training.checkpoint import (
@@ -57,6 +58,26 @@ def test_full_disk_keeps_the_previous_and_says_so(tmp_path: Path, monkeypatch: p
     expected = "step 2 could not be written .*No space left.*previous checkpoint is intact"
     with pytest.raises(UnderstudyError, match=expected):
         checkpoints.save(2, {"w": torch.ones(1)}, {})
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000001"]
+
+
+def test_a_write_that_the_system_refuses_keeps_the_previous_and_leaves_nothing(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(1, {"w": torch.ones(1)}, {})
+    expected = "step 2 could not be written .*File too large.*previous checkpoint is intact"
+    with files_of_at_most(65536), pytest.raises(UnderstudyError, match=expected):
+        checkpoints.save(2, {"w": torch.ones(65536)}, {})
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000001"]
+
+
+def test_what_killed_processes_left_half_written_goes_when_a_run_resumes(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(1, {"w": torch.ones(1)}, {})
+    for name in (".step-00000001.77", ".step-00000002.4194305"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "tensors.safetensors").write_bytes(b"half")
+    latest = checkpoints.latest()
+    assert latest is not None and latest.step == 1
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000001"]
 
 

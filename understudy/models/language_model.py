@@ -22,6 +22,7 @@ from understudy.errors import ConfigError
 from understudy.models.architecture import is_plain_decoder
 from understudy.models.logps import chosen_logps, head_logps
 from understudy.models.packing import Packed, pack, reading
+from understudy.models.refused_writes import refused_as_os_error
 
 Message = dict[str, str]
 
@@ -274,17 +275,23 @@ class LanguageModel:
         Args:
             folder: to write to.
             weights: the whole weights by name, where the model holds only shards of them.
+
+        Raises:
+            OSError: the disk refuses the write.
         """
         model = self.model
         if hasattr(model, "merge_and_unload"):
             # A copy, so that a run can go on training after it saved.
             model = copy.deepcopy(model).merge_and_unload()
-        model.save_pretrained(folder, safe_serialization=True, **({"state_dict": dict(weights)} if weights else {}))
-        self.tokenizer.save_pretrained(folder)
+        self._save(model, folder, **({"state_dict": dict(weights)} if weights else {}))
 
     def save_unadapted(self, folder: Path) -> None:
-        """Write the model without its adapters, as a plain Hugging Face folder."""
-        _unadapted(self.model).save_pretrained(folder, safe_serialization=True)
+        """Write the model without its adapters, as a plain Hugging Face folder; OSError as `save`."""
+        self._save(_unadapted(self.model), folder)
+
+    def _save(self, model: Any, folder: Path, **arguments: Any) -> None:
+        with refused_as_os_error(folder):
+            model.save_pretrained(folder, safe_serialization=True, **arguments)
         self.tokenizer.save_pretrained(folder)
 
 

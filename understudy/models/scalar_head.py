@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from understudy.errors import IntegrityError
 from understudy.models.language_model import LanguageModel, TokenBatch
 from understudy.models.packing import Packed, reading
+from understudy.models.refused_writes import refused_as_os_error
 
 
 class ScalarHead(nn.Module):
@@ -119,12 +120,16 @@ def write_described(
         own: the module's weights by name.
         described: what description.json says.
         whole: the whole weights by name, where the module holds only shards of its own.
+
+    Raises:
+        OSError: the disk refuses the write.
     """
     from safetensors.torch import save_file
 
     folder.mkdir(parents=True, exist_ok=True)
     weights = {name: (whole or own)[name] for name in own}
-    save_file({name: value.detach().cpu().contiguous() for name, value in weights.items()}, folder / file)
+    with refused_as_os_error(folder / file):
+        save_file({name: value.detach().cpu().contiguous() for name, value in weights.items()}, folder / file)
     (folder / "description.json").write_text(json.dumps(described, indent=1, sort_keys=True), encoding="utf-8")
 
 

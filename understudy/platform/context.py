@@ -282,7 +282,7 @@ def _told(error: BaseException, workdir: Path) -> BaseException:
     """Return the error as a person should read it."""
     if isinstance(error, KeyboardInterrupt):
         return Preempted(f"Interrupted. {RESUME}")
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         free = shutil.disk_usage(workdir).free / 1e6
         return UnderstudyError(
             f"The disk is full: writing {error.filename or 'a file'} failed with {free:.0f} MB free below "

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from understudy.errors import UnderstudyError
+from understudy.models.refused_writes import refused_as_os_error
 
 _MANIFEST = "manifest.json"
 
@@ -57,18 +58,24 @@ class Checkpoints:
             os.rename(aside, final)
             _sync_folder(self.folder)
         except OSError as error:
-            shutil.rmtree(aside, ignore_errors=True)
             raise UnderstudyError(
                 f"Checkpoint of step {step} could not be written to {self.folder}: {error.strerror or error}. "
                 "The previous checkpoint is intact; free disk space and run the same command to resume."
             ) from error
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
         for old in self._folders()[: -self.keep]:
             shutil.rmtree(old, ignore_errors=True)
 
     def latest(self, device: torch.device | str = "cpu") -> Checkpoint | None:
-        """Return the newest checkpoint whose digests hold, or None."""
+        """Return the newest checkpoint whose digests hold, or None; what killed processes left aside goes.
+
+        Call it in the one process that saves here, before it does.
+        """
         from safetensors.torch import load_file
 
+        for aside in self.folder.glob(".step-*"):
+            shutil.rmtree(aside, ignore_errors=True)
         for folder in reversed(self._folders()):
             if _is_whole(folder):
                 # Accelerate numbers the processor of each process, "cpu:0", which safetensors does not know.
@@ -139,10 +146,9 @@ def _write(folder: Path, tensors: Mapping[str, Tensor], state: Mapping[str, Any]
     from safetensors.torch import save_file
 
     # safetensors refuses tensors that share memory, and views of a larger one.
-    save_file(
-        {key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()},
-        folder / "tensors.safetensors",
-    )
+    plain = {key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()}
+    with refused_as_os_error(folder):
+        save_file(plain, folder / "tensors.safetensors")
     (folder / "state.json").write_text(json.dumps(state), encoding="utf-8")
     names = ("tensors.safetensors", "state.json")
     for name in names:
