@@ -54,6 +54,11 @@ def test_a_preset_that_is_no_preset_is_named(tmp_path: Path, text: str | None, s
         load_params(PARAMS, presets=[path])
 
 
+def test_a_precision_that_needs_a_loss_scale_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"model\.precision: Input should be 'fp32' or 'bf16' \(given: 'fp16'\)"):
+        load_params(PARAMS, ["model.precision=fp16"])
+
+
 @pytest.mark.parametrize(
     ("shape", "said"),
     [

@@ -94,7 +94,7 @@ class ModelConfig(Section):
     revision: str | None
     trust_remote_code: bool
     lora: LoraConfig | None
-    precision: Literal["fp32", "bf16", "fp16"]
+    precision: Literal["fp32", "bf16"]  # no fp16, which needs a loss scale: docs/decisions/0013
 
     @model_validator(mode="after")
     def _one_origin(self) -> Self:

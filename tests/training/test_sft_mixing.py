@@ -57,7 +57,7 @@ def _gradients_and_passes(
     update = POLICY_UPDATES[name](state, DiscriminatorTrainer(state))
     seen: list[list[torch.Tensor]] = []
 
-    def note(accelerator: Any, module: torch.nn.Module, *rest: Any) -> float:
+    def note(module: torch.nn.Module, *rest: Any) -> float:
         gradients = [parameter.grad.clone() for parameter in module.parameters() if parameter.grad is not None]
         if module is models.policy.model:
             seen.append(gradients)

@@ -91,7 +91,7 @@ class DiscriminatorTrainer:
         names = [state.train[sample.row].id for sample in chosen][:8]
         where = f"align round {state.round}, discriminator update on rows {names}"
         value = float(loss.detach())
-        norm = finite_update(state.accelerator, self.network, self.optimizer, self.settings.max_grad_norm, value, where)
+        norm = finite_update(self.network, self.optimizer, self.settings.max_grad_norm, value, where)
         return {
             "discriminator_loss": value,
             "discriminator_accuracy": self._accuracy(expert, policy),

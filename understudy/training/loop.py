@@ -74,7 +74,7 @@ def create_accelerator(precision: str, device: str) -> Any:
     from accelerate import Accelerator
     from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 
-    mixed = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}[precision]
+    mixed = {"fp32": "no", "bf16": "bf16"}[precision]
     # Buffers (rotary frequencies) are equal from the start; to send them in each pass costs time, and breaks two
     # passes before one backward.
     handlers = [DistributedDataParallelKwargs(broadcast_buffers=False), InitProcessGroupKwargs(timeout=_PATIENCE)]
@@ -115,9 +115,7 @@ def create_optimizer(module: torch.nn.Module, peak: float, weight_decay: float) 
     return torch.optim.AdamW([group for group in groups if group["params"]], lr=peak, betas=(0.9, 0.95))
 
 
-def finite_update(
-    accelerator: Any, module: torch.nn.Module, optimizer: Any, max_grad_norm: float, loss: float, where: str
-) -> float:
+def finite_update(module: torch.nn.Module, optimizer: Any, max_grad_norm: float, loss: float, where: str) -> float:
     """Clip, check and apply one update; returns the gradient norm before clipping.
 
     Raises:
@@ -125,7 +123,6 @@ def finite_update(
     """
     trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
     # Not accelerate's method: with sharded weights it compares the parameters of networks, which tensors refuse.
-    accelerator.unscale_gradients()
     clipped = torch.nn.utils.clip_grad_norm_(trained, max_grad_norm)
     norm = float(whole_tensor(clipped))
     if not (math.isfinite(loss) and math.isfinite(norm)):

@@ -134,7 +134,7 @@ class ClippedPpo(Update):
             state.count(BACKWARD, micro.batch.num_tokens)
         where = f"align round {state.round}, value update"
         limit = state.config.max_grad_norm
-        finite_update(state.accelerator, self.value, self.value_optimizer, limit, total, where)
+        finite_update(self.value, self.value_optimizer, limit, total, where)
         return {"value_loss": total}
 
 

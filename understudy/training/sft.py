@@ -173,7 +173,7 @@ class _SftRun:
         rate = learning_rate(self.step, self.total_steps, config.learning_rate, config.schedule, config.warmup_fraction)
         set_learning_rate(self.optimizer, rate)
         where = f"sft step {self.step}, rows {[example.id for batch in chosen for example in batch][:8]}"
-        norm = finite_update(accelerator, self.policy.model, self.optimizer, config.max_grad_norm, loss, where)
+        norm = finite_update(self.policy.model, self.optimizer, config.max_grad_norm, loss, where)
         self.step += 1
         num_tokens = sum(example.num_tokens for batch in chosen for example in batch)
         self.passes += _BACKWARD_PASSES * num_tokens

@@ -158,7 +158,7 @@ class Update:
         )
         set_learning_rate(self.optimizer, rate)
         where = f"align round {state.round}, policy update"
-        norm = finite_update(state.accelerator, state.policy.model, self.optimizer, config.max_grad_norm, loss, where)
+        norm = finite_update(state.policy.model, self.optimizer, config.max_grad_norm, loss, where)
         return {"policy_loss": loss, "policy_gradient_norm": norm, "learning_rate": rate}
 
 
