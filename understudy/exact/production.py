@@ -134,7 +134,7 @@ def unbaselined_loss(mdp: TokenMDP, objective: AdversarialObjective, policy_SV: 
     """Expected surrogate over single responses, without a baseline: cheap, for long descents on the optimum's h."""
     logp_NC = mdp.response_logps(policy_SV)
     scores = objective.scores(h_NC[..., None], logp_NC.detach(), mdp.mask_NC)
-    reward_NC = objective.divergence.reward(discriminator.log_ratio(scores, objective.divergence))
+    reward_NC = objective.divergence.reward(discriminator.log_ratio(scores))
     token_level = objective.level == "token"
     return_NC = policy_gradient.reward_to_go(
         torch.where(scores.mask_BT, reward_NC, 0.0),

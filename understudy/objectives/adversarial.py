@@ -114,7 +114,7 @@ class AdversarialObjective:
 
     def rewards(self, scores_policy: DiscriminatorScores) -> tuple[Tensor, dict[str, float]]:
         """Clipped reward at each scored position of the policy's samples, 0 elsewhere, and the numbers to report."""
-        h_BT = log_ratio(scores_policy, self.divergence).detach()
+        h_BT = log_ratio(scores_policy).detach()
         scored = scores_policy.mask_BT
         reward_BT, clipped_fraction = clipped_reward(self.divergence, h_BT, self.reward_clip, scored)
         reward_BT = where_masked(reward_BT, scored)

@@ -144,13 +144,12 @@ def bradley_terry_variance_loss(
     return _pairwise(scores_expert, scores_policy, label_smoothing, learned_variance=True)
 
 
-def log_ratio(scores: DiscriminatorScores, divergence: Divergence) -> Tensor:
+def log_ratio(scores: DiscriminatorScores) -> Tensor:
     """h_BT = log u as the discriminator estimates it, 0 where unscored; feed it to `divergence.reward`.
 
     The raw output is h for every loss: logistic by its optimum, variational because T = f'(e^raw), pairwise up to
     constants that the baseline removes.
     """
-    del divergence
     return scores.scored_BT
 
 

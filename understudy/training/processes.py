@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from understudy import errors
 from understudy.models.language_model import TokenBatch
-from understudy.training.checkpoint import Checkpoint
+from understudy.training.checkpoint import Checkpoint, whole_tensor
 
 T = TypeVar("T")
 
@@ -166,9 +166,7 @@ class Processes:
 
     def whole(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Tensors whose shards are spread over processes, each as a whole in every process."""
-        return {
-            name: value.full_tensor() if hasattr(value, "full_tensor") else value for name, value in tensors.items()
-        }
+        return {name: whole_tensor(value) for name, value in tensors.items()}
 
     def _tell(self, message: Any) -> Any:
         """Return the message of process 0."""
