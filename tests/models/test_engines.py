@@ -131,9 +131,42 @@ def test_prompts_without_room_are_refused_by_every_engine(engine: Generator) -> 
         engine.generate(random_policy("llama"), [[5] * 70], SamplingSettings(4), torch.Generator())
 
 
+def test_a_long_prompt_cuts_no_response_but_its_own(engine: Generator) -> None:
+    """Context 64: the prompts leave room for 32, 2, 32, 24 and 32 tokens of the 32 asked for."""
+    policy = random_policy("llama")
+    prompts = [[5, 6, 7, 8], [5] * 62, [9, 10], [11] * 40, [12]]
+    limits = [32, 2, 32, 24, 32]
+    greedy = engine.generate(policy, prompts, SamplingSettings(32, greedy=True), torch.Generator(), 2)
+    alone = [
+        generate(policy, [prompt], SamplingSettings(limit, greedy=True), torch.Generator(), 2)
+        for prompt, limit in zip(prompts, limits, strict=True)
+    ]
+    assert greedy.responses == [row for found in alone for row in found.responses]
+    sampled = engine.generate(policy, prompts, SamplingSettings(32), torch.Generator().manual_seed(1), 40)
+    assert sampled.prompts == [prompt for prompt in prompts for _ in range(40)]
+    for row, (response, done) in enumerate(zip(sampled.responses, sampled.finished, strict=True)):
+        assert done == (policy.end_token_id in response) == (response[-1] == policy.end_token_id)
+        assert done or len(response) == limits[row // 40]
+    assert 0 < sum(sampled.finished[:40]) < 40
+
+
+def test_rows_at_the_contexts_end_need_no_position_after_it() -> None:
+    """GPT-2 has 64 positions; a row that has used them up is read on beside the others."""
+    policy = random_policy("gpt2")
+    prompts, settings = [[5] * 60, [6], [7], [8], [9]], SamplingSettings(32, greedy=True)
+    native, other = (
+        create_engine(name).generate(policy, prompts, settings, torch.Generator()).responses
+        for name in ("native", "transformers")
+    )
+    assert native == other
+    assert [len(response) for response in native] == [4, 32, 32, 32, 32]
+
+
 def test_colocated_vllm_loads_once_and_reloads_after_an_update(monkeypatch: pytest.MonkeyPatch) -> None:
     """The calls only: a module of the same name stands in, for vLLM is not installed here."""
     calls: list[tuple[str, Any]] = []
+
+    limits: list[int] = []
 
     class LLM:
         def __init__(self, model: str, **named: Any) -> None:
@@ -147,14 +180,16 @@ def test_colocated_vllm_loads_once_and_reloads_after_an_update(monkeypatch: pyte
             calls.append(("reset", None))
 
         def generate(self, asked: Any, sampling: Any, use_tqdm: bool) -> Any:
+            limits.extend(own.max_tokens for own in sampling)
             choice = types.SimpleNamespace(token_ids=[11, 12], finish_reason="stop")
-            return [types.SimpleNamespace(outputs=[choice] * sampling.n) for _ in asked]
+            return [types.SimpleNamespace(outputs=[choice] * own.n) for _, own in zip(asked, sampling, strict=True)]
 
     fake = types.ModuleType("vllm")
     fake.LLM, fake.SamplingParams = LLM, types.SimpleNamespace  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "vllm", fake)
     engine, policy = create_engine("vllm"), random_policy("llama")
-    rollouts = _sample(engine, policy, SamplingSettings(4), 0, 2)
+    rollouts = _sample(engine, policy, SamplingSettings(62), 0, 2)
+    assert limits == [60, 62]
     assert rollouts.responses == [[11, 12, policy.end_token_id]] * 4
     assert rollouts.finished == [True] * 4
     with torch.no_grad():

@@ -104,7 +104,9 @@ class CachedStepper:
         self._attention = torch.cat([self._attention, self._attention.new_ones(len(self._attention), 1)], dim=1)
         arguments = self._policy.forward_arguments(self._attention)
         if "position_ids" in arguments:
-            arguments["position_ids"] = arguments["position_ids"][:, -1:]
+            # A row that has used up the context may be stepped on beside others: no model has a position after it.
+            last = self._policy.context_tokens - 1
+            arguments["position_ids"] = arguments["position_ids"][:, -1:].clamp(max=last)
         output = self._policy.model(
             input_ids=token_B.unsqueeze(1), past_key_values=self._cache, use_cache=True, **arguments
         )
