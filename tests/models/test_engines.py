@@ -13,10 +13,12 @@ import torch
 from models.families import random_policy
 from support.vllm_stub import Stub, serve
 
+from understudy.config import LoraConfig
 from understudy.errors import ConfigError, ServiceUnreachable
 from understudy.models.engines import ENGINES, Generator, create_engine
 from understudy.models.generation import Rollouts, SamplingSettings, generate
 from understudy.models.language_model import LanguageModel
+from understudy.models.loading import with_lora
 
 PROMPTS = [[5, 6, 7, 8], [9, 10]]
 
@@ -82,6 +84,39 @@ def _p_value(chisquare: Any, observed_V: torch.Tensor, due_V: torch.Tensor) -> f
     seen = [*observed_V[common].tolist(), float(observed_V[~common].sum())]
     due = [*due_V[common].tolist(), float(due_V[~common].sum())]
     return float(chisquare(seen, [value * sum(seen) / sum(due) for value in due]).pvalue)
+
+
+@pytest.mark.parametrize(("greedy", "adapted"), [(False, False), (True, True)])
+def test_no_setting_that_a_model_brings_along_reaches_transformers(greedy: bool, adapted: bool) -> None:
+    from transformers import GenerationConfig
+
+    policy, settings = random_policy("llama"), SamplingSettings(12, greedy=greedy)
+    if adapted:
+        policy = with_lora(policy, LoraConfig(rank=2, alpha=4, dropout=0.0, target_modules="all-linear"), 0)
+    engine = create_engine("transformers")
+    plain = _sample(engine, policy, settings, 1, 3)
+    brought: dict[str, Any] = {
+        **{"repetition_penalty": 50.0, "encoder_repetition_penalty": 9.0, "no_repeat_ngram_size": 1},
+        **{"min_p": 0.5, "typical_p": 0.2, "epsilon_cutoff": 0.1, "eta_cutoff": 0.1, "top_h": 0.3},
+        **{"bad_words_ids": [[8]], "suppress_tokens": [*range(20, 200)], "begin_suppress_tokens": [202]},
+        **{"forced_bos_token_id": 9, "forced_eos_token_id": 9, "sequence_bias": [[[81], 50.0]]},
+        **{"min_length": 40, "min_new_tokens": 12, "exponential_decay_length_penalty": (1, 9.0)},
+        **{"guidance_scale": 5.0, "watermarking_config": {"bias": 9.0}, "renormalize_logits": True},
+        **{
+            "num_beams": 2,
+            "max_length": 7,
+            "max_time": 1e-9,
+            "stop_strings": ["e"],
+            "eos_token_id": [*range(200, 240)],
+        },
+        **{"return_dict_in_generate": True, "output_scores": True, "cache_implementation": "static"},
+    }
+    # One by one too: a setting that fails loudly among others must not hide a silent one.
+    for chosen in (brought, *({name: value} for name, value in brought.items())):
+        own = policy.unwrapped.generation_config = GenerationConfig(**chosen)
+        before = own.to_json_string()
+        assert _sample(engine, policy, settings, 1, 3) == plain, chosen
+        assert policy.unwrapped.generation_config is own and own.to_json_string() == before
 
 
 def test_greedy_responses_are_those_of_the_native_engine_and_follow_the_weights(engine: Generator) -> None:

@@ -98,22 +98,18 @@ class Transformers:
         ends_B = (torch.tensor(limits, device=policy.device) + batch.ids_BS.shape[1]).repeat_interleave(repeats)
         was_training = policy.model.training
         policy.model.eval()
-        chosen: dict[str, Any] = {"do_sample": False}
-        if not settings.greedy:
-            # 0 and 1 are "all": a model's own generation settings would otherwise cut the distribution.
-            chosen = {"do_sample": True, "temperature": settings.temperature, "top_p": settings.top_p, "top_k": 0}
         try:
-            with torch.random.fork_rng(devices=[]), _positions_within_context(policy):
+            with (
+                torch.random.fork_rng(devices=[]),
+                _positions_within_context(policy),
+                _neutral(policy, settings, max(limits), repeats) as config,
+            ):
                 torch.manual_seed(draw_seed(generator))
-                ids = policy.model.generate(
+                ids = policy.unwrapped.generate(
                     batch.ids_BS,
                     attention_mask=batch.attention_BS,
-                    max_new_tokens=max(limits),
-                    num_return_sequences=repeats,
-                    eos_token_id=policy.end_token_id,
-                    pad_token_id=policy.pad_token_id,
+                    generation_config=config,
                     stopping_criteria=_own_limits(ends_B),
-                    **chosen,
                 )
         finally:
             policy.model.train(was_training)
@@ -132,6 +128,29 @@ def _own_limits(ends_B: Tensor) -> Any:
         return ends_B <= ids_BS.shape[1]
 
     return StoppingCriteriaList([has_ended])
+
+
+@contextlib.contextmanager
+def _neutral(policy: LanguageModel, settings: SamplingSettings, max_tokens: int, repeats: int) -> Iterator[Any]:
+    """What `generate` is to do, and nothing of what the model's own generation settings add, which are set aside."""
+    from transformers import GenerationConfig
+
+    # 0 is all: what stays unset is neutral by default, but for top_k.
+    sampled = {"do_sample": True, "temperature": settings.temperature, "top_p": settings.top_p, "top_k": 0}
+    config = GenerationConfig(  # type: ignore[no-untyped-call]
+        max_new_tokens=max_tokens,
+        num_return_sequences=repeats,
+        eos_token_id=policy.end_token_id,
+        pad_token_id=policy.pad_token_id,
+        **({"do_sample": False} if settings.greedy else sampled),
+    )
+    model = policy.unwrapped
+    # A setting that the given ones leave open is taken from the model's own.
+    own, model.generation_config = model.generation_config, config
+    try:
+        yield config
+    finally:
+        model.generation_config = own
 
 
 @contextlib.contextmanager
