@@ -1,4 +1,4 @@
-"""Three engines behind one protocol: the same distribution, the same seeds, the weights of now."""
+"""Four engines behind one protocol: the same distribution, the same seeds, the weights of now."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from understudy.config import LoraConfig
 from understudy.errors import ConfigError, ServiceUnreachable
 from understudy.models.engines import ENGINES, Generator, create_engine
 from understudy.models.generation import Rollouts, SamplingSettings, generate
+from understudy.models.graph_decoding import GraphStepper
 from understudy.models.language_model import LanguageModel
 from understudy.models.loading import with_lora
 
@@ -161,6 +162,41 @@ def test_a_server_that_is_not_there_is_named() -> None:
         _sample(create_engine("vllm", "http://127.0.0.1:9"), random_policy("llama"), SamplingSettings(2), 0, 2)
 
 
+def test_the_graph_engine_decodes_by_the_graphs_computation_and_notes_log_probabilities(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rows: list[int] = []
+    compute = GraphStepper._compute
+
+    def counted(self: GraphStepper) -> None:
+        rows.append(len(self._token_B))
+        compute(self)
+
+    monkeypatch.setattr(GraphStepper, "_compute", counted)
+    policy = random_policy("llama")
+    # Half of the rows end after two tokens and would leave the native engine's batch.
+    prompts, settings = [[5, 6, 7, 8], [5] * 62], SamplingSettings(12)
+    rollouts = create_engine("graph").generate(policy, prompts, settings, torch.Generator().manual_seed(1), 8)
+    assert [max(map(len, some)) for some in (rollouts.responses[:8], rollouts.responses[8:])] == [12, 2]
+    assert rows == [16] * 11
+    assert rollouts.logps is not None
+    logp_BT = policy.response_logps(policy.batch(rollouts.prompts, rollouts.responses))
+    for row, logps in enumerate(rollouts.logps):
+        assert len(logps) == len(rollouts.responses[row])
+        torch.testing.assert_close(torch.tensor(logps), logp_BT[row, : len(logps)], atol=1e-4, rtol=1e-4)
+
+
+def test_the_graph_engine_refuses_what_it_cannot_decode() -> None:
+    engine = create_engine("graph")
+    with pytest.raises(ConfigError, match="Llama family in float32.*is a gpt2.*engine=native"):
+        _sample(engine, random_policy("gpt2"), SamplingSettings(2), 0, 1)
+    with (
+        torch.autocast("cpu", torch.bfloat16),
+        pytest.raises(ConfigError, match="is a llama.*lower precision"),
+    ):
+        _sample(engine, random_policy("llama"), SamplingSettings(2), 0, 1)
+
+
 def test_prompts_without_room_are_refused_by_every_engine(engine: Generator) -> None:
     with pytest.raises(ConfigError, match="70 tokens but the model's context holds 64"):
         engine.generate(random_policy("llama"), [[5] * 70], SamplingSettings(4), torch.Generator())
@@ -239,5 +275,5 @@ def test_wrong_choices_are_refused_with_the_remedy(monkeypatch: pytest.MonkeyPat
     monkeypatch.setitem(sys.modules, "vllm", None)
     with pytest.raises(ConfigError, match="vLLM is not installed"):
         create_engine("vllm")
-    with pytest.raises(ConfigError, match="no engine 'fast'.*native, transformers, vllm"):
+    with pytest.raises(ConfigError, match="no engine 'fast'.*native, graph, transformers, vllm"):
         create_engine("fast")

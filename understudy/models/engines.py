@@ -1,7 +1,7 @@
-"""Who samples: ours, transformers' generate, or vLLM, behind one protocol.
+"""Who samples: ours, eagerly or by a CUDA graph, transformers' generate, or vLLM, behind one protocol.
 
 All draw from the policy's own distribution at the given temperature and nucleus, whatever defaults a model or a
-server brings. Only `native` notes log-probabilities; those of others are computed again by the training forward.
+server brings. Only ours note log-probabilities; those of others are computed again by the training forward.
 """
 
 from __future__ import annotations
@@ -15,9 +15,10 @@ from torch import Tensor
 
 from understudy.errors import ConfigError
 from understudy.models.generation import Peers, Rollouts, SamplingSettings, generate, response_limits
+from understudy.models.graph_decoding import start_graph
 from understudy.models.language_model import LanguageModel
 
-ENGINES = ("native", "transformers", "vllm")
+ENGINES = ("native", "graph", "transformers", "vllm")
 
 
 class Generator(Protocol):
@@ -48,6 +49,8 @@ def create_engine(name: str, server_url: str | None = None) -> Generator:
         )
     if name == "native":
         return Native()
+    if name == "graph":
+        return Graph()
     if name == "transformers":
         return Transformers()
     if name == "vllm":
@@ -71,6 +74,30 @@ class Native:
     ) -> Rollouts:
         """Sample; see `understudy.models.generation.generate`."""
         return generate(policy, prompts, settings, generator, responses_per_prompt, peers=peers)
+
+
+class Graph:
+    """Our own decoding loop over a CUDA graph; its replay has not been run on a GPU yet.
+
+    Rows that ended are decoded on until the batch is done, so they go on drawing: the responses are not `native`'s.
+    """
+
+    def generate(
+        self,
+        policy: LanguageModel,
+        prompts: Sequence[Sequence[int]],
+        settings: SamplingSettings,
+        generator: torch.Generator,
+        responses_per_prompt: int = 1,
+        peers: Peers | None = None,
+    ) -> Rollouts:
+        """Sample; see `understudy.models.generation.generate`.
+
+        Raises:
+            ConfigError: several processes, a policy that cannot be decoded so, or a prompt that leaves no room.
+        """
+        refuse_several(peers, "graph")
+        return generate(policy, prompts, settings, generator, responses_per_prompt, begin=start_graph)
 
 
 class Transformers:

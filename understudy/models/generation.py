@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from understudy.errors import ConfigError
-from understudy.models.decoding import start
+from understudy.models.decoding import Start, start
 from understudy.models.language_model import LanguageModel
 from understudy.models.logps import chosen_logps
 
@@ -89,12 +89,13 @@ def generate(
     responses_per_prompt: int = 1,
     on_token: Callable[[Tensor], None] | None = None,
     peers: Peers | None = None,
+    begin: Start = start,
 ) -> Rollouts:
     """Sample `responses_per_prompt` responses for each prompt.
 
-    Each prompt is read once and its cache repeated; finished rows leave the batch. Several processes go token by token
-    together (sharded weights require it) and draw the noise of all rows, so that the responses do not depend on their
-    number, but for a tie within rounding.
+    Each prompt is read once and its cache repeated; rows that ended leave the batch, if they can. Several processes go
+    token by token together (sharded weights require it) and draw the noise of all rows, so that the responses do not
+    depend on their number, but for a tie within rounding.
 
     Args:
         policy: the model; its training mode is restored.
@@ -104,6 +105,7 @@ def generate(
         responses_per_prompt: k.
         on_token: called with the tokens of the active rows after each step, for streaming.
         peers: the processes that sample these prompts together, with equal arguments; each gets all responses.
+        begin: reads the prompts, see `understudy.models.decoding.start`.
 
     Raises:
         ConfigError: a prompt leaves no room for a response in the model's context.
@@ -121,6 +123,7 @@ def generate(
             limits,
             on_token,
             peers or Alone(),
+            begin,
         )
     finally:
         policy.model.train(was_training)
@@ -186,10 +189,11 @@ def _decode(
     limits: Sequence[int],
     on_token: Callable[[Tensor], None] | None,
     peers: Peers,
+    begin: Start,
 ) -> Rollouts:
     num_rows, max_tokens = len(prompts) * repeats, max(limits)
     share = _Share(peers, len(prompts), repeats)
-    stepper = start(policy, share.own(prompts), repeats, max_tokens)
+    stepper = begin(policy, share.own(prompts), repeats, max_tokens)
     sampled_BT = torch.full((num_rows, max_tokens), policy.end_token_id, dtype=torch.long, device=policy.device)
     limit_B = torch.tensor(limits, device=policy.device).repeat_interleave(repeats)
     length_B = limit_B.clone()
@@ -216,7 +220,7 @@ def _decode(
         num_active = int(active.sum())
         if num_active == 0 or column + 1 == max_tokens:
             break
-        if num_active <= 0.75 * len(rows):
+        if stepper.loses_rows and num_active <= 0.75 * len(rows):
             keep = active.nonzero().squeeze(-1)
             stepper.select(share.own_rows(keep))
             rows, tokens = rows[keep], tokens[keep]
