@@ -136,7 +136,8 @@ class RolloutConfig(Section):
     max_response_tokens: int = Field(gt=0)
     temperature: float = Field(gt=0)
     top_p: float = Field(gt=0, le=1)
-    engine: Literal["native", "transformers", "vllm"] = "native"
+    # graph: native by replaying a CUDA graph, for Llama's family in fp32; not yet run on a GPU.
+    engine: Literal["native", "graph", "transformers", "vllm"] = "native"
     server_url: str | None = None  # of a vLLM server; null with engine vllm: in the training process
 
 
@@ -316,7 +317,7 @@ class RuntimeConfig(Section):
     device: Literal["auto", "cpu", "cuda"] = "auto"
 
 
-def disagreements(data: DataConfig, sft: SftConfig, align: AlignConfig) -> Iterator[str]:
+def disagreements(data: DataConfig, model: ModelConfig, sft: SftConfig, align: AlignConfig) -> Iterator[str]:
     """What no section sees alone: settings that contradict each other, each with the remedy."""
     if align.demonstrations == "withheld" and sft.withheld_fraction == 0:
         yield (
@@ -332,6 +333,12 @@ def disagreements(data: DataConfig, sft: SftConfig, align: AlignConfig) -> Itera
         yield (
             f"align.min_held_out_auc is {align.min_held_out_auc:g} but data.splits.validation is 0, which leaves no "
             "row to measure the AUC on; set data.splits.validation above 0, or align.min_held_out_auc=null"
+        )
+    if align.rollout.engine == "graph" and (model.precision != "fp32" or model.lora is not None):
+        adapters = "no adapters" if model.lora is None else "adapters"
+        yield (
+            f"align.rollout.engine is graph, which decodes in fp32 and without adapters, but model.precision is "
+            f"{model.precision} with {adapters} (model.lora); set align.rollout.engine=native"
         )
 
 
@@ -354,7 +361,7 @@ class Params(Section):
 
     @model_validator(mode="after")
     def _sections_agree(self) -> Self:
-        if problems := list(disagreements(self.data, self.sft, self.align)):
+        if problems := list(disagreements(self.data, self.model, self.sft, self.align)):
             raise ValueError("; ".join(problems))
         return self
 

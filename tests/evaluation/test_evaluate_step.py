@@ -143,6 +143,31 @@ def test_step_stores_a_page_and_numbers_that_agree_with_its_record(arranged, tmp
     assert len(progress) >= 1
 
 
+def test_prompts_that_leave_too_little_room_are_counted_on_the_page_and_told(arranged, fakes, policies, capsys):
+    from pathlib import Path
+
+    rows = fakes.demonstrations(20)
+    rooms = {
+        name: [256 - len(policies[name].encode_prompt([dict(item) for item in row.messages])) for row in rows]
+        for name in ("sft", "champion")
+    }
+    limit = sorted(rooms["sft"])[10]
+    few = {name: [room for room in found if room < limit] for name, found in rooms.items()}
+    assert 0 < len(few["sft"]) < 20
+    lines = [
+        f"{whose}, {len(few[name])} of 20 prompts leave less of the context of 256 tokens than "
+        f"evaluation.max_response_tokens {limit}, down to {min(few[name])}; their responses are cut there. Use a model "
+        "with a longer context, or lower data.max_prompt_chars."
+        for name, whose in (("sft", "Of the test split"), ("champion", "For the champion, of the test split"))
+    ]
+    report = arranged("one", max_response_tokens=limit)
+    numbers = json.loads((Path(report.uri) / "report.json").read_text())
+    assert numbers["notes"][-2:] == lines
+    out = capsys.readouterr().out
+    assert all(f"Warning: {line}" in out for line in lines)
+    assert lines[0] in (Path(report.uri) / "report.html").read_text()
+
+
 def test_equal_runs_in_different_folders_write_equal_bytes(arranged):
     assert arranged("one").sha256 == arranged("another-place").sha256
 

@@ -1,4 +1,4 @@
-"""Three engines behind one protocol: the same distribution, the same seeds, the weights of now."""
+"""Four engines behind one protocol: the same distribution, the same seeds, the weights of now."""
 
 from __future__ import annotations
 
@@ -13,10 +13,13 @@ import torch
 from models.families import random_policy
 from support.vllm_stub import Stub, serve
 
+from understudy.config import LoraConfig
 from understudy.errors import ConfigError, ServiceUnreachable
 from understudy.models.engines import ENGINES, Generator, create_engine
 from understudy.models.generation import Rollouts, SamplingSettings, generate
+from understudy.models.graph_decoding import GraphStepper
 from understudy.models.language_model import LanguageModel
+from understudy.models.loading import with_lora
 
 PROMPTS = [[5, 6, 7, 8], [9, 10]]
 
@@ -84,6 +87,39 @@ def _p_value(chisquare: Any, observed_V: torch.Tensor, due_V: torch.Tensor) -> f
     return float(chisquare(seen, [value * sum(seen) / sum(due) for value in due]).pvalue)
 
 
+@pytest.mark.parametrize(("greedy", "adapted"), [(False, False), (True, True)])
+def test_no_setting_that_a_model_brings_along_reaches_transformers(greedy: bool, adapted: bool) -> None:
+    from transformers import GenerationConfig
+
+    policy, settings = random_policy("llama"), SamplingSettings(12, greedy=greedy)
+    if adapted:
+        policy = with_lora(policy, LoraConfig(rank=2, alpha=4, dropout=0.0, target_modules="all-linear"), 0)
+    engine = create_engine("transformers")
+    plain = _sample(engine, policy, settings, 1, 3)
+    brought: dict[str, Any] = {
+        **{"repetition_penalty": 50.0, "encoder_repetition_penalty": 9.0, "no_repeat_ngram_size": 1},
+        **{"min_p": 0.5, "typical_p": 0.2, "epsilon_cutoff": 0.1, "eta_cutoff": 0.1, "top_h": 0.3},
+        **{"bad_words_ids": [[8]], "suppress_tokens": [*range(20, 200)], "begin_suppress_tokens": [202]},
+        **{"forced_bos_token_id": 9, "forced_eos_token_id": 9, "sequence_bias": [[[81], 50.0]]},
+        **{"min_length": 40, "min_new_tokens": 12, "exponential_decay_length_penalty": (1, 9.0)},
+        **{"guidance_scale": 5.0, "watermarking_config": {"bias": 9.0}, "renormalize_logits": True},
+        **{
+            "num_beams": 2,
+            "max_length": 7,
+            "max_time": 1e-9,
+            "stop_strings": ["e"],
+            "eos_token_id": [*range(200, 240)],
+        },
+        **{"return_dict_in_generate": True, "output_scores": True, "cache_implementation": "static"},
+    }
+    # One by one too: a setting that fails loudly among others must not hide a silent one.
+    for chosen in (brought, *({name: value} for name, value in brought.items())):
+        own = policy.unwrapped.generation_config = GenerationConfig(**chosen)
+        before = own.to_json_string()
+        assert _sample(engine, policy, settings, 1, 3) == plain, chosen
+        assert policy.unwrapped.generation_config is own and own.to_json_string() == before
+
+
 def test_greedy_responses_are_those_of_the_native_engine_and_follow_the_weights(engine: Generator) -> None:
     policy = random_policy("llama")
     settings = SamplingSettings(10, greedy=True)
@@ -126,14 +162,82 @@ def test_a_server_that_is_not_there_is_named() -> None:
         _sample(create_engine("vllm", "http://127.0.0.1:9"), random_policy("llama"), SamplingSettings(2), 0, 2)
 
 
+def test_the_graph_engine_decodes_by_the_graphs_computation_and_notes_log_probabilities(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rows: list[int] = []
+    compute = GraphStepper._compute
+
+    def counted(self: GraphStepper) -> None:
+        rows.append(len(self._token_B))
+        compute(self)
+
+    monkeypatch.setattr(GraphStepper, "_compute", counted)
+    policy = random_policy("llama")
+    # Half of the rows end after two tokens and would leave the native engine's batch.
+    prompts, settings = [[5, 6, 7, 8], [5] * 62], SamplingSettings(12)
+    rollouts = create_engine("graph").generate(policy, prompts, settings, torch.Generator().manual_seed(1), 8)
+    assert [max(map(len, some)) for some in (rollouts.responses[:8], rollouts.responses[8:])] == [12, 2]
+    assert rows == [16] * 11
+    assert rollouts.logps is not None
+    logp_BT = policy.response_logps(policy.batch(rollouts.prompts, rollouts.responses))
+    for row, logps in enumerate(rollouts.logps):
+        assert len(logps) == len(rollouts.responses[row])
+        torch.testing.assert_close(torch.tensor(logps), logp_BT[row, : len(logps)], atol=1e-4, rtol=1e-4)
+
+
+def test_the_graph_engine_refuses_what_it_cannot_decode() -> None:
+    engine = create_engine("graph")
+    with pytest.raises(ConfigError, match="Llama family in float32.*is a gpt2.*engine=native"):
+        _sample(engine, random_policy("gpt2"), SamplingSettings(2), 0, 1)
+    with (
+        torch.autocast("cpu", torch.bfloat16),
+        pytest.raises(ConfigError, match="is a llama.*lower precision"),
+    ):
+        _sample(engine, random_policy("llama"), SamplingSettings(2), 0, 1)
+
+
 def test_prompts_without_room_are_refused_by_every_engine(engine: Generator) -> None:
     with pytest.raises(ConfigError, match="70 tokens but the model's context holds 64"):
         engine.generate(random_policy("llama"), [[5] * 70], SamplingSettings(4), torch.Generator())
 
 
+def test_a_long_prompt_cuts_no_response_but_its_own(engine: Generator) -> None:
+    """Context 64: the prompts leave room for 32, 2, 32, 24 and 32 tokens of the 32 asked for."""
+    policy = random_policy("llama")
+    prompts = [[5, 6, 7, 8], [5] * 62, [9, 10], [11] * 40, [12]]
+    limits = [32, 2, 32, 24, 32]
+    greedy = engine.generate(policy, prompts, SamplingSettings(32, greedy=True), torch.Generator(), 2)
+    alone = [
+        generate(policy, [prompt], SamplingSettings(limit, greedy=True), torch.Generator(), 2)
+        for prompt, limit in zip(prompts, limits, strict=True)
+    ]
+    assert greedy.responses == [row for found in alone for row in found.responses]
+    sampled = engine.generate(policy, prompts, SamplingSettings(32), torch.Generator().manual_seed(1), 40)
+    assert sampled.prompts == [prompt for prompt in prompts for _ in range(40)]
+    for row, (response, done) in enumerate(zip(sampled.responses, sampled.finished, strict=True)):
+        assert done == (policy.end_token_id in response) == (response[-1] == policy.end_token_id)
+        assert done or len(response) == limits[row // 40]
+    assert 0 < sum(sampled.finished[:40]) < 40
+
+
+def test_rows_at_the_contexts_end_need_no_position_after_it() -> None:
+    """GPT-2 has 64 positions; a row that has used them up is read on beside the others."""
+    policy = random_policy("gpt2")
+    prompts, settings = [[5] * 60, [6], [7], [8], [9]], SamplingSettings(32, greedy=True)
+    native, other = (
+        create_engine(name).generate(policy, prompts, settings, torch.Generator()).responses
+        for name in ("native", "transformers")
+    )
+    assert native == other
+    assert [len(response) for response in native] == [4, 32, 32, 32, 32]
+
+
 def test_colocated_vllm_loads_once_and_reloads_after_an_update(monkeypatch: pytest.MonkeyPatch) -> None:
     """The calls only: a module of the same name stands in, for vLLM is not installed here."""
     calls: list[tuple[str, Any]] = []
+
+    limits: list[int] = []
 
     class LLM:
         def __init__(self, model: str, **named: Any) -> None:
@@ -147,14 +251,16 @@ def test_colocated_vllm_loads_once_and_reloads_after_an_update(monkeypatch: pyte
             calls.append(("reset", None))
 
         def generate(self, asked: Any, sampling: Any, use_tqdm: bool) -> Any:
+            limits.extend(own.max_tokens for own in sampling)
             choice = types.SimpleNamespace(token_ids=[11, 12], finish_reason="stop")
-            return [types.SimpleNamespace(outputs=[choice] * sampling.n) for _ in asked]
+            return [types.SimpleNamespace(outputs=[choice] * own.n) for _, own in zip(asked, sampling, strict=True)]
 
     fake = types.ModuleType("vllm")
     fake.LLM, fake.SamplingParams = LLM, types.SimpleNamespace  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "vllm", fake)
     engine, policy = create_engine("vllm"), random_policy("llama")
-    rollouts = _sample(engine, policy, SamplingSettings(4), 0, 2)
+    rollouts = _sample(engine, policy, SamplingSettings(62), 0, 2)
+    assert limits == [60, 62]
     assert rollouts.responses == [[11, 12, policy.end_token_id]] * 4
     assert rollouts.finished == [True] * 4
     with torch.no_grad():
@@ -169,5 +275,5 @@ def test_wrong_choices_are_refused_with_the_remedy(monkeypatch: pytest.MonkeyPat
     monkeypatch.setitem(sys.modules, "vllm", None)
     with pytest.raises(ConfigError, match="vLLM is not installed"):
         create_engine("vllm")
-    with pytest.raises(ConfigError, match="no engine 'fast'.*native, transformers, vllm"):
+    with pytest.raises(ConfigError, match="no engine 'fast'.*native, graph, transformers, vllm"):
         create_engine("fast")

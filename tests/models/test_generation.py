@@ -91,6 +91,22 @@ def test_prompt_longer_than_context_is_refused_with_both_numbers() -> None:
         generate(policy, [[5] * 70], SamplingSettings(4), torch.Generator())
 
 
+def test_an_end_token_that_a_row_draws_after_its_own_limit_is_not_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One row in five has used up the context after two tokens and stays in the batch beside the others."""
+    policy = random_policy("llama")
+    prompts, settings = [[*range(41, 103)], [6], [7], [8], [9]], SamplingSettings(8, greedy=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(policy, "context_tokens", 80)
+        beyond = generate(policy, prompts, settings, torch.Generator()).responses
+    third = beyond[0][2]
+    assert third not in [*beyond[0][:2], *(token for row in beyond[1:] for token in row)]
+    monkeypatch.setattr(policy, "end_token_id", third)
+    rollouts = generate(policy, prompts, settings, torch.Generator())
+    assert rollouts.responses == [beyond[0][:2], *beyond[1:]]
+    assert rollouts.finished == [False] * 5
+    assert rollouts.logps is not None and [len(logps) for logps in rollouts.logps] == [2, 8, 8, 8, 8]
+
+
 def test_sampling_by_several_draws_the_noise_that_one_draws() -> None:
     logits = torch.randn(6, 50, generator=torch.Generator().manual_seed(0))
     settings = SamplingSettings(1, temperature=0.7, top_p=0.9)

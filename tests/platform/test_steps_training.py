@@ -15,6 +15,7 @@ import understudy.training.sft as training_sft
 from understudy.config import Params
 from understudy.data.demonstrations import load_split
 from understudy.data.withholding import is_withheld
+from understudy.models.loading import load_policy
 from understudy.platform.datasets import materialise
 from understudy.platform.steps import align, ingest, sft
 from understudy.records import DatasetRef, PolicyRef
@@ -121,6 +122,26 @@ def test_withheld_demonstrations_that_alignment_would_refuse_cost_no_sft(
         sft.run(_sections(params, "model", "sft"), dataset)
     rows = load_split(materialise(dataset, tmp_path), "train")
     assert {row.id for row in rows if is_withheld(row.group, 0.3)} in encoded
+
+
+def test_alignment_says_how_many_prompts_leave_less_room_than_a_response_may_have(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    params = tiny_params("align.num_rounds=1", "align.rollout.max_response_tokens=84")
+    _workdir(monkeypatch, tmp_path)
+    dataset = ingest.run(_sections(params, "data", source_sha256=""))
+    warm = sft.run(_sections(params, "model", "sft"), dataset)
+    assert "Warning" not in capsys.readouterr().out
+    align.run(_sections(params, "model", "align"), dataset, warm)
+    policy, folder = load_policy(Path(warm.uri)), materialise(dataset, tmp_path)
+    rows = [row for split in ("train", "validation") for row in load_split(folder, split)]
+    rooms = [96 - len(policy.encode_prompt([dict(message) for message in row.messages])) for row in rows]
+    few = [room for room in rooms if room < 84]
+    assert 0 < len(few) < len(rooms)
+    assert (
+        f"Warning: {len(few)} of {len(rooms)} prompts leave less of the context of 96 tokens than "
+        f"align.rollout.max_response_tokens 84, down to {min(few)}; their responses are cut there."
+    ) in capsys.readouterr().out
 
 
 def test_lora_with_shared_trunk_runs_on_a_pretrained_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ Shapes: B rows, S columns of the cache, H query heads, K key heads, D their widt
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -27,15 +27,21 @@ class Stepper(Protocol):
 
     Attributes:
         logits_BV: of each row's next token.
+        loses_rows: whether it can go on with some rows only.
     """
 
     logits_BV: Tensor
+    loses_rows: bool
 
     def step(self, token_B: Tensor) -> None:
         """Append a token to each row."""
 
     def select(self, row_B: Tensor) -> None:
         """Go on with some rows only."""
+
+
+# Policy, prompts, rows for each prompt, and tokens that there must be room for.
+Start = Callable[[LanguageModel, Sequence[Sequence[int]], int, int], Stepper]
 
 
 def start(policy: LanguageModel, prompts: Sequence[Sequence[int]], repeats: int, max_tokens: int) -> Stepper:
@@ -95,6 +101,8 @@ def _read_prompts(policy: LanguageModel, prompts: Sequence[Sequence[int]], repea
 class CachedStepper:
     """The Hugging Face model with its own cache."""
 
+    loses_rows = True
+
     def __init__(self, policy: LanguageModel, read: _Read) -> None:
         self._policy, self._attention, self._cache = policy, read.attention_BS, read.cache
         self.logits_BV = read.logits_BV
@@ -104,7 +112,9 @@ class CachedStepper:
         self._attention = torch.cat([self._attention, self._attention.new_ones(len(self._attention), 1)], dim=1)
         arguments = self._policy.forward_arguments(self._attention)
         if "position_ids" in arguments:
-            arguments["position_ids"] = arguments["position_ids"][:, -1:]
+            # A row that has used up the context may be stepped on beside others: no model has a position after it.
+            last = self._policy.context_tokens - 1
+            arguments["position_ids"] = arguments["position_ids"][:, -1:].clamp(max=last)
         output = self._policy.model(
             input_ids=token_B.unsqueeze(1), past_key_values=self._cache, use_cache=True, **arguments
         )
@@ -139,6 +149,8 @@ class FusedStepper:
     queries and keys are permuted alike, which leaves their products as they are.
     """
 
+    loses_rows = True
+
     def __init__(self, policy: LanguageModel, read: _Read, repeats: int, max_tokens: int) -> None:
         model = policy.model
         config, trunk = model.config, model.model
@@ -171,32 +183,49 @@ class FusedStepper:
 
     def step(self, token_B: Tensor) -> None:
         """Append a token to each row."""
+        self.logits_BV = self._read(token_B)
+        self._columns += 1
+        self._position_B = self._position_B + 1
+
+    def _read(self, token_B: Tensor) -> Tensor:
+        """Write a token of each row to the cache; return the logits of the next, (B, V)."""
         width, eps = self._width, self._eps
         hidden = self._embedding[token_B]
         rows, shape = hidden.shape[0], (hidden.shape[-1],)
         rotation_BD = self._rotation_SD[self._position_B].unsqueeze(1)
-        num_rotated, end = self._heads + self._key_heads, self._columns + 1
-        padding = self._padding(rows, end)
+        num_rotated, mask = self._heads + self._key_heads, self._mask()
         for layer, keys, values in zip(self._layers, self._keys, self._values, strict=True):
             mixed = linear(rms_norm(hidden, shape, eps=eps), layer.qkv, layer.qkv_bias).view(rows, -1, width)
             rotated = mixed[:, :num_rotated]
             if layer.query_norm is not None and layer.key_norm is not None:
                 rotated = self._normed(rotated, layer.query_norm, layer.key_norm)
-            rotated = torch.view_as_real(complex_pairs(rotated) * rotation_BD).flatten(2)
-            keys[:, :, self._columns] = rotated[:, self._heads :]
-            values[:, :, self._columns] = mixed[:, num_rotated:]
+            rotated = torch.view_as_real(_complex_pairs(rotated) * rotation_BD).flatten(2)
+            self._write(keys, rotated[:, self._heads :])
+            self._write(values, mixed[:, num_rotated:])
             query = rotated[:, : self._heads].reshape(rows * self._key_heads, -1, width)
-            seen_keys, seen_values = (tensor.flatten(0, 1)[:, :end] for tensor in (keys, values))
-            scores = torch.bmm(query, seen_keys.transpose(1, 2))
-            if padding is not None:
-                scores += padding
-            context = torch.bmm(scores.softmax(-1), seen_values).view(rows, -1)
-            hidden = plus(hidden, context, layer.out, layer.out_bias)
+            scores = torch.bmm(query, self._seen(keys).transpose(1, 2))
+            if mask is not None:
+                scores += mask
+            context = torch.bmm(scores.softmax(-1), self._seen(values)).view(rows, -1)
+            hidden = _plus(hidden, context, layer.out, layer.out_bias)
             gated, up = linear(rms_norm(hidden, shape, eps=eps), layer.gate_up, layer.gate_up_bias).chunk(2, -1)
-            hidden = plus(hidden, silu(gated).mul_(up), layer.down, layer.down_bias)
-        self.logits_BV = linear(rms_norm(hidden, shape, eps=eps), self._head)
-        self._columns = end
-        self._position_B = self._position_B + 1
+            hidden = _plus(hidden, silu(gated).mul_(up), layer.down, layer.down_bias)
+        return linear(rms_norm(hidden, shape, eps=eps), self._head)
+
+    def _write(self, cache: Tensor, new_BKD: Tensor) -> None:
+        """Put keys or values of the token that is being read into their column."""
+        cache[:, :, self._columns] = new_BKD
+
+    def _seen(self, cache: Tensor) -> Tensor:
+        """The columns that the token may see, and its own, by row and key head."""
+        return cache.flatten(0, 1)[:, : self._columns + 1]
+
+    def _mask(self) -> Tensor | None:
+        """What is added to the scores of these columns."""
+        return None if self._padding_BS is None else self._by_head(self._padding_BS[:, : self._columns + 1])
+
+    def _by_head(self, mask_BS: Tensor) -> Tensor:
+        return mask_BS.repeat_interleave(self._key_heads, 0).unsqueeze(1)
 
     def select(self, row_B: Tensor) -> None:
         """Go on with some rows only."""
@@ -205,11 +234,6 @@ class FusedStepper:
         self._position_B, self.logits_BV = self._position_B[row_B], self.logits_BV[row_B]
         if self._padding_BS is not None:
             self._padding_BS = self._padding_BS[row_B]
-
-    def _padding(self, rows: int, end: int) -> Tensor | None:
-        if self._padding_BS is None:
-            return None
-        return self._padding_BS[:, :end].repeat_interleave(self._key_heads, 0).view(rows * self._key_heads, 1, end)
 
     def _folded(self, layer: Any, order: Tensor) -> _Layer:
         attention, mlp = layer.self_attn, layer.mlp
@@ -251,12 +275,12 @@ class FusedStepper:
         return torch.complex(cosine[0, :, :half].float(), sine[0, :, :half].float())
 
 
-def complex_pairs(pairs: Tensor) -> Tensor:
+def _complex_pairs(pairs: Tensor) -> Tensor:
     """Neighbours as one complex number."""
     return torch.view_as_complex(pairs.reshape(*pairs.shape[:-1], -1, 2))
 
 
-def plus(hidden: Tensor, inner: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def _plus(hidden: Tensor, inner: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """The residual plus a projection."""
     out = torch.addmm(hidden, inner, weight.T)
     return out if bias is None else out + bias

@@ -1,21 +1,24 @@
-"""Who samples: ours, transformers' generate, or vLLM, behind one protocol.
+"""Who samples: ours, eagerly or by a CUDA graph, transformers' generate, or vLLM, behind one protocol.
 
 All draw from the policy's own distribution at the given temperature and nucleus, whatever defaults a model or a
-server brings. Only `native` notes log-probabilities; those of others are computed again by the training forward.
+server brings. Only ours note log-probabilities; those of others are computed again by the training forward.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
 import torch
+from torch import Tensor
 
 from understudy.errors import ConfigError
-from understudy.models.generation import Peers, Rollouts, SamplingSettings, generate, room_for_response
+from understudy.models.generation import Peers, Rollouts, SamplingSettings, generate, response_limits
+from understudy.models.graph_decoding import start_graph
 from understudy.models.language_model import LanguageModel
 
-ENGINES = ("native", "transformers", "vllm")
+ENGINES = ("native", "graph", "transformers", "vllm")
 
 
 class Generator(Protocol):
@@ -46,6 +49,8 @@ def create_engine(name: str, server_url: str | None = None) -> Generator:
         )
     if name == "native":
         return Native()
+    if name == "graph":
+        return Graph()
     if name == "transformers":
         return Transformers()
     if name == "vllm":
@@ -71,6 +76,30 @@ class Native:
         return generate(policy, prompts, settings, generator, responses_per_prompt, peers=peers)
 
 
+class Graph:
+    """Our own decoding loop over a CUDA graph; its replay has not been run on a GPU yet.
+
+    Rows that ended are decoded on until the batch is done, so they go on drawing: the responses are not `native`'s.
+    """
+
+    def generate(
+        self,
+        policy: LanguageModel,
+        prompts: Sequence[Sequence[int]],
+        settings: SamplingSettings,
+        generator: torch.Generator,
+        responses_per_prompt: int = 1,
+        peers: Peers | None = None,
+    ) -> Rollouts:
+        """Sample; see `understudy.models.generation.generate`.
+
+        Raises:
+            ConfigError: several processes, a policy that cannot be decoded so, or a prompt that leaves no room.
+        """
+        refuse_several(peers, "graph")
+        return generate(policy, prompts, settings, generator, responses_per_prompt, begin=start_graph)
+
+
 class Transformers:
     """`model.generate`, for models whose generation needs what only it knows."""
 
@@ -90,30 +119,85 @@ class Transformers:
             ConfigError: several processes, or a prompt that leaves no room.
         """
         refuse_several(peers, "transformers")
-        room = room_for_response(policy, prompts)
+        limits = response_limits(policy, prompts, settings.max_response_tokens)
         batch = policy.batch(prompts, [[] for _ in prompts])
+        repeats = 1 if settings.greedy else responses_per_prompt
+        ends_B = (torch.tensor(limits, device=policy.device) + batch.ids_BS.shape[1]).repeat_interleave(repeats)
         was_training = policy.model.training
         policy.model.eval()
-        chosen: dict[str, Any] = {"do_sample": False}
-        if not settings.greedy:
-            # 0 and 1 are "all": a model's own generation settings would otherwise cut the distribution.
-            chosen = {"do_sample": True, "temperature": settings.temperature, "top_p": settings.top_p, "top_k": 0}
         try:
-            with torch.random.fork_rng(devices=[]):
+            with (
+                torch.random.fork_rng(devices=[]),
+                _positions_within_context(policy),
+                _neutral(policy, settings, max(limits), repeats) as config,
+            ):
                 torch.manual_seed(draw_seed(generator))
-                ids = policy.model.generate(
+                ids = policy.unwrapped.generate(
                     batch.ids_BS,
                     attention_mask=batch.attention_BS,
-                    max_new_tokens=min(settings.max_response_tokens, room),
-                    num_return_sequences=1 if settings.greedy else responses_per_prompt,
-                    eos_token_id=policy.end_token_id,
-                    pad_token_id=policy.pad_token_id,
-                    **chosen,
+                    generation_config=config,
+                    stopping_criteria=_own_limits(ends_B),
                 )
         finally:
             policy.model.train(was_training)
-        rows = [until_end(row, policy.end_token_id) for row in ids[:, batch.ids_BS.shape[1] :].tolist()]
+        columns = batch.ids_BS.shape[1]
+        # After its end or its limit a row holds padding, which may be the end token.
+        rows = [row[columns:end] for row, end in zip(ids.tolist(), ends_B.tolist(), strict=True)]
+        rows = [until_end(row, policy.end_token_id) for row in rows]
         return as_rollouts(policy, prompts, rows, responses_per_prompt)
+
+
+def _own_limits(ends_B: Tensor) -> Any:
+    """Stopping criteria by which each row ends at its own column."""
+    from transformers import StoppingCriteriaList
+
+    def has_ended(ids_BS: Tensor, scores: Any, **_: Any) -> Tensor:
+        return ends_B <= ids_BS.shape[1]
+
+    return StoppingCriteriaList([has_ended])
+
+
+@contextlib.contextmanager
+def _neutral(policy: LanguageModel, settings: SamplingSettings, max_tokens: int, repeats: int) -> Iterator[Any]:
+    """What `generate` is to do, and nothing of what the model's own generation settings add, which are set aside."""
+    from transformers import GenerationConfig
+
+    # 0 is all: what stays unset is neutral by default, but for top_k.
+    sampled = {"do_sample": True, "temperature": settings.temperature, "top_p": settings.top_p, "top_k": 0}
+    config = GenerationConfig(  # type: ignore[no-untyped-call]
+        max_new_tokens=max_tokens,
+        num_return_sequences=repeats,
+        eos_token_id=policy.end_token_id,
+        pad_token_id=policy.pad_token_id,
+        **({"do_sample": False} if settings.greedy else sampled),
+    )
+    model = policy.unwrapped
+    # A setting that the given ones leave open is taken from the model's own.
+    own, model.generation_config = model.generation_config, config
+    try:
+        yield config
+    finally:
+        model.generation_config = own
+
+
+@contextlib.contextmanager
+def _positions_within_context(policy: LanguageModel) -> Iterator[None]:
+    """Rows that ended are read on beside others, also past the context, where a model may have no position.
+
+    Transformers reminds once that the batch exceeds the context: it counts the columns, padding included.
+    """
+    last = policy.context_tokens - 1
+
+    def clamp(module: Any, inputs: Any, named: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        if named.get("position_ids") is not None:
+            named = named | {"position_ids": named["position_ids"].clamp(max=last)}
+        return inputs, named
+
+    hook = policy.unwrapped.register_forward_pre_hook(clamp, with_kwargs=True)
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 def as_rollouts(

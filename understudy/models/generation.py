@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from understudy.errors import ConfigError
-from understudy.models.decoding import start
+from understudy.models.decoding import Start, start
 from understudy.models.language_model import LanguageModel
 from understudy.models.logps import chosen_logps
 
@@ -23,7 +23,10 @@ _EXACT = torch.float64
 
 @dataclass(frozen=True)
 class SamplingSettings:
-    """How tokens are chosen; `greedy` ignores temperature and top_p."""
+    """How tokens are chosen; `greedy` ignores temperature and top_p.
+
+    A response ends after `max_response_tokens` at the latest, sooner where its own prompt leaves less of the context.
+    """
 
     max_response_tokens: int
     temperature: float = 1.0
@@ -86,12 +89,13 @@ def generate(
     responses_per_prompt: int = 1,
     on_token: Callable[[Tensor], None] | None = None,
     peers: Peers | None = None,
+    begin: Start = start,
 ) -> Rollouts:
     """Sample `responses_per_prompt` responses for each prompt.
 
-    Each prompt is read once and its cache repeated; finished rows leave the batch. Several processes go token by token
-    together (sharded weights require it) and draw the noise of all rows, so that the responses do not depend on their
-    number, but for a tie within rounding.
+    Each prompt is read once and its cache repeated; rows that ended leave the batch, if they can. Several processes go
+    token by token together (sharded weights require it) and draw the noise of all rows, so that the responses do not
+    depend on their number, but for a tie within rounding.
 
     Args:
         policy: the model; its training mode is restored.
@@ -101,11 +105,12 @@ def generate(
         responses_per_prompt: k.
         on_token: called with the tokens of the active rows after each step, for streaming.
         peers: the processes that sample these prompts together, with equal arguments; each gets all responses.
+        begin: reads the prompts, see `understudy.models.decoding.start`.
 
     Raises:
         ConfigError: a prompt leaves no room for a response in the model's context.
     """
-    room = room_for_response(policy, prompts)
+    limits = response_limits(policy, prompts, settings.max_response_tokens)
     was_training = policy.model.training
     policy.model.eval()
     try:
@@ -115,28 +120,28 @@ def generate(
             settings,
             generator,
             responses_per_prompt,
-            min(settings.max_response_tokens, room),
+            limits,
             on_token,
             peers or Alone(),
+            begin,
         )
     finally:
         policy.model.train(was_training)
 
 
-def room_for_response(policy: LanguageModel, prompts: Sequence[Sequence[int]]) -> int:
-    """Tokens that the model's context leaves after the longest prompt.
+def response_limits(policy: LanguageModel, prompts: Sequence[Sequence[int]], max_response_tokens: int) -> list[int]:
+    """Most tokens of a response to each prompt: `max_response_tokens`, or what the context leaves after the prompt.
 
     Raises:
-        ConfigError: none.
+        ConfigError: it leaves none.
     """
     longest = max(len(prompt) for prompt in prompts)
-    room = policy.context_tokens - longest
-    if room < 1:
+    if longest >= policy.context_tokens:
         raise ConfigError(
             f"A prompt has {longest} tokens but the model's context holds {policy.context_tokens}. "
             "Shorten it (data.max_prompt_chars) or use a model with a longer context."
         )
-    return room
+    return [min(max_response_tokens, policy.context_tokens - len(prompt)) for prompt in prompts]
 
 
 def choose_tokens(
@@ -181,16 +186,19 @@ def _decode(
     settings: SamplingSettings,
     generator: torch.Generator,
     repeats: int,
-    max_tokens: int,
+    limits: Sequence[int],
     on_token: Callable[[Tensor], None] | None,
     peers: Peers,
+    begin: Start,
 ) -> Rollouts:
-    num_rows = len(prompts) * repeats
+    num_rows, max_tokens = len(prompts) * repeats, max(limits)
     share = _Share(peers, len(prompts), repeats)
-    stepper = start(policy, share.own(prompts), repeats, max_tokens)
+    stepper = begin(policy, share.own(prompts), repeats, max_tokens)
     sampled_BT = torch.full((num_rows, max_tokens), policy.end_token_id, dtype=torch.long, device=policy.device)
-    length_B = torch.full((num_rows,), max_tokens, dtype=torch.long, device=policy.device)
+    limit_B = torch.tensor(limits, device=policy.device).repeat_interleave(repeats)
+    length_B = limit_B.clone()
     finished_B = torch.zeros(num_rows, dtype=torch.bool, device=policy.device)
+    open_B = torch.ones_like(finished_B)
     logp_BT = torch.zeros(num_rows, max_tokens, device=policy.device)
     rows = torch.arange(num_rows, device=policy.device)
     share.follow(rows)
@@ -203,15 +211,16 @@ def _decode(
         if on_token is not None:
             on_token(tokens)
         ended = tokens == policy.end_token_id
-        # Rows that ended before stay in the batch until it is compacted; they must not end twice.
-        newly = ended & ~finished_B[rows]
-        finished_B[rows] |= ended
-        length_B[rows[newly]] = column + 1
-        active = ~finished_B[rows]
+        # Closed rows stay in the batch until it is compacted; what is sampled for them there must not end them.
+        newly = rows[ended & open_B[rows]]
+        finished_B[newly] = True
+        length_B[newly] = column + 1
+        open_B[rows] &= ~ended & (limit_B[rows] > column + 1)
+        active = open_B[rows]
         num_active = int(active.sum())
         if num_active == 0 or column + 1 == max_tokens:
             break
-        if num_active <= 0.75 * len(rows):
+        if stepper.loses_rows and num_active <= 0.75 * len(rows):
             keep = active.nonzero().squeeze(-1)
             stepper.select(share.own_rows(keep))
             rows, tokens = rows[keep], tokens[keep]

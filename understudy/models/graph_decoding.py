@@ -1,25 +1,44 @@
 """Decoding a token for every row by replaying one CUDA graph over a cache of fixed size.
 
 On a GPU a small model's step is hundreds of short kernels whose launches take longer than they do; a graph launches
-them at once. What changes from step to step lies in tensors that the graph reads: the tokens, the column to write,
-the columns that may be seen. Without CUDA the same computation runs eagerly, which is how it is tested; the replay
-itself has not been run on a GPU yet, so no sampler uses it unless asked.
+them at once. What changes from step to step lies in tensors that the graph reads: the tokens, their positions, the
+column to write, the columns that may be seen. Without CUDA the same computation runs eagerly, which is how it is
+tested. The capture and its replay have not been run on a GPU yet, so nothing uses them unless
+`align.rollout.engine: graph` asks.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import linear, rms_norm, silu
 
-from understudy.models.decoding import FusedStepper, complex_pairs, plus
+from understudy.errors import ConfigError
+from understudy.models.decoding import FusedStepper, can_fuse, start_fused
+from understudy.models.language_model import LanguageModel
+
+
+def start_graph(policy: LanguageModel, prompts: Sequence[Sequence[int]], repeats: int, max_tokens: int) -> FusedStepper:
+    """`understudy.models.decoding.start` with a graph.
+
+    Raises:
+        ConfigError: the policy is none that the fused computation knows.
+    """
+    if not can_fuse(policy):
+        raise ConfigError(
+            "align.rollout.engine is 'graph', which decodes a model of the Llama family in float32 and without "
+            f"adapters; this one is a {policy.unwrapped.config.model_type}, has adapters, or computes in a lower "
+            "precision. Use align.rollout.engine=native."
+        )
+    return start_fused(GraphStepper, policy, prompts, repeats, max_tokens)
 
 
 class GraphStepper(FusedStepper):
     """`FusedStepper` with shapes that never change; rows that ended are decoded on until the batch is done."""
 
+    loses_rows = False
     _graph: Any = None
     _token_B: Tensor
     _column: Tensor
@@ -74,23 +93,13 @@ class GraphStepper(FusedStepper):
         self._graph.replay()
 
     def _compute(self) -> None:
-        width, eps, rows = self._width, self._eps, len(self._token_B)
-        hidden = self._embedding[self._token_B]
-        shape, num_rotated = (hidden.shape[-1],), self._heads + self._key_heads
-        rotation_BD = self._rotation_SD[self._position_B].unsqueeze(1)
-        visible = self._visible_BS.repeat_interleave(self._key_heads, 0).unsqueeze(1)
-        for layer, keys, values in zip(self._layers, self._keys, self._values, strict=True):
-            mixed = linear(rms_norm(hidden, shape, eps=eps), layer.qkv, layer.qkv_bias).view(rows, -1, width)
-            rotated = mixed[:, :num_rotated]
-            if layer.query_norm is not None and layer.key_norm is not None:
-                rotated = self._normed(rotated, layer.query_norm, layer.key_norm)
-            rotated = torch.view_as_real(complex_pairs(rotated) * rotation_BD).flatten(2)
-            keys.index_copy_(2, self._column, rotated[:, self._heads :].unsqueeze(2))
-            values.index_copy_(2, self._column, mixed[:, num_rotated:].unsqueeze(2))
-            query = rotated[:, : self._heads].reshape(rows * self._key_heads, -1, width)
-            scores = torch.bmm(query, keys.flatten(0, 1).transpose(1, 2)) + visible
-            context = torch.bmm(scores.softmax(-1), values.flatten(0, 1)).view(rows, -1)
-            hidden = plus(hidden, context, layer.out, layer.out_bias)
-            gated, up = linear(rms_norm(hidden, shape, eps=eps), layer.gate_up, layer.gate_up_bias).chunk(2, -1)
-            hidden = plus(hidden, silu(gated) * up, layer.down, layer.down_bias)
-        self.logits_BV.copy_(linear(rms_norm(hidden, shape, eps=eps), self._head))
+        self.logits_BV.copy_(self._read(self._token_B))
+
+    def _write(self, cache: Tensor, new_BKD: Tensor) -> None:
+        cache.index_copy_(2, self._column, new_BKD.unsqueeze(2))
+
+    def _seen(self, cache: Tensor) -> Tensor:
+        return cache.flatten(0, 1)
+
+    def _mask(self) -> Tensor:
+        return self._by_head(self._visible_BS)

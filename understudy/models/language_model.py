@@ -200,8 +200,8 @@ class LanguageModel:
             return token_logps(self.response_logits(batch, module), batch)
         packed, caller = batch.packed, module if module is not None else self.model
         id_M = packed.ids_N[packed.token_M]
-        with reading(packed, _inner(self.model)) as arguments:
-            inner = _inner(self.model)
+        with reading(packed, self.unwrapped) as arguments:
+            inner = self.unwrapped
             head = inner.get_output_embeddings()
             # Distributed wrappers and sharded weights must be called as a whole.
             if caller is self.model and not hasattr(head.weight, "full_tensor"):
@@ -213,14 +213,19 @@ class LanguageModel:
         return packed.unpack(logp_M, batch.response_BT)
 
     @property
+    def unwrapped(self) -> Any:
+        """The Hugging Face model itself, its adapters in place, without the wrapper that put them there."""
+        return _inner(self.model)
+
+    @property
     def num_ids(self) -> int:
         """Token ids that the model can read and write; the tokenizer may have fewer."""
-        return int(_inner(self.model).get_input_embeddings().num_embeddings)
+        return int(self.unwrapped.get_input_embeddings().num_embeddings)
 
     @property
     def hidden_size(self) -> int:
         """Width of the hidden states, H."""
-        return int(_inner(self.model).config.get_text_config().hidden_size)
+        return int(self.unwrapped.config.get_text_config().hidden_size)
 
     @torch.no_grad()
     def read(self, batch: TokenBatch) -> Seen:
@@ -243,7 +248,7 @@ class LanguageModel:
     def _read(self, batch: TokenBatch) -> tuple[Tensor, Tensor]:
         found: list[Tensor] = []
         # The one hidden state that is wanted: asking for them all would keep every layer's.
-        hook = _inner(self.model).base_model.register_forward_hook(lambda _, __, output: found.append(output[0]))
+        hook = self.unwrapped.base_model.register_forward_hook(lambda _, __, output: found.append(output[0]))
         try:
             logits_BTV = self.response_logits(batch)
         finally:
@@ -252,10 +257,10 @@ class LanguageModel:
         return found[0][:, first:], chosen_logps(logits_BTV, batch.response_BT)
 
     def _read_packed(self, packed: Packed, batch: TokenBatch) -> tuple[Tensor, Tensor]:
-        with reading(packed, _inner(self.model)) as arguments:
-            hidden_NH = _inner(self.model).base_model(**arguments, use_cache=False).last_hidden_state[0]
+        with reading(packed, self.unwrapped) as arguments:
+            hidden_NH = self.unwrapped.base_model(**arguments, use_cache=False).last_hidden_state[0]
         before_MH = hidden_NH.index_select(0, packed.before_M)
-        head = _inner(self.model).get_output_embeddings()
+        head = self.unwrapped.get_output_embeddings()
         logp_M = head_logps(before_MH, head.weight, head.bias, packed.ids_N[packed.token_M])
         before_BTH, after_BTH, logp_BT = (
             packed.unpack(value, batch.response_BT)

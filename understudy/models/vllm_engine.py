@@ -11,6 +11,7 @@ import tempfile
 import urllib.error
 import urllib.request
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,11 @@ import torch
 
 from understudy.errors import ConfigError, ServiceUnreachable
 from understudy.models.engines import as_rollouts, draw_seed, refuse_several, until_end
-from understudy.models.generation import Peers, Rollouts, SamplingSettings, room_for_response
+from understudy.models.generation import Peers, Rollouts, SamplingSettings, response_limits
 from understudy.models.language_model import LanguageModel
 
 _TIMEOUT_SECONDS = 600.0
+_REQUESTS = 32  # at a time
 
 
 class _Synchronised:
@@ -44,7 +46,7 @@ class _Synchronised:
 
 
 def sampling_arguments(
-    policy: LanguageModel, room: int, settings: SamplingSettings, seed: int, responses_per_prompt: int
+    policy: LanguageModel, limit: int, settings: SamplingSettings, seed: int, responses_per_prompt: int
 ) -> dict[str, Any]:
     """What vLLM must know to sample from the policy's distribution, and from nothing narrower.
 
@@ -53,7 +55,7 @@ def sampling_arguments(
     """
     return {
         "n": 1 if settings.greedy else responses_per_prompt,
-        "max_tokens": min(settings.max_response_tokens, room),
+        "max_tokens": limit,
         "temperature": 0.0 if settings.greedy else settings.temperature,
         "top_p": 1.0 if settings.greedy else settings.top_p,
         "top_k": -1,
@@ -94,16 +96,27 @@ class VllmServer(_Synchronised):
         folder = self._write_if_changed(policy)
         if folder is not None:
             self._synchronise(folder)
-        room = room_for_response(policy, prompts)
-        arguments = sampling_arguments(policy, room, settings, draw_seed(generator), responses_per_prompt)
+        limits, seed = response_limits(policy, prompts, settings.max_response_tokens), draw_seed(generator)
+        # A request has one limit for all its prompts; together they are one batch to the server.
+        of_limit = {limit: [index for index, own in enumerate(limits) if own == limit] for limit in set(limits)}
+
+        def ask(limit: int) -> list[list[int]]:
+            arguments = sampling_arguments(policy, limit, settings, seed, responses_per_prompt)
+            return self._complete(policy, [list(prompts[index]) for index in of_limit[limit]], arguments)
+
+        with ThreadPoolExecutor(_REQUESTS) as pool:
+            answers = dict(zip(of_limit, pool.map(ask, of_limit), strict=True))
+        repeats = 1 if settings.greedy else responses_per_prompt
+        rows: list[list[int]] = []
+        for index, limit in enumerate(limits):
+            first = of_limit[limit].index(index) * repeats
+            rows += answers[limit][first : first + repeats]
+        return as_rollouts(policy, prompts, rows, responses_per_prompt)
+
+    def _complete(self, policy: LanguageModel, prompts: list[list[int]], arguments: dict[str, Any]) -> list[list[int]]:
+        """The responses to some prompts, in their order."""
         answer = self._call(
-            "/v1/completions",
-            {
-                "model": self._model,
-                "prompt": [list(prompt) for prompt in prompts],
-                "return_token_ids": True,
-                **arguments,
-            },
+            "/v1/completions", {"model": self._model, "prompt": prompts, "return_token_ids": True, **arguments}
         )
         choices = sorted(answer["choices"], key=lambda choice: choice["index"])
         if len(choices) != len(prompts) * arguments["n"] or any(not choice.get("token_ids") for choice in choices):
@@ -111,7 +124,7 @@ class VllmServer(_Synchronised):
                 f"{self._url} gave {len(choices)} responses with token ids to {len(prompts)} prompts times "
                 f"{arguments['n']}. Use a vLLM that knows return_token_ids (0.10.2 or newer)."
             )
-        return as_rollouts(policy, prompts, [_row(choice, policy) for choice in choices], responses_per_prompt)
+        return [_row(choice, policy) for choice in choices]
 
     def _synchronise(self, folder: Path) -> None:
         try:
@@ -174,10 +187,13 @@ class VllmColocated(_Synchronised):
         elif folder is not None:
             self._llm.collective_rpc("reload_weights", kwargs={"weights_path": str(folder)})
             self._llm.reset_prefix_cache()
-        room = room_for_response(policy, prompts)
-        arguments = sampling_arguments(policy, room, settings, draw_seed(generator), responses_per_prompt)
+        limits, seed = response_limits(policy, prompts, settings.max_response_tokens), draw_seed(generator)
         asked = [{"prompt_token_ids": list(prompt)} for prompt in prompts]
-        outputs = self._llm.generate(asked, self._vllm.SamplingParams(**arguments), use_tqdm=False)
+        sampling = [
+            self._vllm.SamplingParams(**sampling_arguments(policy, limit, settings, seed, responses_per_prompt))
+            for limit in limits
+        ]
+        outputs = self._llm.generate(asked, sampling, use_tqdm=False)
         choices = [
             {"token_ids": list(choice.token_ids), "finish_reason": choice.finish_reason}
             for output in outputs

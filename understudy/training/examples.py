@@ -76,3 +76,18 @@ def encode(
             "Use a model with a longer context, or lower data.max_prompt_chars and data.max_response_chars."
         )
     return Encoded(examples, skipped)
+
+
+def too_little_room(
+    policy: LanguageModel, examples: Sequence[Example], setting: str, max_response_tokens: int
+) -> str | None:
+    """A line on prompts that leave less of the context than a response may have by the setting; None without any."""
+    rooms = [policy.context_tokens - len(example.prompt) for example in examples]
+    short = [room for room in rooms if room < max_response_tokens]
+    if not short:
+        return None
+    return (
+        f"{len(short)} of {len(rooms)} prompts leave less of the context of {policy.context_tokens} tokens than "
+        f"{setting} {max_response_tokens}, down to {min(short)}; their responses are cut there. Use a model with a "
+        "longer context, or lower data.max_prompt_chars"
+    )

@@ -50,13 +50,16 @@ def run(config: Mapping[str, Any], dataset: DatasetRef, sft: PolicyRef) -> tuple
         train, validation = load_demonstrations(context, dataset, "train", "validation", processes=processes)
         from understudy.data.withholding import for_alignment
         from understudy.training.adversarial import align
-        from understudy.training.examples import encode
+        from understudy.training.examples import encode, too_little_room
 
         fraction = config["withheld_fraction"] if settings.demonstrations == "withheld" else 0.0
         rows = for_alignment(train, settings.demonstrations, fraction)
         loop = create_loop(context, processes, lineage)
         models = _models(context, processes, model, settings, sft)
         encoded, held_out = encode(models.policy, rows), encode(models.policy, validation)
+        asked = "align.rollout.max_response_tokens", settings.rollout.max_response_tokens
+        if short := too_little_room(models.policy, encoded.examples + held_out.examples, *asked):
+            context.note(f"Warning: {short}.")
         with context.working():
             result = align(models, encoded.examples, held_out.examples, settings, context.seed, loop)
         if result.stopped_by is not None:

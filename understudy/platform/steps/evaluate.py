@@ -60,6 +60,9 @@ def run(
             context.tracker.progress(done, total, "responses", shown)
 
         rows = _fitting(models, test, names), _fitting(models, validation, names)
+        short = _too_little_room(models, rows[0], names, settings.max_response_tokens)
+        for line in short:
+            context.note(f"Warning: {line}")
         brief = {"base": RANDOM_BASE_PROMPTS} if model.init == "scratch" else {}
         with context.working():
             if any(judge.kind == "bradley_terry" for judge in settings.judges):
@@ -67,6 +70,7 @@ def run(
                 bootstrap = Bootstrap(settings.confidence, settings.bootstrap_samples, context.seed)
                 fit_judges(judges, models, _fitting(models, train, ["sft"]), rows[1], context.seed, bootstrap)
             result = evaluate(settings, context.seed, names, models, *rows, judges, brief, on_sampled)
+        result.notes += short
         records: dict[str, Record] = {"dataset": dataset, **policies}
         if discriminator is not None:
             records["discriminator"] = discriminator
@@ -118,6 +122,25 @@ def _fitting(models: LoadedPolicies, rows: Sequence[Demonstration], names: Seque
     if "champion" in names:
         kept &= {example.id for example in encode(models.policy("champion"), rows, max_skipped_fraction=1.0).examples}
     return [row for row in rows if row.id in kept]
+
+
+def _too_little_room(
+    models: LoadedPolicies, rows: Sequence[Demonstration], names: Sequence[str], max_response_tokens: int
+) -> list[str]:
+    """Return a line for the policies of this run and one for the champion, where test prompts leave too little room."""
+    from understudy.training.examples import encode, too_little_room
+
+    lines = []
+    for name, whose in (("sft", "Of the test split"), ("champion", "For the champion, of the test split")):
+        if name not in names:
+            continue
+        policy = models.policy(name)
+        short = too_little_room(
+            policy, encode(policy, rows).examples, "evaluation.max_response_tokens", max_response_tokens
+        )
+        if short:
+            lines.append(f"{whose}, {short}.")
+    return lines
 
 
 def _store(

@@ -109,8 +109,8 @@ def config_problems(sections: Mapping[str, Any], workdir: Path) -> list[str]:
         problems += _divergence_problems(sections["align"])
     if {"model", "align", "evaluation"} <= set(sections):
         problems += _length_problems(sections["model"], sections["align"], sections["evaluation"])
-    if {"data", "sft", "align"} <= set(sections):
-        problems += disagreements(sections["data"], sections["sft"], sections["align"])
+    if {"data", "model", "sft", "align"} <= set(sections):
+        problems += disagreements(*(sections[name] for name in ("data", "model", "sft", "align")))
     free = shutil.disk_usage(workdir).free
     if free < MIN_FREE_BYTES:
         problems.append(
