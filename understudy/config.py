@@ -256,7 +256,6 @@ class EvaluationConfig(Section):
     judges: tuple[JudgeConfig, ...]
     tuning_judge: str | None
     confidence: float = Field(gt=0.5, lt=1)
-    bootstrap_samples: int = Field(ge=100)
     samples_shown: int = Field(ge=0)
 
     @model_validator(mode="after")

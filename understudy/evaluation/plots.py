@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from understudy.evaluation.canvas import ROLES, Plot, canvas, legend, policy_label, svg
+from understudy.evaluation.intervals import Interval
 from understudy.evaluation.result import EXPERT_TEXT, EvaluationResult
 
 History = Sequence[Mapping[str, Any]]
@@ -52,8 +53,8 @@ def _quality_diversity(result: EvaluationResult) -> Plot | None:
         axes.errorbar(
             diversity.value,
             score.value,
-            xerr=[[diversity.value - diversity.low], [diversity.high - diversity.value]],
-            yerr=[[score.value - score.low], [score.high - score.value]],
+            xerr=_bar(diversity),
+            yerr=_bar(score),
             color=ROLES.get(policy, ROLES["muted"]),
             marker=MARKERS.get(decoding, "o"),
             markersize=9 if policy == "expert" else 6,
@@ -69,6 +70,10 @@ def _quality_diversity(result: EvaluationResult) -> Plot | None:
         ("policy", "decoding", "distinct-2", quality.removeprefix("judge_")),
         [(policy_label(row[0]), row[1], f"{row[2].value:.3f}", f"{row[3].value:.3f}") for row in points],
     )
+
+
+def _bar(found: Interval) -> list[list[float]] | None:
+    return [[found.value - found.low], [found.high - found.value]] if found.measured else None
 
 
 def _lengths(result: EvaluationResult) -> Plot | None:
