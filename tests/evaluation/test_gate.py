@@ -244,6 +244,37 @@ def test_any_of_several_primaries_is_corrected_by_holm():
     assert decide_scores(make_gate(primary=rules), champion, stronger).verdict != "pass"
 
 
+def test_one_failed_primary_leaves_the_question_open_where_another_is_enough():
+    """Of any of three, one fails and two are undecided: the decision waits for the nearer of the two."""
+    rules = [
+        {"metric": name, "decoding": "tuned", "minimum_improvement": 0, "detect": 0.1}
+        for name in ("judge:quality", "judge:b", "judge:c")
+    ]
+    generator, zeros = np.random.default_rng(0), np.zeros(200)
+    noise = [values / values.std() - (values / values.std()).mean() for values in generator.normal(0, 1, (3, 200))]
+    champion = make_scores("champion", zeros, judges={"b": zeros, "c": zeros})
+
+    def decided(needed, *means, guards=()):
+        ours = [mean + 0.5 * values for mean, values in zip(means, noise, strict=True)]
+        challenger = make_scores("aligned", ours[0], judges={"b": ours[1], "c": ours[2]})
+        return decide_scores(make_gate(*guards, primary=rules, primaries_needed=needed), champion, challenger)
+
+    mixed = decided("any", -0.2, 0.06, 0.04)
+    assert [rule.verdict for rule in mixed.rules] == ["fail", "not_enough_evidence", "not_enough_evidence"]
+    asked = [rule.more_prompts for rule in mixed.rules]
+    assert (mixed.verdict, mixed.more_prompts) == ("not_enough_evidence", min(asked[1:])) and asked[1] != asked[2]
+    assert mixed.headline.endswith("undecided: judge:b (primary), judge:c (primary).")
+    assert decided("all", -0.2, 0.06, 0.04).verdict == "fail"
+    lost = decided("any", -0.2, -0.2, -0.2)
+    assert (lost.verdict, lost.more_prompts) == ("fail", None)
+    guard = {"metric": "judge:c", "decoding": "tuned", "margin": 0.01}
+    guarded = decided("any", -0.2, 0.3, 0.04, guards=[guard])
+    assert [rule.verdict for rule in guarded.rules] == ["fail", "pass", "not_enough_evidence", "not_enough_evidence"]
+    # The third primary is undecided and no longer matters, the guard does.
+    assert guarded.verdict == "not_enough_evidence" and guarded.more_prompts == guarded.rules[3].more_prompts
+    assert guarded.headline.endswith("undecided: judge:c (guard).")
+
+
 def test_undecided_prompts_are_named_and_too_many_are_no_evidence():
     champion, challenger = pair(shift=0.5, num=100)
     values = list(challenger.measured["judge:quality", "tuned"].values)
