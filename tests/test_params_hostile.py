@@ -33,6 +33,13 @@ def test_an_override_of_the_wrong_form_hides_no_other_problem() -> None:
         assert told in message
 
 
+@pytest.mark.parametrize("cold", ["0", "-1", "-0.5"])
+def test_a_temperature_that_cannot_be_sampled_at_is_refused_and_greedy_is_named(cold: str) -> None:
+    message = refusal(f"evaluation.temperatures=[0.7, {cold}]")
+    assert f"evaluation.temperatures: [{float(cold)}] cannot be sampled at; give numbers above 0" in message
+    assert "every policy is also decoded greedily, as the decoding `greedy`" in message
+
+
 @pytest.mark.parametrize("override", [".=1", "sft.=1", ".epochs=1", "sft..epochs=1", "=1", "sft. =1"])
 def test_an_empty_name_is_not_of_the_form(override: str) -> None:
     assert "is not of the form section.key=value" in refusal(override)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from understudy.errors import ConfigError
 from understudy.health_config import HealthConfig
@@ -274,8 +274,18 @@ class EvaluationConfig(Section):
     judges: tuple[JudgeConfig, ...]
     tuning_judge: str | None
     confidence: float = Field(gt=0.5, lt=1)
-    bootstrap_samples: int = Field(ge=100)
     samples_shown: int = Field(ge=0)
+
+    @field_validator("temperatures")
+    @classmethod
+    def _temperatures_are_warm(cls, temperatures: tuple[float, ...]) -> tuple[float, ...]:
+        cold = [temperature for temperature in temperatures if temperature <= 0]
+        if cold:
+            raise ValueError(
+                f"{cold} cannot be sampled at; give numbers above 0. Greedy responses need none: every policy is also "
+                "decoded greedily, as the decoding `greedy`"
+            )
+        return temperatures
 
     @model_validator(mode="after")
     def _tuning_judge_exists(self) -> Self:

@@ -110,14 +110,15 @@ class EvaluationReport(Record):
     """Numbers with intervals, and the page that shows them.
 
     `metrics` maps policy name (e.g. "sft") to decoding (e.g. "T=1") to metric name to
-    `{"value": float, "low": float, "high": float, "n": int}`.
+    `{"value": float, "low": float | None, "high": float | None, "n": int, "groups": int}`; without limits where the
+    groups of prompts were too few to tell them.
     """
 
     uri: str
     sha256: str
     dataset_md5: str
     policies: dict[str, str]  # name -> PolicyRef.sha256
-    metrics: dict[str, dict[str, dict[str, dict[str, float]]]]
+    metrics: dict[str, dict[str, dict[str, dict[str, float | None]]]]
     comparisons: list[dict[str, Any]]
     verdict: str
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from experiments.bar1.report import CURVE, mean
+from experiments.bar1.report import CURVE
+from experiments.bar1.seeds import mean
 
 COLOURS = {"sft": "#9a9a9a", "sft_tuned": "#5c5c5c", "forward_kl": "#d98200", "js": "#0072b2", "reverse_kl": "#00876c"}
 LABELS = {

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from understudy.evaluation.intervals import Bootstrap, Interval
+from experiments.bar1.seeds import mean
+from understudy.evaluation.intervals import Interval
 
 NAMES = {
     "sft": "SFT",
@@ -32,13 +33,6 @@ NAMES = {
     "exact_alpha:0.5": "*α = ½, descended exactly*",
 }
 CURVE = ("sft", "sft_tuned", "forward_kl", "js", "reverse_kl")
-
-
-def mean(values: Sequence[float], bounds: tuple[float, float] | None = None) -> Interval:
-    """Mean over seeds with its 95% interval."""
-    interval = Bootstrap(confidence=0.95, samples=10_000, seed=0).mean(values, bounds=bounds)
-    assert interval is not None
-    return interval
 
 
 def tables(results: dict[str, Any]) -> str:

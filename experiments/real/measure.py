@@ -16,7 +16,7 @@ import torch
 from understudy.config import EvaluationConfig
 from understudy.data.demonstrations import Demonstration
 from understudy.evaluation import metrics
-from understudy.evaluation.intervals import Bootstrap, Floats, cluster_ids
+from understudy.evaluation.intervals import Floats, cluster_ids
 from understudy.evaluation.judges import Judge, load_judge
 from understudy.evaluation.policies import LoadedPolicies
 from understudy.models.generation import SamplingSettings, generate
@@ -127,7 +127,7 @@ def of_texts(
     """Scores and lengths of each prompt, for pairing; and what only a set of texts has."""
     references = [row.response for row in rows]
     clusters = cluster_ids([row.group for row in rows], [row.prompt for row in rows])
-    auc = metrics.classifier_auc(references, texts, clusters, Bootstrap(0.95, 100, place.seed))
+    auc = metrics.classifier_auc(references, texts, clusters, 0.95, place.seed)
     spelt = [" ".join(text) for text in texts] if place.by_character else texts
     bleu = metrics.self_bleu(spelt, place.seed)
     chrf_P = metrics.chrf(texts, references)

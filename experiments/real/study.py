@@ -105,9 +105,9 @@ def of_seeds(values: Iterable[float | None]) -> Interval | None:
         return None
     middle = float(value_S.mean())
     if len(value_S) < 2:
-        return Interval(middle, math.nan, math.nan, 1)
+        return Interval(middle, math.nan, math.nan, 1, 1)
     half = float(stdtrit(len(value_S) - 1, (1 + CONFIDENCE) / 2)) * float(value_S.std(ddof=1)) / math.sqrt(len(value_S))
-    return Interval(middle, middle - half, middle + half, len(value_S))
+    return Interval(middle, middle - half, middle + half, len(value_S), len(value_S))
 
 
 def judged(cells: dict[int, dict[str, Any]], decoding: str, judge: str = DECIDING) -> Paired:
@@ -198,8 +198,8 @@ def _resampled(pairs: Paired, columns: list[Floats], statistic: Statistic) -> In
     """Interval of a statistic of totals over (S, P) columns, seeds and clusters drawn anew, each by itself.
 
     A total is linear in the weights, so it is taken of each cluster first. The statistic sees the totals of one and
-    of the columns, in this order. Expanded percentiles as in understudy.evaluation.intervals, by the smaller of the
-    numbers of seeds and clusters.
+    of the columns, in this order. Expanded percentiles as in experiments.bar1.seeds, by the smaller of the numbers of
+    seeds and clusters.
     """
     known_SP = np.isfinite(pairs.value_SP)
     if not known_SP.any():
@@ -211,8 +211,9 @@ def _resampled(pairs: Paired, columns: list[Floats], statistic: Statistic) -> In
     total_NK = np.stack([((seed_NS @ table_SC) * cluster_NC).sum(1) for table_SC in tables], axis=1)
     value = statistic(np.asarray([[table_SC.sum() for table_SC in tables]]))
     found = statistic(total_NK[total_NK[:, 0] > 0])
-    low, high = _quantiles(found, min(num_seeds, num_clusters) if num_seeds > 1 else num_clusters)
-    return Interval(float(value[0]), low, high, int(known_SP.sum()))
+    num_units = min(num_seeds, num_clusters) if num_seeds > 1 else num_clusters
+    low, high = _quantiles(found, num_units)
+    return Interval(float(value[0]), low, high, int(known_SP.sum()), num_units)
 
 
 @functools.cache

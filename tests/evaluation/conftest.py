@@ -73,7 +73,6 @@ def make_config(**changes) -> EvaluationConfig:
         "judges": ({"name": "no_oops", "kind": "callable", "target": "x.py:f"},),
         "tuning_judge": "no_oops",
         "confidence": 0.95,
-        "bootstrap_samples": 500,
         "samples_shown": 5,
     }
     return EvaluationConfig.model_validate(values | changes)

@@ -6,9 +6,6 @@ from scipy.stats import kendalltau
 from sklearn.metrics import cohen_kappa_score
 
 from understudy.evaluation.agreement import agreement, cohen_kappa, kendall_tau
-from understudy.evaluation.intervals import Bootstrap
-
-BOOTSTRAP = Bootstrap(0.95, 200, 0)
 
 
 def test_kappa_and_tau_are_those_of_the_libraries():
@@ -27,7 +24,7 @@ def test_intervals_cover_and_shrink_with_prompts():
         flip = generator.random((num_prompts, 2)) < 0.1
         b = np.where(flip, 1 - a, a)
         scores = {"x": [a[:, 0], a[:, 1]], "y": [b[:, 0], b[:, 1]]}
-        return agreement(scores, np.arange(num_prompts), BOOTSTRAP, (0, 1))[0]
+        return agreement(scores, np.arange(num_prompts), 0.95, (0, 1))[0]
 
     truth = line(100_000, 1)
     found = [line(150, seed) for seed in range(40)]
@@ -41,12 +38,12 @@ def test_intervals_cover_and_shrink_with_prompts():
 def test_agreement_in_full_in_reverse_and_where_nothing_can_be_said():
     up = np.asarray([1.0, 2.0, 3.0, 4.0, np.nan])
     scores = {"a": [up, 2 - up], "same": [10 * up, 10 * (2 - up)], "reverse": [-up, up - 2], "flat": [up * 0, up * 0]}
-    lines = {line["judges"]: line for line in agreement(scores, np.arange(5), BOOTSTRAP, (0, 1))}
+    lines = {line["judges"]: line for line in agreement(scores, np.arange(5), 0.95, (0, 1))}
     assert len(lines) == 6
     assert (lines["a and same"]["tau"], lines["a and same"]["kappa"], lines["a and same"]["prompts"]) == (1, 1, 4)
     assert lines["a and reverse"]["tau"] == -1 and lines["a and reverse"]["kappa"] == pytest.approx(0.2)
     assert lines["a and flat"]["tau"] is None and lines["a and flat"]["kappa"] == 0
-    assert agreement({"a": [up[3:], up[3:]], "b": [up[3:], up[3:]]}, [0, 1], BOOTSTRAP, None) == []
+    assert agreement({"a": [up[3:], up[3:]], "b": [up[3:], up[3:]]}, [0, 1], 0.95, None) == []
 
 
 def test_an_evaluation_with_two_judges_tells_how_far_they_agree(fakes):

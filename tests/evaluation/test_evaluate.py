@@ -1,12 +1,16 @@
 from __future__ import annotations
 
 import json
+import re
 
 import numpy as np
 import pytest
 
 from understudy.evaluation.evaluate import evaluate
 from understudy.evaluation.judges import CallableJudge
+from understudy.evaluation.report import render_report
+from understudy.evaluation.sides import pair_of, side_by_side
+from understudy.evaluation.slices import slices_of
 
 
 def test_same_seed_same_numbers_other_seed_others(fakes):
@@ -74,7 +78,14 @@ def test_metrics_that_the_report_promises(fakes):
     assert result.metrics["base"]["expert_text"]["nll_minus_sft"].value == pytest.approx(0.86)
     for decodings in result.metrics.values():
         for values in decodings.values():
-            assert all(found.low <= found.value <= found.high for found in values.values())
+            assert all(found.low <= found.value <= found.high for found in values.values() if found.measured)
+    unmeasured = {
+        policy
+        for policy, decodings in result.metrics.items()
+        for values in decodings.values()
+        if not all(found.measured for found in values.values())
+    }
+    assert unmeasured == {"base"}  # a glance at 10 prompts, which are of 5 groups
 
 
 def test_kl_is_the_sum_over_tokens_of_the_log_ratio(fakes):
@@ -117,5 +128,19 @@ def test_progress_ends_at_its_own_total(fakes):
 
 def test_one_prompt_is_enough_to_finish(fakes):
     result = fakes.result({"sft": 0.1, "aligned": 0.1}, num_test=1)
-    assert result.verdict.outcome == "no_difference"
+    assert result.verdict.outcome == "not_measured"
+    assert "the prompts are of 1 group, and an interval at 95% takes 6" in result.verdict.headline
     assert json.dumps(result.to_json(), allow_nan=False)
+
+
+def test_one_prompt_and_few_groups_are_called_neither_better_nor_worse(fakes):
+    """The page says how few groups there are where it would else have an interval."""
+    one, few = (fakes.result({"sft": 0.3, "aligned": 0.01}, num_test=num) for num in (1, 10))
+    for result, said in ((one, "1 group"), (few, "5 groups")):
+        sides = side_by_side(result, pair_of(result))
+        assert {side.outcome for side in sides} == {"not measured"}
+        assert not any(each.stands_out for each in slices_of(result, pair_of(result)))
+        page = render_report(result, {}, {}, "x")
+        assert f"not measured: {said}</small>" in page and not re.search(r"\bnan\b", page)
+        assert any(note.endswith("That is too few for intervals at 95%, which take 6.") for note in result.notes)
+    assert fakes.result({"sft": 0.3, "aligned": 0.01}).verdict.outcome == "aligned"

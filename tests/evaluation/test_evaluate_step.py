@@ -114,7 +114,7 @@ def arranged(fakes, policies, tmp_path, monkeypatch):
             seconds = float(len(workdir_name))
             refs[name] = PolicyRef(stored.uri, stored.sha256, name, DATASET.md5, None, "c", "d", base, seconds, 9)
         judges = [{"name": "odd", "kind": "callable", "target": f"{tmp_path / 'rule.py'}:judge"}]
-        settings = {"judges": judges, "tuning_judge": "odd", "max_response_tokens": 10, "bootstrap_samples": 100}
+        settings = {"judges": judges, "tuning_judge": "odd", "max_response_tokens": 10}
         config = fakes.config(**settings | evaluation).model_dump(mode="json")
         return step.run({"seed": 3, "code_sha256": "d", "model": MODEL, "evaluation": config}, DATASET, refs)
 

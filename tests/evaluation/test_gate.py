@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from understudy.errors import GateRefused
 from understudy.evaluation.gate import decide_scores
 from understudy.evaluation.gate.decision import _levels
-from understudy.evaluation.gate.inference import mean, required_prompts
 from understudy.evaluation.gate.rules import ask
+from understudy.evaluation.inference import mean, required_prompts
 
 ORDER = {"fail": 0, "not_enough_evidence": 1, "pass": 2}
 
@@ -105,6 +105,33 @@ def test_identical_answers_prove_only_what_their_number_can():
     # With no loss in n prompts the share of losses is below 1 - 0.05^(1/n) (95%): 2.95% of 100, 1.49% of 200.
     assert (found[100].verdict, found[200].verdict) == ("not_enough_evidence", "pass")
     assert found[100].low == pytest.approx(-0.0295, abs=1e-4) and found[200].low == pytest.approx(-0.0149, abs=1e-4)
+
+
+@pytest.mark.parametrize("scale", ["win_rate", "difference"])
+def test_four_wins_of_four_prove_nothing_and_five_do(scale):
+    """Of equal models the challenger wins all of n prompts with probability 2^-n: above 5% for four, not for five."""
+    rule = {"metric": "judge:quality", "decoding": "tuned", "minimum_improvement": 0, "detect": 0.1, "scale": scale}
+    gate = make_gate(primary=[rule], minimum_groups=2)
+    won = {
+        num: decide_scores(gate, make_scores("champion", np.zeros(num)), make_scores("aligned", np.ones(num)))
+        for num in (2, 4, 5)
+    }
+    assert {num: found.verdict for num, found in won.items()} == {
+        2: "not_enough_evidence",
+        4: "not_enough_evidence",
+        5: "pass",
+    }
+    assert won[4].rules[0].p_value == pytest.approx(2**-4)
+
+
+def test_groups_that_agree_by_coincidence_do_not_pass_for_prompts_that_agree():
+    """Two groups with 11 wins of 20 each have no variance between them, and 18 losses that were seen."""
+    ours = np.tile(np.repeat([1.0, 0.0], [11, 9]), 2)
+    sides = (
+        make_scores(name, scores, np.repeat([0, 1], 20)) for name, scores in (("champion", 1 - ours), ("aligned", ours))
+    )
+    found = decide_scores(make_gate(minimum_groups=2), *sides)
+    assert found.verdict == "not_enough_evidence" and found.rules[0].low < -0.1
 
 
 def test_guards_each_limit_one_thing():
@@ -215,6 +242,37 @@ def test_any_of_several_primaries_is_corrected_by_holm():
     found = decide_scores(gate, champion, stronger)
     assert found.verdict == "pass" and found.rules[0].verdict == "pass" and "Holm over 3" in found.correction
     assert decide_scores(make_gate(primary=rules), champion, stronger).verdict != "pass"
+
+
+def test_one_failed_primary_leaves_the_question_open_where_another_is_enough():
+    """Of any of three, one fails and two are undecided: the decision waits for the nearer of the two."""
+    rules = [
+        {"metric": name, "decoding": "tuned", "minimum_improvement": 0, "detect": 0.1}
+        for name in ("judge:quality", "judge:b", "judge:c")
+    ]
+    generator, zeros = np.random.default_rng(0), np.zeros(200)
+    noise = [values / values.std() - (values / values.std()).mean() for values in generator.normal(0, 1, (3, 200))]
+    champion = make_scores("champion", zeros, judges={"b": zeros, "c": zeros})
+
+    def decided(needed, *means, guards=()):
+        ours = [mean + 0.5 * values for mean, values in zip(means, noise, strict=True)]
+        challenger = make_scores("aligned", ours[0], judges={"b": ours[1], "c": ours[2]})
+        return decide_scores(make_gate(*guards, primary=rules, primaries_needed=needed), champion, challenger)
+
+    mixed = decided("any", -0.2, 0.06, 0.04)
+    assert [rule.verdict for rule in mixed.rules] == ["fail", "not_enough_evidence", "not_enough_evidence"]
+    asked = [rule.more_prompts for rule in mixed.rules]
+    assert (mixed.verdict, mixed.more_prompts) == ("not_enough_evidence", min(asked[1:])) and asked[1] != asked[2]
+    assert mixed.headline.endswith("undecided: judge:b (primary), judge:c (primary).")
+    assert decided("all", -0.2, 0.06, 0.04).verdict == "fail"
+    lost = decided("any", -0.2, -0.2, -0.2)
+    assert (lost.verdict, lost.more_prompts) == ("fail", None)
+    guard = {"metric": "judge:c", "decoding": "tuned", "margin": 0.01}
+    guarded = decided("any", -0.2, 0.3, 0.04, guards=[guard])
+    assert [rule.verdict for rule in guarded.rules] == ["fail", "pass", "not_enough_evidence", "not_enough_evidence"]
+    # The third primary is undecided and no longer matters, the guard does.
+    assert guarded.verdict == "not_enough_evidence" and guarded.more_prompts == guarded.rules[3].more_prompts
+    assert guarded.headline.endswith("undecided: judge:c (guard).")
 
 
 def test_undecided_prompts_are_named_and_too_many_are_no_evidence():

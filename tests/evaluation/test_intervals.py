@@ -6,13 +6,22 @@ import numpy as np
 import pytest
 from scipy.stats import binom
 
-from understudy.evaluation.intervals import Bootstrap, cluster_ids
+from understudy.evaluation import inference
+from understudy.evaluation.inference import fewest_groups
+from understudy.evaluation.intervals import auc, cluster_ids, difference, mean, of_set, win_rate
 
-BOOTSTRAP = Bootstrap(confidence=0.95, samples=400, seed=3)
+CONFIDENCE = 0.95
 SIMULATIONS = 400
-# A correct 95% interval misses outside these counts with probability below 0.002 (two-sided, exact binomial);
-# real small-sample intervals may be a little narrow, so the lower bound is that of 92%.
-FEWEST, MOST = binom.ppf(0.001, SIMULATIONS, 0.92), binom.ppf(0.999, SIMULATIONS, 0.95)
+# A 95% interval, or one that is more careful, covers less often than this with probability below 0.001.
+FEWEST = binom.ppf(0.001, SIMULATIONS, 0.95)
+
+
+def alone(values):
+    return np.arange(np.shape(values)[-1])
+
+
+def mean_alone(values, **bounds):
+    return mean(values, alone(values), CONFIDENCE, **bounds)
 
 
 def coverage(draw, truth: float, interval) -> int:
@@ -22,32 +31,46 @@ def coverage(draw, truth: float, interval) -> int:
 
 
 def test_mean_covers_its_truth_as_often_as_it_says():
-    covered = coverage(lambda g: g.exponential(2.0, 60), 2.0, BOOTSTRAP.mean)
-    assert FEWEST <= covered <= MOST
+    for draw in (lambda g: g.exponential(2.0, 60), lambda g: g.normal(2.0, 1.0, 8)):
+        assert coverage(draw, 2.0, mean_alone) >= FEWEST
 
 
-def test_mean_of_eight_covers_too():
-    covered = coverage(lambda g: g.normal(1.0, 1.0, 8), 1.0, BOOTSTRAP.mean)
-    assert FEWEST <= covered <= MOST
+def test_an_interval_is_hardly_wider_than_students_where_that_is_right():
+    values = np.random.default_rng(0).normal(size=100)
+    found, half = mean_alone(values), 1.984217 * values.std(ddof=1) / 10
+    assert half < (found.high - found.low) / 2 < 1.2 * half
 
 
 def test_win_rate_covers_with_ties_and_near_the_edge():
-    points = np.array([0.0, 0.5, 1.0])
-    for probabilities in ([0.2, 0.5, 0.3], [0.02, 0.08, 0.9]):
-        truth = float(points @ probabilities)
-        covered = coverage(
-            lambda g, p=probabilities: g.choice(points, 80, p=p), truth, lambda v: BOOTSTRAP.mean(v, bounds=(0, 1))
-        )
-        assert covered >= FEWEST
+    for chances in ([0.3, 0.5, 0.2], [0.9, 0.08, 0.02]):
+        truth = chances[0] + chances[1] / 2
+
+        def draw(generator, chances=chances):
+            return generator.choice([1.0, 0.0, -1.0], 80, p=chances)
+
+        assert coverage(draw, truth, lambda v: win_rate(v, 0 * v, alone(v), CONFIDENCE)) >= FEWEST
 
 
-def test_clusters_widen_the_interval_as_copies_deserve():
+def test_report_and_gate_have_the_same_limits():
+    generator = np.random.default_rng(7)
+    ours, theirs, groups = generator.normal(0.2, 1, 90), generator.normal(size=90), np.arange(90) // 3
+    gap = ours - theirs
+    gate = inference.mean(gap, groups, np.abs(gap).max(), bounds=(-np.abs(gap).max(), np.abs(gap).max()))
+    found = difference(ours, theirs, groups, CONFIDENCE)
+    assert (found.low, found.high) == (float(gate.low(0.025)), float(gate.high(0.025)))
+    won = inference.mean(0.5 * np.sign(gap), groups, 0.5, bounds=(-0.5, 0.5))
+    found = win_rate(ours, theirs, groups, CONFIDENCE)
+    assert (found.low - 0.5, found.high - 0.5) == pytest.approx((float(won.low(0.025)), float(won.high(0.025))))
+
+
+def test_copies_of_a_prompt_add_nothing():
     values = np.random.default_rng(0).normal(size=50)
-    alone, copied = BOOTSTRAP.mean(values), BOOTSTRAP.mean(np.repeat(values, 4), np.repeat(np.arange(50), 4))
-    unaware = BOOTSTRAP.mean(np.repeat(values, 4))
-    assert (copied.low, copied.high) == pytest.approx((alone.low, alone.high))
-    assert copied.n == 200
-    assert unaware.high - unaware.low == pytest.approx((alone.high - alone.low) / 2, rel=0.1)
+    once = mean_alone(values)
+    copied = mean(np.repeat(values, 4), np.repeat(np.arange(50), 4), CONFIDENCE)
+    unaware = mean_alone(np.repeat(values, 4))
+    assert (copied.low, copied.high) == pytest.approx((once.low, once.high), abs=0.03)
+    assert (copied.n, copied.groups) == (200, 50)
+    assert unaware.high - unaware.low < 0.6 * (once.high - once.low)
 
 
 def test_cluster_means_cover_when_prompts_of_a_group_agree():
@@ -56,51 +79,71 @@ def test_cluster_means_cover_when_prompts_of_a_group_agree():
     def draw(generator):
         return np.repeat(generator.normal(size=40), 3) + 0.3 * generator.normal(size=120)
 
-    assert coverage(draw, 0.0, lambda v: BOOTSTRAP.mean(v, labels)) >= FEWEST
-    assert coverage(draw, 0.0, BOOTSTRAP.mean) < FEWEST  # what ignoring the groups would claim
+    assert coverage(draw, 0.0, lambda v: mean(v, labels, CONFIDENCE)) >= FEWEST
+    assert coverage(draw, 0.0, mean_alone) < FEWEST  # what ignoring the groups would claim
 
 
 def test_nan_is_left_out_and_counted():
-    found = BOOTSTRAP.mean([1.0, math.nan, 3.0, math.nan])
-    assert (found.value, found.n) == (2.0, 2)
-    assert BOOTSTRAP.mean([math.nan]) is None
-    assert BOOTSTRAP.mean([]) is None
+    found = mean_alone([1.0, math.nan, 3.0, math.nan])
+    assert (found.value, found.n, found.groups) == (2.0, 2, 2)
+    assert mean_alone([math.nan]) is None and mean_alone([]) is None
+    assert difference([1.0, math.nan], [math.nan, 1.0], [0, 1], CONFIDENCE) is None
 
 
 def test_all_equal_values_leave_room_for_what_was_not_seen():
-    found = BOOTSTRAP.mean([1.0] * 10, bounds=(0, 1))
+    found = mean_alone([1.0] * 10, bounds=(0, 1))
     assert found.low == pytest.approx(0.025 ** (1 / 10))  # the exact binomial bound
     assert found.high == 1.0
-    ties = BOOTSTRAP.mean([0.5] * 10, bounds=(0, 1))
-    assert ties.low == pytest.approx(0.5 * 0.025 ** (1 / 10))
-    assert ties.high == pytest.approx(1 - ties.low)
+    won, tied = (win_rate([score] * 10, [0.0] * 10, range(10), CONFIDENCE) for score in (1.0, 0.0))
+    assert (won.low, won.high) == (pytest.approx(0.025 ** (1 / 10)), 1.0)
+    assert tied.low == pytest.approx(0.5 * 0.025 ** (1 / 10)) and tied.high == pytest.approx(1 - tied.low)
+    # Without known bounds, too: the difference could have been another one.
+    same = difference([2.5] * 10, [2.5] * 10, range(10), CONFIDENCE)
+    assert same.low < -0.5 and same.high > 0.5
+    assert mean_alone([7.0] * 10).low < 5
+    assert of_set(1.0, [1.0] * 10, 10, CONFIDENCE, (0, 1)).low == pytest.approx(0.025 ** (1 / 10))
 
 
-def test_three_wins_of_three_prove_nothing():
-    assert not BOOTSTRAP.mean([1.0, 1.0, 1.0], bounds=(0, 1)).excludes(0.5)
+def test_groups_that_agree_by_coincidence_are_not_prompts_that_all_agree():
+    """Six groups with 13 wins of 20 each: their means have no variance, and their 42 losses were seen."""
+    won = np.tile(np.repeat([1.0, -1.0], [13, 7]), 6)
+    found = win_rate(won, 0 * won, np.repeat(np.arange(6), 20), CONFIDENCE)
+    assert found.value == pytest.approx(0.65)
+    spread = 1.5 * 0.5 / (120 + 2)
+    assert found.value - found.low == pytest.approx(2.570582 * spread)
 
 
-def test_ratio_is_of_sums_not_of_means():
-    assert BOOTSTRAP.ratio([10.0, 1.0], [10.0, 4.0]).value == pytest.approx(11 / 14)
-    assert BOOTSTRAP.ratio([1.0, 5.0], [2.0, 0.0]).value == pytest.approx(0.5)
+def test_too_few_groups_have_a_number_and_no_interval():
+    assert [fewest_groups(confidence) for confidence in (0.75, 0.9, 0.95, 0.99)] == [3, 5, 6, 8]
+    one = mean([1.0], [0], CONFIDENCE)
+    assert (one.value, one.measured, one.groups) == (1.0, False, 1) and not one.excludes(0.0)
+    assert one.to_json() == {"value": 1.0, "low": None, "high": None, "n": 1, "groups": 1}
+    wins = np.repeat([1.0, 0.0, 1.0, 0.0], [11, 9, 12, 8])
+    two = win_rate(wins, 1 - wins, np.repeat([0, 1], 20), CONFIDENCE)
+    assert (two.value, two.measured, two.n, two.groups) == (0.575, False, 40, 2)
+    assert not mean([1.0] * 5, range(5), CONFIDENCE, (0, 1)).measured
+    assert mean([1.0] * 6, range(6), CONFIDENCE, (0, 1)).low > 0.5
 
 
-def test_same_seed_same_interval_other_seed_other():
-    values = np.random.default_rng(1).normal(size=30)
-    assert BOOTSTRAP.mean(values) == Bootstrap(0.95, 400, 3).mean(values)
-    assert BOOTSTRAP.mean(values) != Bootstrap(0.95, 400, 4).mean(values)
+def test_weighted_mean_is_of_sums_not_of_ratios():
+    assert mean([10.0, 1.0], [0, 1], CONFIDENCE, weights=[10.0, 4.0]).value == pytest.approx(11 / 14)
+    assert mean([1.0, 5.0], [0, 1], CONFIDENCE, weights=[2.0, 0.0]).value == pytest.approx(0.5)
 
 
 def test_auc_by_hand():
-    found = BOOTSTRAP.auc([0.9, 0.5, 0.4], [0.1, 0.5, 0.8])
+    found = auc([0.9, 0.5, 0.4], [0.1, 0.5, 0.8], range(3), CONFIDENCE)
     assert found.value == pytest.approx((3 + 1.5 + 1) / 9)  # wins of each positive, ties half
 
 
-def test_auc_interval_covers_one_half_under_the_null():
-    def draw(generator):
-        return generator.normal(size=(2, 50))
+def test_auc_interval_covers_one_half_under_the_null_with_groups_too():
+    assert coverage(lambda g: g.normal(size=(2, 50)), 0.5, lambda s: auc(*s, alone(s), CONFIDENCE)) >= FEWEST
+    labels = np.repeat(np.arange(20), 3)
 
-    assert FEWEST <= coverage(draw, 0.5, lambda s: BOOTSTRAP.auc(s[0], s[1])) <= MOST
+    def draw(generator):
+        return generator.normal(size=(2, 20))[:, labels] + 0.3 * generator.normal(size=(2, 60))
+
+    assert coverage(draw, 0.5, lambda s: auc(*s, labels, CONFIDENCE)) >= FEWEST
+    assert coverage(draw, 0.5, lambda s: auc(*s, alone(s), CONFIDENCE)) < FEWEST
 
 
 def test_clusters_join_by_group_and_by_prompt_transitively():

@@ -99,6 +99,16 @@ def test_reward_model_scores_do_not_depend_on_the_batch(reward_folder):
     assert len(set(together.round(6))) == 3
 
 
+def test_a_folder_without_a_classification_head_is_refused_and_its_missing_keys_named(reward_folder):
+    """Its head would be drawn anew at each load: two loads scored the same texts 0.07 and 0.27."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    GPT2LMHeadModel(GPT2Config.from_pretrained(reward_folder)).save_pretrained(reward_folder)
+    judge = load_judge(config(str(reward_folder), kind="reward_model", name="reward"))
+    with pytest.raises(ConfigError, match="Judge 'reward': .*reward' has no weights for score.weight; .* random head"):
+        judge.scores(["good"], ["bad"], [""])
+
+
 def test_reward_model_with_pickled_weights_is_refused(reward_folder):
     import torch
     from safetensors.torch import load_file

@@ -9,7 +9,6 @@ from support.small_policy import write_small_policy
 from understudy.config import BradleyTerryJudgeConfig, JudgeConfig
 from understudy.data.demonstrations import Demonstration
 from understudy.errors import UnderstudyError
-from understudy.evaluation.intervals import Bootstrap
 from understudy.evaluation.judges import load_judge
 from understudy.evaluation.judges_bradley_terry import BradleyTerryJudge
 from understudy.evaluation.result import Sample
@@ -49,7 +48,7 @@ def folder(tmp_path_factory):
 def trained(folder, same=False, **changes):
     config = BradleyTerryJudgeConfig(**{"num_pairs": 64, "epochs": 4, "learning_rate": 3e-3} | changes)
     judge, policies = BradleyTerryJudge("bt", config), Policies(folder, same)
-    judge.fit(policies, rows(80), rows(24, 1000), 7, Bootstrap(0.95, 200, 0))
+    judge.fit(policies, rows(80), rows(24, 1000), 7, 0.95)
     return judge, policies
 
 

@@ -7,11 +7,13 @@ import html.parser
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from understudy.evaluation.report import number, render_report, visible
 
+ROOT = Path(__file__).parents[2]
 HISTORIES = {
     "sft": [{"step": step, "loss": 3.0 - 0.1 * step} for step in range(1, 9)] + [{"step": 8, "validation_nll": 2.4}],
     "aligned": [
@@ -127,6 +129,25 @@ def test_each_figure_has_a_name_and_a_table_of_its_data(page):
         assert re.search('role="img" aria-label="[^"]{40,}"', figure)
         assert figure.count("<tr>") > 2
         assert "var(--ink)" in figure and "#0" not in re.sub(r"clip-path: url\(#\w+\)|href=\"#\w+\"", "", figure)
+
+
+def test_figures_read_what_training_logs(fakes):
+    """Each name occurs in the training steps; what no step logs is no figure."""
+    from understudy.evaluation.plots import draw_plots
+
+    keys = {plot.key: {row[0] for row in plot.rows} for plot in draw_plots(fakes.result(), HISTORIES)}
+    assert keys["training-curves"] == {"SFT, training", "SFT, validation"}
+    assert keys["discriminator"] == {"AUC on held-out text", "batch accuracy"} and "reward-kl" in keys
+    names = {"loss", "validation_nll", "reward", "kl", "discriminator_accuracy", "held_out_auc"}
+    assert names | {"step"} == {name for rows in HISTORIES.values() for row in rows for name in row}
+    code = "".join(path.read_text() for path in (ROOT / "understudy" / "training").glob("*.py"))
+    assert all(f'"{name}"' in code for name in names)
+    aliases = {"loss": "train_loss", "kl": "kl_mean", "reward": "mean_reward"}
+    other = {
+        policy: [{aliases.get(k, k): v for k, v in row.items()} for row in rows] for policy, rows in HISTORIES.items()
+    }
+    drawn = {plot.key: {row[0] for row in plot.rows} for plot in draw_plots(fakes.result(), other)}
+    assert drawn["training-curves"] == {"SFT, validation"} and "reward-kl" not in drawn
 
 
 def test_figures_without_data_are_left_out(fakes):

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from understudy.evaluation.intervals import Bootstrap, Floats
+from understudy.evaluation.intervals import Floats, of_set
 from understudy.evaluation.result import Generated
 
 MIN_PROMPTS = 3
@@ -24,18 +24,18 @@ def agreement_of_judges(
     generated: Mapping[str, Mapping[str, Generated]],
     policies: Sequence[str],
     clusters: ArrayLike,
-    bootstrap: Bootstrap,
+    confidence: float,
 ) -> list[dict[str, Any]]:
     """Return `agreement` on what policies answer at their tuned temperatures, kappa on aligned against SFT."""
     if len(policies) < 2:
         return []
     scores = {judge: [generated[policy]["tuned"].scores[judge] for policy in policies] for judge in judges}
     pair = (policies.index("aligned"), policies.index("sft")) if {"aligned", "sft"} <= set(policies) else None
-    return agreement(scores, clusters, bootstrap, pair)
+    return agreement(scores, clusters, confidence, pair)
 
 
 def agreement(
-    scores: Mapping[str, Sequence[Floats]], clusters: ArrayLike, bootstrap: Bootstrap, pair: tuple[int, int] | None
+    scores: Mapping[str, Sequence[Floats]], clusters: ArrayLike, confidence: float, pair: tuple[int, int] | None
 ) -> list[dict[str, Any]]:
     """Return one line for each two judges: names, kappa, tau, each with low and high, and the prompts behind them.
 
@@ -45,7 +45,7 @@ def agreement(
     Args:
         scores: judge → scores (P) of each of R responses to the same prompts, NaN undecided.
         clusters: label of each prompt (P).
-        bootstrap: whose confidence is used.
+        confidence: of each interval; with too few clusters for it low and high are None.
         pair: the two responses whose comparison matters; None leaves kappa out.
     """
     lines = []
@@ -59,8 +59,8 @@ def agreement(
         line: dict[str, Any] = {"judges": f"{a} and {b}", "prompts": int(decided_P.sum())}
         won_a_P, won_b_P = (_won(x_PR, pair) for x_PR in (a_PR, b_PR))
         if won_a_P is not None and won_b_P is not None:
-            line |= _with_interval("kappa", cohen_kappa, won_a_P, won_b_P, kept_P, bootstrap)
-        line |= _with_interval("tau", kendall_tau, a_PR, b_PR, kept_P, bootstrap)
+            line |= _with_interval("kappa", cohen_kappa, won_a_P, won_b_P, kept_P, confidence)
+        line |= _with_interval("tau", kendall_tau, a_PR, b_PR, kept_P, confidence)
         lines.append(line)
     return lines
 
@@ -91,16 +91,14 @@ def _won(x_PR: Floats, pair: tuple[int, int] | None) -> Floats | None:
 
 
 def _with_interval(
-    name: str, statistic: Any, a: Floats, b: Floats, label_P: ArrayLike, bootstrap: Bootstrap
+    name: str, statistic: Any, a: Floats, b: Floats, label_P: ArrayLike, confidence: float
 ) -> dict[str, Any]:
     value = statistic(a, b)
     if value is None:
         return {name: None, f"{name}_low": None, f"{name}_high": None}
     codes_P = np.unique(np.asarray(label_P), return_inverse=True)[1]
-    if codes_P.max() == 0:
-        codes_P = np.arange(len(codes_P))
     codes_P = codes_P % JACKKNIFED
     left_out = [statistic(a[codes_P != code], b[codes_P != code]) for code in range(int(codes_P.max()) + 1)]
     known = [value if found is None else found for found in left_out]
-    interval = bootstrap.jackknife(value, known, len(a), (-1.0, 1.0))
-    return {name: value, f"{name}_low": interval.low, f"{name}_high": interval.high}
+    limits = of_set(value, known, len(a), confidence, (-1.0, 1.0)).to_json()
+    return {name: value, f"{name}_low": limits["low"], f"{name}_high": limits["high"]}

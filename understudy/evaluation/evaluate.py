@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 
 from understudy.config import EvaluationConfig
 from understudy.data.demonstrations import Demonstration
-from understudy.evaluation import metrics
+from understudy.evaluation import intervals, metrics
 from understudy.evaluation.agreement import agreement_of_judges
-from understudy.evaluation.intervals import Bootstrap, Floats, Interval, cluster_ids
+from understudy.evaluation.inference import fewest_groups
+from understudy.evaluation.intervals import POSITIVE, SHARE, Floats, Interval, cluster_ids
 from understudy.evaluation.judges import Judge, told
 from understudy.evaluation.result import EXPERT_TEXT, GREEDY, T1, Decoding, EvaluationResult, Generated, Sample
 from understudy.evaluation.verdict import Contender, compare, decide
@@ -98,8 +99,8 @@ def evaluate(
             b,
             generated[a.policy][a.decoding].scores[judge.name],
             generated[b.policy][b.decoding].scores[judge.name],
-            study.bootstrap,
             clusters,
+            config.confidence,
         )
         for judge in judges
         for a, b in COMPARED
@@ -124,7 +125,7 @@ def evaluate(
         clusters=clusters,
         shown=sorted(int(index) for index in shown),
         notes=study.notes(tuning, len(validation), deciding) + [judge.note() for judge in told(judges).values()],
-        judge_agreement=agreement_of_judges(names, generated, tuned, clusters, study.bootstrap),
+        judge_agreement=agreement_of_judges(names, generated, tuned, clusters, config.confidence),
         judge_details={name: judge.report() for name, judge in told(judges).items()},
     )
 
@@ -144,7 +145,7 @@ class _Study:
     ) -> None:
         self.config, self.seed, self.models, self.judges = config, seed, models, judges
         self.test, self.clusters, self.on_sampled = test, clusters, on_sampled
-        self.bootstrap = Bootstrap(config.confidence, config.bootstrap_samples, seed)
+        self.confidence = config.confidence
         self.sampled = self.planned = 0
 
     def plan(self, policies: Sequence[str], tuned: Sequence[str], brief: Mapping[str, int], num_tuning: int) -> None:
@@ -169,7 +170,7 @@ class _Study:
         for temperature in self.config.temperatures:
             samples = self._sample(policy, validation, Decoding("tuning", temperature))
             texts = [sample.text for sample in samples]
-            scores[temperature] = self.bootstrap.mean(self.judge(chosen[0], validation, texts), clusters)
+            scores[temperature] = intervals.mean(self.judge(chosen[0], validation, texts), clusters, self.confidence)
         return scores
 
     def generate(self, policy: str, temperature: float | None, num_brief: int | None) -> dict[str, Generated]:
@@ -186,29 +187,33 @@ class _Study:
 
     def text_metrics(self, texts: list[str], scores: Mapping[str, Floats]) -> dict[str, Interval]:
         """Return the metrics that any set of responses to the test prompts has."""
-        found: dict[str, Interval | None] = {
-            f"judge_{name}": self.bootstrap.mean(values, self.clusters[: len(values)])
-            for name, values in scores.items()
-        }
-        found["length_characters"] = self.bootstrap.mean([len(text) for text in texts], self.clusters[: len(texts)])
+        clusters = self.clusters[: len(texts)]
+        found = {f"judge_{name}": intervals.mean(each, clusters, self.confidence) for name, each in scores.items()}
+        lengths = [len(text) for text in texts]
+        found["length_characters"] = intervals.mean(lengths, clusters, self.confidence, POSITIVE)
         if len(texts) == len(self.test):
             for n in (1, 2, 3):
-                found[f"distinct_{n}"] = metrics.distinct_interval(texts, n, self.bootstrap, self.clusters)
-            found["self_bleu"] = self.bootstrap.mean(metrics.self_bleu(texts, _seed(self.seed, "self_bleu")))
+                found[f"distinct_{n}"] = metrics.distinct_interval(texts, n, clusters, self.confidence)
+            seed = _seed(self.seed, "self_bleu")
+            found["self_bleu"] = metrics.self_bleu_interval(texts, seed, clusters, self.confidence)
         return {name: interval for name, interval in found.items() if interval is not None}
 
     def sample_metrics(self, generated: Generated, brief: bool) -> dict[str, Interval]:
         """Return the metrics of sampled responses."""
-        samples, clusters = generated.samples, self.clusters[: len(generated.samples)]
+        samples, clusters, confidence = generated.samples, self.clusters[: len(generated.samples)], self.confidence
         found = self.text_metrics(generated.texts, generated.scores)
         references = [row.response for row in self.test[: len(samples)]]
+        tokens, finished = ([getattr(sample, name) for sample in samples] for name in ("num_tokens", "finished"))
+        chrf_P = metrics.chrf(generated.texts, references)
         more: dict[str, Interval | None] = {
-            "length_tokens": self.bootstrap.mean([sample.num_tokens for sample in samples], clusters),
-            "eos_rate": self.bootstrap.mean([sample.finished for sample in samples], clusters, bounds=(0.0, 1.0)),
-            "chrf_to_expert": self.bootstrap.mean(metrics.chrf(generated.texts, references), clusters),
+            "length_tokens": intervals.mean(tokens, clusters, confidence, POSITIVE),
+            "eos_rate": intervals.mean(finished, clusters, confidence, SHARE),
+            "chrf_to_expert": intervals.mean(chrf_P, clusters, confidence, metrics.PERCENT),
         }
         if not brief:
-            more["classifier_auc"] = metrics.classifier_auc(references, generated.texts, clusters, self.bootstrap)
+            more["classifier_auc"] = metrics.classifier_auc(
+                references, generated.texts, clusters, confidence, self.seed
+            )
         return found | {name: interval for name, interval in more.items() if interval is not None}
 
     def add_likelihoods(
@@ -218,14 +223,15 @@ class _Study:
         found: dict[str, tuple[Floats, Floats]] = {}
         for policy in policies:
             sums, counts = found[policy] = self.models.expert_logps(policy, self.test)
-            measured[policy] = {EXPERT_TEXT: metrics.nll(sums, counts, self.bootstrap, self.clusters)}
+            measured[policy] = {EXPERT_TEXT: metrics.nll(sums, counts, self.clusters, self.confidence)}
         for policy in [name for name in policies if "sft" in found and name != "sft"]:
             (sums, counts), (sums_sft, counts_sft) = found[policy], found["sft"]
             # Values per token compare only where one tokenizer made the tokens.
-            difference = self.bootstrap.ratio(sums_sft - sums, counts, self.clusters)
+            difference = intervals.difference(sums_sft, sums, self.clusters, self.confidence, counts)
             if difference is not None and np.array_equal(counts, counts_sft):
                 measured[policy][EXPERT_TEXT]["nll_minus_sft"] = difference
-        tokens = self.bootstrap.mean(found["sft" if "sft" in found else policies[-1]][1], self.clusters)
+        counts = found["sft" if "sft" in found else policies[-1]][1]
+        tokens = intervals.mean(counts, self.clusters, self.confidence, POSITIVE)
         if tokens is not None:
             measured["expert"][EXPERT_TEXT]["length_tokens"] = tokens
         return found
@@ -238,7 +244,7 @@ class _Study:
             samples = generated[policy]["T=1"].samples
             own = self.models.sample_logps(policy, self.test, samples)
             reference = self.models.sample_logps("sft", self.test, samples)
-            kl = metrics.kl_to_reference(own, reference, self.bootstrap, self.clusters)
+            kl = metrics.kl_to_reference(own, reference, self.clusters, self.confidence)
             if kl is not None:
                 measured[policy]["T=1"]["kl_to_sft"] = kl
 
@@ -246,12 +252,12 @@ class _Study:
         self, tuning: Mapping[str, dict[float, Interval | None]], num_validation: int, deciding: str | None
     ) -> list[str]:
         """Return what a reader must know to read the numbers right."""
-        num_clusters = len(set(self.clusters.tolist()))
-        unit = f"{num_clusters} groups of prompts" if num_clusters > 1 else "prompts, which are all of one group"
-        notes = [
-            f"{len(self.test)} test prompts. Intervals are at {self.config.confidence:.0%}, from "
-            f"{self.config.bootstrap_samples} paired resamples of {unit}.",
-        ]
+        num_groups, fewest = len(set(self.clusters.tolist())), fewest_groups(self.confidence)
+        prompts = f"{len(self.test)} test prompts in {num_groups} independent groups."
+        if num_groups < fewest:
+            notes = [f"{prompts} That is too few for intervals at {self.confidence:.0%}, which take {fewest}."]
+        else:
+            notes = [f"{prompts} Intervals are at {self.confidence:.0%}, by the gate's inference over groups."]
         if tuning and all(tuning.values()):
             notes.append(
                 f"Tuned temperatures are those with the highest mean score of {deciding} on {num_validation} "

@@ -1,12 +1,9 @@
-"""Intervals from one seeded bootstrap over clusters of prompts.
+"""Numbers with two-sided intervals, by the same inference as the gate's, so that report and gate cannot disagree.
 
-The unit that is resampled is a cluster (all prompts of one group), because prompts of one group are not
-independent. All statistics of a report share the same resamples, so that they are paired with one another.
-The quantiles are the expanded percentiles of Hesterberg (2015, "What teachers should know about the
-bootstrap"): the plain percentile interval is too narrow for small samples by the t-to-normal ratio and by
-sqrt((n - 1) / n).
+The unit is a cluster (all prompts of one group, and equal prompts), because prompts of one group are not
+independent. Where there are too few of them the number stands without an interval.
 
-Shape legend: P prompts, C clusters, S resamples.
+Shape legend: P prompts, C clusters.
 """
 
 from __future__ import annotations
@@ -14,29 +11,50 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from understudy.evaluation import inference
+from understudy.evaluation.inference import Estimate, fewest_groups
+
 Floats = NDArray[np.float64]
+ANY = (-math.inf, math.inf)
+SHARE = (0.0, 1.0)
+POSITIVE = (0.0, math.inf)
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A number with its two-sided interval and the number of prompts behind it."""
+    """A number with its two-sided interval.
+
+    Attributes:
+        value: the number.
+        low: lower limit, NaN where too few groups tell nothing.
+        high: upper limit, NaN likewise.
+        n: prompts behind it.
+        groups: independent groups of them.
+    """
 
     value: float
     low: float
     high: float
     n: int
+    groups: int
 
-    def to_json(self) -> dict[str, float]:
+    @property
+    def measured(self) -> bool:
+        """Whether there were enough groups for an interval."""
+        return not math.isnan(self.low)
+
+    def to_json(self) -> dict[str, float | None]:
         """Return the form that EvaluationReport.metrics holds."""
-        return {"value": self.value, "low": self.low, "high": self.high, "n": self.n}
+        limits = {"low": self.low, "high": self.high} if self.measured else {"low": None, "high": None}
+        return {"value": self.value, **limits, "n": self.n, "groups": self.groups}
 
     def excludes(self, number: float) -> bool:
-        """Tell whether `number` lies outside the interval."""
+        """Tell whether `number` lies outside the interval; what is not measured excludes nothing."""
         return number < self.low or number > self.high
 
 
@@ -59,117 +77,100 @@ def cluster_ids(groups: Sequence[Hashable], prompts: Sequence[Hashable]) -> NDAr
     return np.unique(labels[:num_prompts], return_inverse=True)[1].astype(np.int64)
 
 
-@dataclass(frozen=True)
-class Bootstrap:
-    """Settings of all intervals of one report.
+def mean(
+    values: ArrayLike,
+    clusters: ArrayLike,
+    confidence: float,
+    bounds: tuple[float, float] = ANY,
+    weights: ArrayLike | None = None,
+) -> Interval | None:
+    """Return the mean of the finite values (P), None when there is none.
 
-    Attributes:
-        confidence: two-sided coverage aimed at, for example 0.95.
-        samples: number of resamples (S).
-        seed: seed of the resamples.
+    With weights (P) it is the sum of values over the sum of weights, for example NLL per token of a set, of the
+    prompts that weigh anything. `bounds` are the lowest and the highest value that there could be.
     """
-
-    confidence: float
-    samples: int
-    seed: int
-
-    def mean(
-        self, values: ArrayLike, clusters: ArrayLike | None = None, bounds: tuple[float, float] | None = None
-    ) -> Interval | None:
-        """Return the mean of the finite values (P) with its interval, None when there is none.
-
-        `bounds` is the range of the values: when all of them are equal, which tells a bootstrap nothing, the
-        interval is then the widest one that a value seen in every one of C clusters leaves possible.
-        """
-        value_P = np.asarray(values, dtype=np.float64)
-        return self.ratio(value_P, np.isfinite(value_P).astype(np.float64), clusters, bounds)
-
-    def ratio(
-        self,
-        numerators: ArrayLike,
-        denominators: ArrayLike,
-        clusters: ArrayLike | None = None,
-        bounds: tuple[float, float] | None = None,
-    ) -> Interval | None:
-        """Return sum of numerators (P) over sum of denominators (P), for example NLL per token of a set."""
-        below_P = np.asarray(denominators, dtype=np.float64)
-        counted_P = below_P > 0
-        above_P, below_P = np.asarray(numerators, dtype=np.float64)[counted_P], below_P[counted_P]
-        if not len(above_P):
-            return None
-        label_P = _labels(clusters, counted_P)
-        above_C, below_C = np.bincount(label_P, above_P), np.bincount(label_P, below_P)
-        value = float(above_C.sum() / below_C.sum())
-        if np.ptp(above_C / below_C) <= 1e-12 * max(1.0, abs(value)):
-            return self._all_equal(value, len(above_P), len(above_C), bounds)
-        weight_SC = _resamples(len(above_C), self.samples, self.seed)
-        low, high = self._quantiles((weight_SC @ above_C) / (weight_SC @ below_C), len(above_C))
-        return Interval(value, low, high, len(above_P))
-
-    def auc(
-        self, positive_scores: ArrayLike, negative_scores: ArrayLike, clusters: ArrayLike | None = None
-    ) -> Interval | None:
-        """Return P(positive > negative) + P(equal) / 2 for paired lists (P each), resampling pairs together."""
-        positive_P = np.asarray(positive_scores, dtype=np.float64)
-        negative_P = np.asarray(negative_scores, dtype=np.float64)
-        if not len(positive_P):
-            return None
-        label_P = _labels(clusters, np.ones(len(positive_P), dtype=bool))
-        won_PP = (positive_P[:, None] > negative_P) + 0.5 * (positive_P[:, None] == negative_P)
-        member_PC = np.eye(int(label_P.max()) + 1)[label_P]
-        won_CC = member_PC.T @ won_PP @ member_PC
-        size_C = member_PC.sum(0)
-        value = float(won_CC.sum() / size_C.sum() ** 2)
-        if value in (0.0, 1.0) or len(size_C) < 2:
-            return self._all_equal(value, len(positive_P), len(size_C), (0.0, 1.0))
-        weight_SC = _resamples(len(size_C), self.samples, self.seed)
-        auc_S = np.einsum("sc,sc->s", weight_SC @ won_CC, weight_SC) / (weight_SC @ size_C) ** 2
-        low, high = self._quantiles(auc_S, len(size_C))
-        return Interval(value, low, high, len(positive_P))
-
-    def jackknife(self, value: float, left_out: ArrayLike, n: int, bounds: tuple[float, float]) -> Interval:
-        """Return an interval from the statistic recomputed without each cluster in turn (C).
-
-        For statistics that repeat resampled prompts badly, such as counts of distinct n-grams.
-        """
-        from scipy.special import stdtrit
-
-        left_out_C = np.asarray(left_out, dtype=np.float64)
-        if len(left_out_C) < 2:
-            return Interval(value, bounds[0], bounds[1], n)
-        num_clusters = len(left_out_C)
-        variance = (num_clusters - 1) / num_clusters * float(((left_out_C - left_out_C.mean()) ** 2).sum())
-        half = float(stdtrit(num_clusters - 1, (1 + self.confidence) / 2)) * math.sqrt(variance)
-        return Interval(value, max(bounds[0], value - half), min(bounds[1], value + half), n)
-
-    def _quantiles(self, statistics: Floats, num_clusters: int) -> tuple[float, float]:
-        from scipy.special import ndtr, stdtrit
-
-        tail = (1 - self.confidence) / 2
-        expanded = float(ndtr(math.sqrt(num_clusters / (num_clusters - 1)) * stdtrit(num_clusters - 1, tail)))
-        low, high = np.quantile(statistics, [expanded, 1 - expanded])
-        return float(low), float(high)
-
-    def _all_equal(self, value: float, n: int, num_clusters: int, bounds: tuple[float, float] | None) -> Interval:
-        if bounds is None:
-            return Interval(value, value, value, n)
-        # A different value of probability q stays unseen in C clusters with probability (1 - q)^C.
-        unseen = 1 - ((1 - self.confidence) / 2) ** (1 / num_clusters)
-        return Interval(value, value - unseen * (value - bounds[0]), value + unseen * (bounds[1] - value), n)
+    value_P, weight_P, label_P = _decided(np.asarray(values, dtype=np.float64), weights, clusters)
+    if not len(value_P):
+        return None
+    span = inference.largest_value(value_P / weight_P.mean())
+    return _of_prompts(value_P, weight_P, label_P, confidence, span, bounds, bounds)
 
 
-def _labels(clusters: ArrayLike | None, kept_P: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """Number the clusters of the kept prompts from 0; one cluster in all says nothing, so prompts stand alone."""
-    alone_P = np.arange(int(kept_P.sum()), dtype=np.int64)
-    if clusters is None:
-        return alone_P
-    labels_P = np.unique(np.asarray(clusters)[kept_P], return_inverse=True)[1].astype(np.int64)
-    return labels_P if labels_P.max() > 0 else alone_P
+def difference(
+    ours: ArrayLike, theirs: ArrayLike, clusters: ArrayLike, confidence: float, weights: ArrayLike | None = None
+) -> Interval | None:
+    """Return the mean of ours minus theirs on the same prompts (P each), where both are finite; weights: see `mean`."""
+    pair_P2 = np.stack([np.asarray(side, dtype=np.float64) for side in (ours, theirs)], axis=-1)
+    pair_P2, weight_P, label_P = _decided(pair_P2, weights, clusters)
+    if not len(pair_P2):
+        return None
+    span = inference.largest_difference(*(pair_P2.T / weight_P.mean()))
+    return _of_prompts(pair_P2[:, 0] - pair_P2[:, 1], weight_P, label_P, confidence, span, (-span, span), ANY)
 
 
-@lru_cache(maxsize=8)
-def _resamples(num_clusters: int, samples: int, seed: int) -> Floats:
-    """Return how often each cluster is drawn in each resample (S, C)."""
-    generator = np.random.default_rng([seed, num_clusters])
-    counts = generator.multinomial(num_clusters, np.full(num_clusters, 1 / num_clusters), size=samples)
-    return counts.astype(np.float64)
+def win_rate(ours: ArrayLike, theirs: ArrayLike, clusters: ArrayLike, confidence: float) -> Interval | None:
+    """Return how often ours is higher than theirs on the same prompts (P each), ties half, where both are finite."""
+    difference_P = np.asarray(ours, dtype=np.float64) - np.asarray(theirs, dtype=np.float64)
+    won_P, weight_P, label_P = _decided(0.5 + 0.5 * np.sign(difference_P), None, clusters)
+    return _of_prompts(won_P, weight_P, label_P, confidence, 0.5, SHARE, SHARE) if len(won_P) else None
+
+
+def auc(
+    positive_scores: ArrayLike, negative_scores: ArrayLike, clusters: ArrayLike, confidence: float
+) -> Interval | None:
+    """Return P(positive > negative) + P(equal) / 2 of paired lists (P each), None when they are empty.
+
+    It is the mean over pairs of the shares that each beats and is beaten by, which makes its clusters those of a mean
+    (Obuchowski 1997, "Nonparametric analysis of clustered ROC curve data").
+    """
+    positive_P, negative_P = (np.asarray(scores, dtype=np.float64) for scores in (positive_scores, negative_scores))
+    if not len(positive_P):
+        return None
+    won_PP = (positive_P[:, None] > negative_P) + 0.5 * (positive_P[:, None] == negative_P)
+    placement_P = won_PP.mean(1) + won_PP.mean(0) - won_PP.mean()
+    label_P = np.asarray(clusters)
+    return _of_prompts(placement_P, np.ones(len(placement_P)), label_P, confidence, 1.0, SHARE, SHARE)
+
+
+def of_set(
+    value: float, left_out: ArrayLike, num_prompts: int, confidence: float, bounds: tuple[float, float]
+) -> Interval:
+    """Return a statistic of all responses together, given its value without each cluster in turn (C).
+
+    `bounds` are the lowest and the highest value that it could have.
+    """
+    left_out_C = np.asarray(left_out, dtype=np.float64)
+    if len(left_out_C) < fewest_groups(confidence):
+        return Interval(value, math.nan, math.nan, num_prompts, len(left_out_C))
+    return _two_sided(inference.set_statistic(value, left_out_C, num_prompts, bounds), confidence, bounds)
+
+
+def _of_prompts(
+    value_P: Floats,
+    weight_P: Floats,
+    label_P: NDArray[Any],
+    confidence: float,
+    span: float,
+    reach: tuple[float, float],
+    bounds: tuple[float, float],
+) -> Interval:
+    """`reach` bounds what one prompt could have been, `bounds` what the statistic can be."""
+    num_groups = len(np.unique(label_P))
+    if num_groups < fewest_groups(confidence):
+        value = float(value_P.sum() / weight_P.sum())
+        return Interval(value, math.nan, math.nan, len(value_P), num_groups)
+    return _two_sided(inference.mean(value_P, label_P, span, weight_P, reach), confidence, bounds)
+
+
+def _two_sided(estimate: Estimate, confidence: float, bounds: tuple[float, float]) -> Interval:
+    tail = (1 - confidence) / 2
+    low, high = max(float(estimate.low(tail)), bounds[0]), min(float(estimate.high(tail)), bounds[1])
+    return Interval(float(estimate.value), low, high, estimate.num_prompts, estimate.num_groups)
+
+
+def _decided(values: Floats, weights: ArrayLike | None, clusters: ArrayLike) -> tuple[Floats, Floats, NDArray[Any]]:
+    """Return values, weights and clusters of the prompts (first axis P) whose values are finite and weigh anything."""
+    weight_P = np.ones(len(values)) if weights is None else np.asarray(weights, dtype=np.float64)
+    finite_P = np.isfinite(values) if values.ndim == 1 else np.isfinite(values).all(-1)
+    kept_P = finite_P & (weight_P > 0)
+    return values[kept_P], weight_P[kept_P], np.asarray(clusters)[kept_P]

@@ -141,12 +141,21 @@ class RewardModelJudge:
 
             try:
                 tokenizer: Any = AutoTokenizer.from_pretrained(self.folder)
-                model: Any = AutoModelForSequenceClassification.from_pretrained(self.folder, use_safetensors=True)
+                loaded: Any = AutoModelForSequenceClassification.from_pretrained(
+                    self.folder, use_safetensors=True, output_loading_info=True
+                )
             except (OSError, ValueError) as error:
                 raise ConfigError(
                     f"Judge {self.name!r}: {self.folder!r} cannot be loaded as a sequence classifier: {error} "
                     "Name a folder with config.json, a tokenizer and model.safetensors (pickled weights are refused)."
                 ) from error
+            model, told = loaded
+            if missing := sorted(told["missing_keys"]):
+                raise ConfigError(
+                    f"Judge {self.name!r}: {self.folder!r} has no weights for {', '.join(missing)}; its scores would "
+                    "be those of a random head. Name a folder that was trained as a sequence classifier, or use "
+                    "a judge of kind bradley_terry, which trains a head on the policy."
+                )
             if tokenizer.pad_token is None:
                 tokenizer.pad_token = tokenizer.eos_token
             if model.config.pad_token_id is None:

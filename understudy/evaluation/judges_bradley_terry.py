@@ -16,7 +16,7 @@ import numpy as np
 from understudy.config import BradleyTerryJudgeConfig
 from understudy.data.demonstrations import Demonstration
 from understudy.errors import TrainingDiverged, UnderstudyError
-from understudy.evaluation.intervals import Bootstrap, Floats, Interval, cluster_ids
+from understudy.evaluation.intervals import Floats, Interval, cluster_ids, win_rate
 from understudy.evaluation.result import T1, Decoding, Sample
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ class BradleyTerryJudge:
         train: Sequence[Demonstration],
         validation: Sequence[Demonstration],
         seed: int,
-        bootstrap: Bootstrap,
+        confidence: float,
     ) -> None:
         """Train on demonstrations of the train split against samples of SFT, and measure on the validation split.
 
@@ -83,9 +83,8 @@ class BradleyTerryJudge:
         held_out = list(validation)[: self.config.num_pairs]
         texts = _pairs(policies, held_out, seed + 1)
         expert_P, sampled_P = (self.scores([row[0] for row in texts], [row[k] for row in texts], []) for k in (1, 2))
-        won_P = 0.5 + 0.5 * np.sign(expert_P - sampled_P)
         clusters = cluster_ids([row.group for row in held_out], [row.prompt for row in held_out])
-        self.accuracy = bootstrap.mean(won_P, clusters, bounds=(0.0, 1.0))
+        self.accuracy = win_rate(expert_P, sampled_P, clusters, confidence)
 
     def scores(self, prompts: Sequence[str], responses: Sequence[str], references: Sequence[str]) -> Floats:
         """Return R for each response (P).
@@ -121,7 +120,8 @@ class BradleyTerryJudge:
         """Return the same as a sentence."""
         told = "no validation prompt to test it on"
         if found := self.accuracy:
-            told = f"right on {found.value:.0%} ({found.low:.0%} to {found.high:.0%}) of {found.n} validation pairs"
+            limits = f" ({found.low:.0%} to {found.high:.0%})" if found.measured else ""
+            told = f"right on {found.value:.0%}{limits} of {found.n} validation pairs"
         return (
             f"Judge {self.name} is a Bradley-Terry reward model trained here on {self.num_pairs} expert responses of "
             f"the train split against samples of SFT; {told}. It says what looks like the expert, not what is right."
@@ -160,12 +160,12 @@ def fit_judges(
     train: Sequence[Demonstration],
     validation: Sequence[Demonstration],
     seed: int,
-    bootstrap: Bootstrap,
+    confidence: float,
 ) -> None:
     """Train those judges that are to be."""
     for judge in judges:
         if isinstance(judge, BradleyTerryJudge):
-            judge.fit(policies, train, validation, seed, bootstrap)
+            judge.fit(policies, train, validation, seed, confidence)
 
 
 def _pairs(policies: Policies, rows: Sequence[Demonstration], seed: int) -> list[Pair]:

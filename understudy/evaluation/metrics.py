@@ -12,9 +12,11 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from understudy.evaluation.intervals import Bootstrap, Floats, Interval
+from understudy.evaluation import intervals
+from understudy.evaluation.intervals import POSITIVE, SHARE, Floats, Interval
 
 _WORD = re.compile(r"\w+|[^\w\s]")
+PERCENT = (0.0, 100.0)
 SELF_BLEU_TEXTS = 48  # pairwise, so the cost grows with the square
 
 
@@ -29,11 +31,9 @@ def distinct_n(texts: Iterable[str], n: int) -> float:
     return len(set(grams)) / len(grams) if grams else math.nan
 
 
-def distinct_left_out(
-    texts: Sequence[str], n: int, clusters: ArrayLike | None = None
-) -> tuple[float, dict[int, float]] | None:
+def distinct_left_out(texts: Sequence[str], n: int, clusters: ArrayLike) -> tuple[float, dict[int, float]] | None:
     """Return distinct-n and, for each cluster that is not all there is, distinct-n without it; None without n-grams."""
-    labels = np.arange(len(texts)) if clusters is None else np.asarray(clusters)
+    labels = np.asarray(clusters)
     total, owners = 0, dict[tuple[str, ...], int]()
     totals = dict.fromkeys(labels.tolist(), 0)
     shared = -1
@@ -54,14 +54,14 @@ def distinct_left_out(
     return len(owners) / total, left_out
 
 
-def distinct_interval(
-    texts: Sequence[str], n: int, bootstrap: Bootstrap, clusters: ArrayLike | None = None
-) -> Interval | None:
-    """Return distinct-n with a jackknife interval over clusters (a bootstrap would count repeats as copies)."""
+def distinct_interval(texts: Sequence[str], n: int, clusters: ArrayLike, confidence: float) -> Interval | None:
+    """Return distinct-n with its interval; None without n-grams."""
     found = distinct_left_out(texts, n, clusters)
     if found is None:
         return None
-    return bootstrap.jackknife(found[0], list(found[1].values()), len(texts), (0.0, 1.0))
+    value, without = found
+    left_out = [without.get(label, value) for label in np.unique(np.asarray(clusters)).tolist()]
+    return intervals.of_set(value, left_out, len(texts), confidence, SHARE)
 
 
 def self_bleu(texts: Sequence[str], seed: int, max_texts: int = SELF_BLEU_TEXTS) -> Floats:
@@ -73,14 +73,20 @@ def self_bleu(texts: Sequence[str], seed: int, max_texts: int = SELF_BLEU_TEXTS)
 
     if len(texts) < 2:
         return np.zeros(0)
-    chosen = np.random.default_rng(seed).permutation(len(texts))[:max_texts]
-    tokenised = [" ".join(words(texts[index])) for index in sorted(chosen)]
+    tokenised = [" ".join(words(texts[index])) for index in _sample(len(texts), seed, max_texts)]
     bleu = BLEU(effective_order=True, tokenize="none")
     scores = [
         bleu.sentence_score(text, tokenised[:index] + tokenised[index + 1 :]).score
         for index, text in enumerate(tokenised)
     ]
     return np.asarray(scores)
+
+
+def self_bleu_interval(texts: Sequence[str], seed: int, clusters: ArrayLike, confidence: float) -> Interval | None:
+    """Return the mean of `self_bleu` with its interval; None when there are fewer than two texts."""
+    values = self_bleu(texts, seed)
+    chosen = _sample(len(texts), seed, SELF_BLEU_TEXTS)[: len(values)]
+    return intervals.mean(values, np.asarray(clusters)[chosen], confidence, PERCENT)
 
 
 def chrf(texts: Sequence[str], references: Sequence[str]) -> Floats:
@@ -93,33 +99,32 @@ def chrf(texts: Sequence[str], references: Sequence[str]) -> Floats:
     )
 
 
-def nll(
-    logp_sums: ArrayLike, token_counts: ArrayLike, bootstrap: Bootstrap, clusters: ArrayLike | None = None
-) -> dict[str, Interval]:
+def nll(logp_sums: ArrayLike, token_counts: ArrayLike, clusters: ArrayLike, confidence: float) -> dict[str, Interval]:
     """Return NLL per token (nats) and perplexity of a set, from log-probability sums and token counts (P).
 
     The mean is over tokens, not over responses: sum of -log p over sum of tokens.
     """
-    interval = bootstrap.ratio(-np.asarray(logp_sums, dtype=np.float64), token_counts, clusters)
+    values = -np.asarray(logp_sums, dtype=np.float64)
+    interval = intervals.mean(values, clusters, confidence, POSITIVE, token_counts)
     if interval is None:
         return {}
     value, low, high = (math.exp(min(number, 700.0)) for number in (interval.value, interval.low, interval.high))
-    return {"nll": interval, "perplexity": Interval(value, low, high, interval.n)}
+    return {"nll": interval, "perplexity": Interval(value, low, high, interval.n, interval.groups)}
 
 
 def kl_to_reference(
     logp_policy: Sequence[ArrayLike],
     logp_reference: Sequence[ArrayLike],
-    bootstrap: Bootstrap,
-    clusters: ArrayLike | None = None,
+    clusters: ArrayLike,
+    confidence: float,
 ) -> Interval | None:
     """Estimate KL(policy || reference) per sequence (nats) from samples of the policy at T=1.
 
     Args:
         logp_policy: per sample, log-probabilities of its tokens under the policy that wrote it (T).
         logp_reference: the same tokens under the reference (T).
-        bootstrap: the interval's settings.
         clusters: cluster of each sample's prompt (P).
+        confidence: of the interval.
 
     Unbiased mean of log(policy / reference); chance may make it negative, the interval says how much that means.
     """
@@ -127,28 +132,33 @@ def kl_to_reference(
         float(np.sum(np.asarray(policy, dtype=np.float64) - np.asarray(reference, dtype=np.float64)))
         for policy, reference in zip(logp_policy, logp_reference, strict=True)
     ]
-    return bootstrap.mean(ratios, clusters)
+    return intervals.mean(ratios, clusters, confidence)
 
 
 def classifier_auc(
     expert_texts: Sequence[str],
     generated_texts: Sequence[str],
     clusters: ArrayLike,
-    bootstrap: Bootstrap,
+    confidence: float,
+    seed: int,
     num_folds: int = 5,
 ) -> Interval | None:
     """Return how well a fresh classifier tells expert from generated text: 0.5 not at all, 1 always.
 
     Character n-grams and a logistic regression, a different architecture from the discriminator that the policy was
-    trained against. Folds keep all prompts of a cluster together. Surrounding white space is not shown to it.
-    The interval reflects the choice of prompts, not that of the folds. None with fewer than four clusters.
+    trained against. Folds, drawn by `seed`, keep all prompts of a cluster together. Surrounding white space is not
+    shown to it. The interval reflects the choice of prompts, not that of the folds. None with fewer than four clusters.
     """
     label_P = np.unique(np.asarray(clusters), return_inverse=True)[1]
     if not len(label_P) or label_P.max() < 3:
         return None
     texts = [text.strip() for text in (*expert_texts, *generated_texts)]
-    scores = _held_out_scores(texts, label_P, min(num_folds, int(label_P.max()) + 1), bootstrap.seed)
-    return bootstrap.auc(scores[: len(label_P)], scores[len(label_P) :], label_P)
+    scores = _held_out_scores(texts, label_P, min(num_folds, int(label_P.max()) + 1), seed)
+    return intervals.auc(scores[: len(label_P)], scores[len(label_P) :], label_P, confidence)
+
+
+def _sample(num_texts: int, seed: int, max_texts: int) -> list[int]:
+    return sorted(np.random.default_rng(seed).permutation(num_texts)[:max_texts].tolist())
 
 
 def _held_out_scores(texts: Sequence[str], label_P: NDArray[np.int64], num_folds: int, seed: int) -> Floats:

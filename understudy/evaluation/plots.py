@@ -2,26 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from understudy.evaluation.canvas import ROLES, Plot, canvas, legend, policy_label, svg
+from understudy.evaluation.intervals import Interval
 from understudy.evaluation.result import EXPERT_TEXT, EvaluationResult
 
 History = Sequence[Mapping[str, Any]]
 Series = tuple[str, str, list[float], list[float]]  # label, role, x, y
 
 MARKERS = {"greedy": "s", "T=1": "o", "tuned": "^", EXPERT_TEXT: "*"}
-# Names under which training steps log the same thing.
-TRAIN_LOSS = ("loss", "train_loss", "train_nll", "nll")
-VALIDATION_NLL = ("validation_nll", "val_nll", "validation/nll")
-HELD_OUT_AUC = ("held_out_auc", "discriminator_auc", "auc", "discriminator/held_out_auc")
-ACCURACY = ("discriminator_accuracy", "accuracy", "discriminator/accuracy")
-REWARD = ("reward", "reward_mean", "mean_reward")
-KL = ("kl", "kl_to_sft", "kl_to_reference", "kl_mean")
-STEP = ("step", "round", "update")
 
 
 def draw_plots(result: EvaluationResult, histories: Mapping[str, History]) -> list[Plot]:
@@ -52,8 +45,8 @@ def _quality_diversity(result: EvaluationResult) -> Plot | None:
         axes.errorbar(
             diversity.value,
             score.value,
-            xerr=[[diversity.value - diversity.low], [diversity.high - diversity.value]],
-            yerr=[[score.value - score.low], [score.high - score.value]],
+            xerr=_bar(diversity),
+            yerr=_bar(score),
             color=ROLES.get(policy, ROLES["muted"]),
             marker=MARKERS.get(decoding, "o"),
             markersize=9 if policy == "expert" else 6,
@@ -69,6 +62,10 @@ def _quality_diversity(result: EvaluationResult) -> Plot | None:
         ("policy", "decoding", "distinct-2", quality.removeprefix("judge_")),
         [(policy_label(row[0]), row[1], f"{row[2].value:.3f}", f"{row[3].value:.3f}") for row in points],
     )
+
+
+def _bar(found: Interval) -> list[list[float]] | None:
+    return [[found.value - found.low], [found.high - found.value]] if found.measured else None
 
 
 def _lengths(result: EvaluationResult) -> Plot | None:
@@ -101,8 +98,8 @@ def _lengths(result: EvaluationResult) -> Plot | None:
 def _training_curves(histories: Mapping[str, History]) -> Plot | None:
     series: list[Series] = []
     for policy in ("sft", "sft_longer"):
-        for keys, name in ((TRAIN_LOSS, "training"), (VALIDATION_NLL, "validation")):
-            x, y = _columns(histories.get(policy, ()), STEP, keys)
+        for key, name in (("loss", "training"), ("validation_nll", "validation")):
+            x, y = _columns(histories.get(policy, ()), "step", key)
             if y:
                 series.append((f"{policy_label(policy)}, {name}", policy, x, y))
     return _line_plot(
@@ -116,8 +113,9 @@ def _training_curves(histories: Mapping[str, History]) -> Plot | None:
 
 def _discriminator(history: History) -> Plot | None:
     series: list[Series] = []
-    for keys, label, role in ((HELD_OUT_AUC, "AUC on held-out text", "aligned"), (ACCURACY, "batch accuracy", "muted")):
-        x, y = _columns(history, STEP, keys)
+    names = (("held_out_auc", "AUC on held-out text", "aligned"), ("discriminator_accuracy", "batch accuracy", "muted"))
+    for key, label, role in names:
+        x, y = _columns(history, "step", key)
         if y:
             series.append((label, role, x, y))
     return _line_plot(
@@ -131,7 +129,7 @@ def _discriminator(history: History) -> Plot | None:
 
 
 def _reward_kl(history: History) -> Plot | None:
-    kl, reward = _columns(history, KL, REWARD)
+    kl, reward = _columns(history, "kl", "reward")
     if not reward:
         return None
     series: list[Series] = [("reward, round by round", "aligned", kl, reward)]
@@ -176,11 +174,9 @@ def _line_plot(
     return Plot(key, title, caption, svg(figure, key), ("series", *names), rows)
 
 
-def _columns(history: History, x_keys: Iterable[str], y_keys: Iterable[str]) -> tuple[list[float], list[float]]:
-    """Return x and y of the rows that have both, as finite numbers, under the first names that occur."""
-    x_key = next((key for key in x_keys if any(key in row for row in history)), None)
-    y_key = next((key for key in y_keys if any(key in row for row in history)), None)
-    pairs = [(row.get(x_key or ""), row.get(y_key or "")) for row in history]
+def _columns(history: History, x_key: str, y_key: str) -> tuple[list[float], list[float]]:
+    """Return x and y of the rows that have both, as finite numbers."""
+    pairs = [(row.get(x_key), row.get(y_key)) for row in history]
     numbers = [
         (float(x), float(y))
         for x, y in pairs

@@ -188,12 +188,12 @@ def _slices(result: EvaluationResult, pair: Pair | None) -> dict[str, Any]:
     """Return the slices, how far their bars reach, and how many would stand out by chance."""
     slices: list[Slice] = slices_of(result, pair) if pair else []
     measured = [each.difference for each in slices if each.difference]
-    extent = max((max(abs(found.low), abs(found.high)) for found in measured), default=0.0) or 1.0
+    extent = max((max(abs(found.low), abs(found.high)) for found in measured if found.measured), default=0.0) or 1.0
     return {
         "slices": slices,
         "slice_extent": extent,
         "slices_standing_out": sum(each.stands_out for each in slices),
-        "slices_by_chance": len(measured) * (1 - result.config.confidence),
+        "slices_by_chance": sum(found.measured for found in measured) * (1 - result.config.confidence),
     }
 
 

@@ -82,7 +82,7 @@ class EvaluationResult:
     judge_agreement: list[dict[str, Any]] = field(default_factory=list)
     judge_details: dict[str, dict[str, Any]] = field(default_factory=dict)
 
-    def metrics_json(self) -> dict[str, dict[str, dict[str, dict[str, float]]]]:
+    def metrics_json(self) -> dict[str, dict[str, dict[str, dict[str, float | None]]]]:
         """Return the metrics in the form of EvaluationReport."""
         return {
             policy: {

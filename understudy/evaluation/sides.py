@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from understudy.evaluation import metrics
-from understudy.evaluation.intervals import Bootstrap, Floats, Interval
+from understudy.evaluation import intervals, metrics
+from understudy.evaluation.intervals import POSITIVE, Floats, Interval
 from understudy.evaluation.result import EvaluationResult, Generated
 
 CHALLENGER = "aligned"
@@ -31,7 +31,8 @@ class Pair:
         ours_P: the challenger's scores.
         theirs_P: the reference's scores.
         chrf_gain_P: difference of chrF to the expert, which orders prompts that the measure calls equal.
-        bootstrap: settings of all intervals on the page.
+        confidence: of all intervals on the page.
+        seed: of what is drawn for the page.
     """
 
     challenger: str
@@ -41,19 +42,13 @@ class Pair:
     ours_P: Floats
     theirs_P: Floats
     chrf_gain_P: Floats
-    bootstrap: Bootstrap
+    confidence: float
+    seed: int
 
     @property
     def gain_P(self) -> Floats:
         """Challenger minus reference (P)."""
         return self.ours_P - self.theirs_P
-
-    @property
-    def span(self) -> float:
-        """How far apart two scores can be, as far as seen."""
-        both = np.concatenate([self.ours_P, self.theirs_P])
-        both = both[np.isfinite(both)]
-        return float(np.ptp(both)) if len(both) else 0.0
 
 
 @dataclass(frozen=True)
@@ -69,8 +64,10 @@ class Side:
 
     @property
     def outcome(self) -> str:
-        """Say "better", "worse", "differs" or "no difference shown", by the interval of the difference."""
-        if self.difference is None or not self.difference.excludes(0.0):
+        """Say "better", "worse", "differs", "no difference shown" or "not measured", by the difference's interval."""
+        if self.difference is None or not self.difference.measured:
+            return "not measured"
+        if not self.difference.excludes(0.0):
             return "no difference shown"
         if not self.better:
             return "differs"
@@ -101,8 +98,8 @@ def pair_of(result: EvaluationResult) -> Pair | None:
         ours_P=ours.scores[str(judge)] if judged else chrf_ours,
         theirs_P=theirs.scores[str(judge)] if judged else chrf_theirs,
         chrf_gain_P=chrf_ours - chrf_theirs,
-        # Another seed than the metrics' own would move shown limits in the third digit, no more.
-        bootstrap=Bootstrap(result.config.confidence, result.config.bootstrap_samples, ours.seed % 2**32),
+        confidence=result.config.confidence,
+        seed=ours.seed % 2**32,
     )
 
 
@@ -116,7 +113,8 @@ def side_by_side(result: EvaluationResult, pair: Pair) -> list[Side]:
         gain = mean(lambda side, name=name: side.scores[name])  # type: ignore[misc]
         meaning = f"Mean score of the judge {name}."
         rows.append(Side(name, meaning, 1, values[1].get(f"judge_{name}"), values[0].get(f"judge_{name}"), gain))
-    chrf = pair.bootstrap.mean(pair.chrf_gain_P, result.clusters)
+    nothing_P = np.zeros(len(result.test))
+    chrf = intervals.difference(pair.chrf_gain_P, nothing_P, result.clusters, pair.confidence)
     tokens = mean(lambda side: np.asarray([float(sample.num_tokens) for sample in side.samples]))
     ended = mean(lambda side: np.asarray([float(sample.finished) for sample in side.samples]))
     for key, label, better, meaning, difference in (
@@ -136,13 +134,13 @@ def _mean_difference(
     ours, theirs = (result.generated[name][pair.decoding] for name in (pair.challenger, pair.reference))
 
     def mean(of: Callable[[Generated], Floats]) -> Interval | None:
-        return pair.bootstrap.mean(of(ours) - of(theirs), result.clusters)
+        return intervals.difference(of(ours), of(theirs), result.clusters, pair.confidence)
 
     return mean
 
 
 def _distinct_difference(result: EvaluationResult, pair: Pair) -> Interval | None:
-    """Return the difference of two sets' distinct-2, with a jackknife over the same clusters for both."""
+    """Return the difference of two sets' distinct-2, with its interval over the same clusters for both."""
     found = [
         metrics.distinct_left_out(result.generated[name][pair.decoding].texts, 2, result.clusters)
         for name in (pair.challenger, pair.reference)
@@ -150,9 +148,9 @@ def _distinct_difference(result: EvaluationResult, pair: Pair) -> Interval | Non
     if found[0] is None or found[1] is None:
         return None
     (ours, ours_without), (theirs, theirs_without) = found[0], found[1]
-    labels = sorted(ours_without.keys() | theirs_without.keys())
+    labels = np.unique(result.clusters).tolist()
     left_out = [ours_without.get(label, ours) - theirs_without.get(label, theirs) for label in labels]
-    return pair.bootstrap.jackknife(ours - theirs, left_out, len(result.test), (-1.0, 1.0))
+    return intervals.of_set(ours - theirs, left_out, len(result.test), pair.confidence, (-1.0, 1.0))
 
 
 def _likelihood(result: EvaluationResult, pair: Pair) -> list[Side]:
@@ -160,9 +158,9 @@ def _likelihood(result: EvaluationResult, pair: Pair) -> list[Side]:
     if not {pair.challenger, pair.reference} <= result.likelihood.keys():
         return []
     characters_P = np.asarray([len(row.response) + 1.0 for row in result.test])  # the end counts as one
-    logp = [np.asarray(result.likelihood[name][0]) for name in (pair.reference, pair.challenger)]
-    reference, challenger, difference = (
-        pair.bootstrap.ratio(-sums, characters_P, result.clusters) for sums in (*logp, logp[1] - logp[0])
-    )
+    nll_P = [-np.asarray(result.likelihood[name][0]) for name in (pair.reference, pair.challenger)]
+    clusters, confidence = result.clusters, pair.confidence
+    reference, challenger = (intervals.mean(values, clusters, confidence, POSITIVE, characters_P) for values in nll_P)
+    difference = intervals.difference(nll_P[1], nll_P[0], clusters, confidence, characters_P)
     meaning = "Negative log-likelihood of the expert's text per character, in nats."
     return [Side("NLL/char", meaning, -1, reference, challenger, difference)]

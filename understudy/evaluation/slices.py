@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from understudy.data.demonstrations import Demonstration
-from understudy.evaluation.intervals import Interval
+from understudy.evaluation.intervals import Interval, cluster_ids, difference
 from understudy.evaluation.result import EvaluationResult
 from understudy.evaluation.sides import Pair
 
@@ -57,11 +57,10 @@ class Slice:
 
 def slices_of(result: EvaluationResult, pair: Pair) -> list[Slice]:
     """Return all slices with MIN_PROMPTS prompts or more: lengths in order, groups and topics the worst first."""
-    seed = pair.bootstrap.seed
     prompts = [row.prompt for row in result.test]
     lengths = [_slice(result, pair, "prompt length", *each) for each in _by_length(prompts)]
     groups = [_slice(result, pair, "group", *each) for each in _by_group(result.test)]
-    topics = [_slice(result, pair, "topic", *each) for each in _by_topic(prompts, seed)]
+    topics = [_slice(result, pair, "topic", *each) for each in _by_topic(prompts, pair.seed)]
     return [*lengths, *_worst_first(groups), *_worst_first(topics)]
 
 
@@ -74,8 +73,10 @@ def regressions_of(pair: Pair) -> list[int]:
 
 def _slice(result: EvaluationResult, pair: Pair, kind: str, name: str, rows: NDArray[np.int64]) -> Slice:
     gain = pair.gain_P[rows]
-    # Where all differences are equal a bootstrap sees none; the range of the scores then bounds what was missed.
-    bounds = (-pair.span, pair.span)
+    clusters = result.clusters[rows]
+    if kind == "group":
+        # It speaks of this group alone, so its prompts are the unit; equal ones are still one.
+        clusters = cluster_ids(rows.tolist(), [result.test[row].prompt for row in rows])
     return Slice(
         kind=kind,
         name=name,
@@ -83,7 +84,7 @@ def _slice(result: EvaluationResult, pair: Pair, kind: str, name: str, rows: NDA
         decided=int(np.isfinite(gain).sum()),
         better=int((gain > 0).sum()),
         worse=int((gain < 0).sum()),
-        difference=pair.bootstrap.mean(gain, result.clusters[rows], bounds=bounds),
+        difference=difference(pair.ours_P[rows], pair.theirs_P[rows], clusters, pair.confidence),
     )
 
 

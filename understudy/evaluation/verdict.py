@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from understudy.evaluation.intervals import Bootstrap, Interval
+from understudy.evaluation import intervals
+from understudy.evaluation.inference import fewest_groups
+from understudy.evaluation.intervals import Interval
 
 LABELS = {
     "base": "base model",
@@ -40,7 +42,8 @@ class Comparison:
         judge: name of the judge.
         a: the contender whose wins are counted.
         b: the other one.
-        win_rate: wins plus half of the ties over decided prompts; None when no prompt was decided for both.
+        win_rate: wins plus half of the ties over decided prompts; None when no prompt was decided for both, and
+            without an interval, so without a winner, when they are of too few groups.
         difference: mean score of `a` minus that of `b`, in the judge's units.
         wins: prompts where `a` scored higher.
         ties: prompts with equal scores.
@@ -105,10 +108,10 @@ def compare(
     b: Contender,
     scores_a: ArrayLike,
     scores_b: ArrayLike,
-    bootstrap: Bootstrap,
-    clusters: ArrayLike | None = None,
+    clusters: ArrayLike,
+    confidence: float,
 ) -> Comparison:
-    """Compare two contenders on the same prompts (P scores each, NaN undecided), with paired intervals."""
+    """Compare two contenders on the same prompts (P scores and clusters, NaN undecided), with paired intervals."""
     difference_P = np.asarray(scores_a, dtype=np.float64) - np.asarray(scores_b, dtype=np.float64)
     decided_P = np.isfinite(difference_P)
     won_P = np.where(decided_P, 0.5 + 0.5 * np.sign(np.nan_to_num(difference_P)), np.nan)
@@ -117,8 +120,8 @@ def compare(
         judge=judge,
         a=a,
         b=b,
-        win_rate=bootstrap.mean(won_P, clusters, bounds=(0.0, 1.0)),
-        difference=bootstrap.mean(difference_P, clusters),
+        win_rate=intervals.win_rate(scores_a, scores_b, clusters, confidence),
+        difference=intervals.difference(scores_a, scores_b, clusters, confidence),
         wins=wins,
         ties=ties,
         losses=losses,
@@ -143,11 +146,16 @@ def decide(comparisons: Sequence[Comparison], judge: str | None, confidence: flo
     if judge is None or sft is None or sft.win_rate is None:
         reason = "no judge is configured" if judge is None else f"{judge} decided on no prompt for both"
         return Verdict("not_measured", f"Aligned and SFT cannot be compared: {reason}.", ())
+    if not sft.win_rate.measured:
+        reason = f"{_groups(sft.win_rate)}, and an interval at {confidence:.0%} takes {fewest_groups(confidence)}"
+        headline = f"Aligned and SFT cannot be compared: the prompts are of {reason}."
+        return Verdict("not_measured", headline, (_numbers(sft, confidence),))
     outcome, headline = _headline(sft, longer)
     sentences = [_numbers(comparison, confidence) for comparison in (sft, longer) if comparison]
     if outcome == "no_difference":
         sentences.append("An interval that includes 50% does not show that the two are equal either.")
-    others = [other for other in comparisons if other is not sft and other is not longer and other.win_rate]
+    others = [other for other in comparisons if other is not sft and other is not longer]
+    others = [other for other in others if other.win_rate and other.win_rate.measured]
     if others:
         sentences.append(
             f"The other {len(others)} comparisons on this page are descriptive: at {confidence:.0%} each, "
@@ -176,11 +184,16 @@ def _numbers(comparison: Comparison, confidence: float) -> str:
     if rate is None:
         return f"{comparison.judge} decided on no prompt for both {comparison.a} and {comparison.b}."
     undecided = f", {comparison.undecided} undecided left out" if comparison.undecided else ""
+    limits = f"{confidence:.0%} interval {rate.low:.1%} to {rate.high:.1%}"
     return (
         f"{_capital(str(comparison.a))} against {comparison.b}: win rate {rate.value:.1%} "
-        f"({confidence:.0%} interval {rate.low:.1%} to {rate.high:.1%}; {comparison.wins} wins, {comparison.ties} ties "
-        f"counted half, {comparison.losses} losses on {rate.n} prompts{undecided})."
+        f"({limits if rate.measured else 'interval not measured'}; {comparison.wins} wins, {comparison.ties} ties "
+        f"counted half, {comparison.losses} losses on {rate.n} prompts in {_groups(rate)}{undecided})."
     )
+
+
+def _groups(rate: Interval) -> str:
+    return f"{rate.groups} group" + ("s" if rate.groups > 1 else "")
 
 
 def _capital(text: str) -> str:

@@ -12,10 +12,10 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from understudy.evaluation.gate import inference
-from understudy.evaluation.gate.inference import Estimate
+from understudy.evaluation import inference
 from understudy.evaluation.gate.schema import BOUNDED_BY_ONE, GuardRule, PrimaryRule, Rule
 from understudy.evaluation.gate.scores import SetStatistic
+from understudy.evaluation.inference import Estimate
 
 Floats = NDArray[np.float64]
 Outcome = Literal["pass", "fail", "not_enough_evidence", "skipped"]
@@ -58,12 +58,13 @@ def of_series(rule: Rule, a_P: Floats, b_P: Floats, weight_P: Floats, groups_P: 
     """Return the tests of a rule on numbers per prompt (P), all decided."""
     if rule.scale == "win_rate":
         won_P = (-0.5 if rule.lower_is_better else 0.5) * np.sign(a_P - b_P)
-        return _contrasts(rule, lambda a, b: inference.mean(won_P, groups_P, 0.5), 1.0)
+        return _contrasts(rule, lambda a, b: inference.mean(won_P, groups_P, 0.5, bounds=(-0.5, 0.5)), 1.0)
     scale = weight_P.mean()
     span = _span(rule, a_P / scale, b_P / scale)
 
     def estimate(a: float, b: float) -> Estimate:
-        return inference.mean(a * a_P + b * b_P, groups_P, span, weight_P)
+        bounds = (-span, span) if a + b == 0 else inference.UNBOUNDED
+        return inference.mean(a * a_P + b * b_P, groups_P, span, weight_P, bounds)
 
     return _contrasts(rule, estimate, float(b_P.sum() / weight_P.sum()))
 
@@ -79,7 +80,9 @@ def of_sets(
         left_out = [
             a * ours.left_out.get(group, ours.value) + b * theirs.left_out.get(group, theirs.value) for group in groups
         ]
-        return inference.set_statistic(a * ours.value + b * theirs.value, left_out, num_prompts)
+        # A share of distinct n-grams lies between 0 and 1.
+        bounds = min(a, 0.0) + min(b, 0.0), max(a, 0.0) + max(b, 0.0)
+        return inference.set_statistic(a * ours.value + b * theirs.value, left_out, num_prompts, bounds)
 
     return _contrasts(rule, estimate, theirs.value)
 
@@ -115,11 +118,5 @@ def _span(rule: Rule, a_P: Floats, b_P: Floats) -> float:
         return rule.score_range[1] - rule.score_range[0]
     if rule.metric in BOUNDED_BY_ONE:
         return 1.0
-    both = np.concatenate([a_P, b_P])
-    largest = float(np.ptp(a_P) if limit_of(rule) in ("floor", "ceiling") else np.abs(a_P - b_P).max())
-    if largest > 0:
-        return largest
-    if np.ptp(both) > 0:
-        return float(np.ptp(both))
-    # All scores equal: a score between 0 and 1 could have been any of them, another one twice or nothing.
-    return 1.0 if 0 <= both[0] <= 1 else abs(float(both[0]))
+    alone = limit_of(rule) in ("floor", "ceiling")
+    return inference.largest_value(a_P) if alone else inference.largest_difference(a_P, b_P)

@@ -25,6 +25,8 @@ from understudy.evaluation.gate.scores import (
     scores_from,
 )
 
+BEST_FIRST = ("pass", "not_enough_evidence", "fail")
+
 
 @dataclass(frozen=True)
 class Decision:
@@ -39,7 +41,7 @@ class Decision:
         dataset_md5: the dataset version whose test split was used.
         confidence: one-sided, of the whole decision.
         correction: how several rules were combined.
-        more_prompts: the largest number that an undecided rule asks for.
+        more_prompts: how many would settle every undecided rule, or where any primary is enough the first of those.
         rules: one verdict per rule, primaries first.
     """
 
@@ -193,10 +195,9 @@ def _skipped(rule: Rule, gate: Gate) -> RuleVerdict:
 def _decision(
     gate: Gate, champion: Scores | None, challenger: Scores, references: Mapping[str, Scores], rules: list[RuleVerdict]
 ) -> Decision:
-    primaries = [rule.verdict for rule in rules if rule.kind == "primary" and rule.verdict != "skipped"]
-    if gate.primaries_needed == "any" and "pass" in primaries:
-        primaries = ["pass"]
-    outcomes = primaries + [rule.verdict for rule in rules if rule.kind == "guard"]
+    primaries = _deciding(gate, [rule for rule in rules if rule.kind == "primary"])
+    guards = [rule for rule in rules if rule.kind == "guard"]
+    outcomes = [rule.verdict for rule in primaries + guards]
     verdict: Literal["pass", "fail", "not_enough_evidence"] = (
         "fail" if "fail" in outcomes else "not_enough_evidence" if "not_enough_evidence" in outcomes else "pass"
     )
@@ -207,11 +208,12 @@ def _decision(
         if corrected
         else "none due: every rule must pass"
     )
-    more = [rule.more_prompts for rule in rules if rule.more_prompts is not None]
+    one, each = ([rule.more_prompts for rule in part if rule.more_prompts is not None] for part in (primaries, guards))
+    more = ([min(one)] if one and gate.primaries_needed == "any" else one) + each
     against = references[CHAMPION].policy if CHAMPION in references else None
     return Decision(
         verdict=verdict,
-        headline=_headline(verdict, challenger.policy, against, rules),
+        headline=_headline(verdict, challenger.policy, against, primaries + guards),
         challenger=challenger.policy,
         champion=None if champion is None else champion.policy,
         digests={scores.policy: scores.sha256 for scores in (challenger, *references.values())},
@@ -221,6 +223,14 @@ def _decision(
         more_prompts=max(more) if verdict == "not_enough_evidence" and more else None,
         rules=rules,
     )
+
+
+def _deciding(gate: Gate, primaries: list[RuleVerdict]) -> list[RuleVerdict]:
+    """Return the primary rules that decide: all, or where any is enough those of the best outcome that there is."""
+    if gate.primaries_needed == "all":
+        return primaries
+    best = next((name for name in BEST_FIRST if name in [rule.verdict for rule in primaries]), None)
+    return [rule for rule in primaries if rule.verdict == best]
 
 
 def _headline(verdict: str, challenger: str, against: str | None, rules: Sequence[RuleVerdict]) -> str:

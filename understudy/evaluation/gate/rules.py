@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from understudy.evaluation.gate import inference
+from understudy.evaluation import inference
 from understudy.evaluation.gate.contrasts import Contrast, Outcome, limit_of, of_series, of_sets
 from understudy.evaluation.gate.schema import Gate, PrimaryRule, Rule
 from understudy.evaluation.gate.scores import Scores, Series, SetStatistic

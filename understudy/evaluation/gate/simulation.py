@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from understudy.evaluation.gate import inference
-from understudy.evaluation.gate.inference import Estimate
+from understudy.evaluation import inference
+from understudy.evaluation.inference import Estimate
 
 Floats = NDArray[np.float64]
 Draw = Callable[[np.random.Generator, int, NDArray[np.int64], float], Floats]
@@ -119,7 +119,8 @@ def group_labels(num_prompts: int, per_group: float, seed: int = 0) -> NDArray[n
 def estimate(differences: Floats, groups: NDArray[np.int64], bounded: bool) -> Estimate:
     """Estimate the mean of each evaluation's differences (S, P) as the gate does."""
     span = np.abs(differences).max(-1)
-    return inference.mean(differences, groups, np.where(span > 0, span, 1.0) if bounded else span)
+    span = np.where(span > 0, span, 1.0) if bounded else span
+    return inference.mean(differences, groups, span, bounds=(-span, span))
 
 
 def rate(

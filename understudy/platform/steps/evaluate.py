@@ -47,7 +47,6 @@ def run(
         settings = validate(EvaluationConfig, config["evaluation"], "evaluation")
         validation, test = load_demonstrations(context, dataset, "validation", "test")
         from understudy.evaluation.evaluate import evaluate
-        from understudy.evaluation.intervals import Bootstrap
         from understudy.evaluation.judges import load_judge
         from understudy.evaluation.judges_bradley_terry import fit_judges
 
@@ -67,8 +66,8 @@ def run(
         with context.working():
             if any(judge.kind == "bradley_terry" for judge in settings.judges):
                 (train,) = load_demonstrations(context, dataset, "train")
-                bootstrap = Bootstrap(settings.confidence, settings.bootstrap_samples, context.seed)
-                fit_judges(judges, models, _fitting(models, train, ["sft"]), rows[1], context.seed, bootstrap)
+                fitting = _fitting(models, train, ["sft"])
+                fit_judges(judges, models, fitting, rows[1], context.seed, settings.confidence)
             result = evaluate(settings, context.seed, names, models, *rows, judges, brief, on_sampled)
         result.notes += short
         records: dict[str, Record] = {"dataset": dataset, **policies}

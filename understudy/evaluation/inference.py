@@ -1,4 +1,4 @@
-"""One-sided limits for a mean, a ratio or a set statistic of prompts that come in groups.
+"""One-sided limits for a mean, a ratio or a set statistic of prompts that come in groups: the gate's and the report's.
 
 Delete-one-group jackknife (MacKinnon, Nielsen and Webb 2023, CV3) with t quantiles on Kish's effective number of
 groups; no prompt counts as independent of its group. Two adjustments keep the error rate where a plain t test loses
@@ -6,7 +6,7 @@ it (figures in docs/results.md):
 
 - what was not seen: `1.5 span / (n + 2)` joins the standard error, what a few wins and losses more would give (after
   Agresti and Min 2005, who add half of each); where all prompts agree the limit is exact. Without it, a few lucky
-  prompts without any loss prove safety.
+  prompts without any loss prove safety. Groups that agree while their prompts do not are a coincidence, no such case.
 - skewness: a limit must hold for the t statistic and for Hall's (1992) monotone cubic transformation of it, and the
   variance, which is then itself uncertain, grows by 1.5 skewness^2 / C.
 
@@ -24,6 +24,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 Floats = NDArray[np.float64]
+Bounds = tuple[ArrayLike, ArrayLike]
+UNBOUNDED: Bounds = (-math.inf, math.inf)
 MAX_PROMPTS = 10**9
 _UNSEEN, _SKEWED = 1.5, 1.5
 
@@ -41,6 +43,8 @@ class Estimate:
         num_prompts: prompts that were decided.
         design_effect: prompts that count as one for what was not seen (S).
         span: the largest value that one prompt could have (S).
+        varied: whether prompts differ at all (S).
+        reach: how far below and above the value an unseen prompt could lie, where all that were seen agree (S each).
     """
 
     value: Floats
@@ -51,6 +55,8 @@ class Estimate:
     num_prompts: int
     design_effect: Floats
     span: Floats
+    varied: NDArray[np.bool_]
+    reach: tuple[Floats, Floats]
 
     @property
     def standard_error(self) -> Floats:
@@ -59,14 +65,13 @@ class Estimate:
 
     def low(self, alpha: float) -> Floats:
         """Return what the true value exceeds with confidence 1 - alpha (S)."""
-        return np.asarray(
-            np.where(self.variance > 0, np.minimum(*self._limits(alpha, 1.0)), self._unvaried(alpha, 1.0))
-        )
+        exact = self.value - self.reach[0] * self._unseen(alpha)
+        return np.asarray(np.where(self.varied, np.minimum(*self._limits(alpha, 1.0)), exact))
 
     def high(self, alpha: float) -> Floats:
         """Return what the true value stays below with confidence 1 - alpha (S)."""
-        varied = np.maximum(*self._limits(alpha, -1.0))
-        return np.asarray(np.where(self.variance > 0, varied, self._unvaried(alpha, -1.0)))
+        exact = self.value + self.reach[1] * self._unseen(alpha)
+        return np.asarray(np.where(self.varied, np.maximum(*self._limits(alpha, -1.0)), exact))
 
     def p_above(self, bound: float) -> Floats:
         """Return the p-value of "the true value is at most `bound`" (S): below alpha just where low(alpha) > bound."""
@@ -79,9 +84,9 @@ class Estimate:
             w, skewness = t / root, self.skewness
             hall = root * (w + skewness / 3 * w**2 + skewness**2 / 27 * w**3 + skewness / (6 * self.num_groups))
             varied = 1 - stdtr(self._degrees, np.minimum(t, hall))
-            unvaried = np.clip(1 - ahead / self.span, 0.0, 1.0) ** self._independent
-        exact = np.where(self.span > 0, unvaried, np.where(ahead > 0, 0.0, 1.0))
-        return np.asarray(np.where(self.variance > 0, varied, exact))
+            unvaried = np.clip(1 - ahead / self.reach[0], 0.0, 1.0) ** self._independent
+        exact = np.where(self.reach[0] > 0, unvaried, np.where(ahead > 0, 0.0, 1.0))
+        return np.asarray(np.where(self.varied, varied, exact))
 
     def required(self, gap: float, alpha: float, power: float, two_sided: bool = False) -> int | None:
         """Return how many prompts such as these would see a true difference of `gap` from the bound."""
@@ -114,9 +119,18 @@ class Estimate:
         hall = hall_quantile(quantile, self.skewness, self.num_groups)
         return self.value - quantile * self.standard_error, self.value - hall * self.standard_error
 
-    def _unvaried(self, alpha: float, sign: float) -> Floats:
-        """Return the exact limit where all groups agree: what differs in a share q stays unseen with (1 - q)^n."""
-        return self.value - sign * self.span * (1 - alpha ** (1 / self._independent))
+    def _unseen(self, alpha: float) -> Floats:
+        """Return the share of prompts that may differ where all seen agree: a share q stays unseen with (1 - q)^n."""
+        return np.asarray(1 - alpha ** (1 / self._independent))
+
+
+def fewest_groups(confidence: float) -> int:
+    """Return the number of groups below which no two-sided interval is honest, whatever their prompts say.
+
+    Where one side is ahead in each group by chance of training, all C groups favour the same side in 2^(1 - C) of
+    ties. Until that is 1 - confidence or less, nothing but a belief in normal groups could exclude a tie.
+    """
+    return 1 + math.ceil(round(-math.log2(1 - confidence), 9))
 
 
 def hall_quantile(quantile: ArrayLike, skewness: ArrayLike, num_groups: float) -> Floats:
@@ -128,7 +142,12 @@ def hall_quantile(quantile: ArrayLike, skewness: ArrayLike, num_groups: float) -
 
 
 def ratio(
-    numerators: ArrayLike, denominators: ArrayLike, num_prompts: int, independent_variance: ArrayLike, span: ArrayLike
+    numerators: ArrayLike,
+    denominators: ArrayLike,
+    num_prompts: int,
+    independent_variance: ArrayLike,
+    span: ArrayLike,
+    bounds: Bounds = UNBOUNDED,
 ) -> Estimate:
     """Return sum of numerators over sum of denominators.
 
@@ -136,9 +155,10 @@ def ratio(
         numerators: sums of the groups (S, C).
         denominators: sums of the groups (S, C), for a mean the numbers of their prompts.
         num_prompts: prompts behind them.
-        independent_variance: variance of the statistic if prompts were independent (S); the jackknife's over this
-            is the design effect, which says how many prompts count as one for what was not seen.
+        independent_variance: variance of the statistic if prompts were independent (S), zero where all agree; the
+            jackknife's over this is the design effect, which says how many prompts count as one for what was not seen.
         span: largest value that one prompt could have (S).
+        bounds: lowest and highest value that one prompt could have; without them within a span of what was seen.
     """
     above, below = np.asarray(numerators, dtype=np.float64), np.asarray(denominators, dtype=np.float64)
     total, size = above.sum(-1), below.sum(-1)
@@ -153,22 +173,34 @@ def ratio(
     # Rounding must not look like variation.
     variance = np.where(alone > 0, variance, 0.0)
     num_groups, width = above.shape[-1], np.broadcast_to(np.asarray(span, dtype=np.float64), value.shape)
-    return Estimate(value, variance, skewness, num_groups, effective, num_prompts, design, width)
+    reach = _reach(value, width, bounds)
+    return Estimate(value, variance, skewness, num_groups, effective, num_prompts, design, width, alone > 0, reach)
 
 
-def set_statistic(value: ArrayLike, left_out: ArrayLike, num_prompts: int) -> Estimate:
-    """Return a statistic of a whole set, given its value (S) and its value without each group in turn (S, C)."""
+def set_statistic(value: ArrayLike, left_out: ArrayLike, num_prompts: int, bounds: Bounds) -> Estimate:
+    """Return a statistic of a whole set, given its value (S) and its value without each group in turn (S, C).
+
+    `bounds` are the lowest and the highest value that the statistic could have.
+    """
     values, without = np.asarray(value, dtype=np.float64), np.asarray(left_out, dtype=np.float64)
     variance, skewness = _jackknife(values, without)
     num_groups = without.shape[-1]
-    groups, nothing, one = np.full(values.shape, float(num_groups)), np.zeros(values.shape), np.ones(values.shape)
-    return Estimate(values, variance, skewness, num_groups, groups, num_prompts, one, nothing)
+    groups, nothing = np.full(values.shape, float(num_groups)), np.zeros(values.shape)
+    varied, reach, design = variance > 0, _reach(values, nothing, bounds), num_prompts / groups
+    return Estimate(values, variance, skewness, num_groups, groups, num_prompts, design, nothing, varied, reach)
 
 
 def mean(
-    values: ArrayLike, groups: ArrayLike, span: ArrayLike | None = None, weights: ArrayLike | None = None
+    values: ArrayLike,
+    groups: ArrayLike,
+    span: ArrayLike | None = None,
+    weights: ArrayLike | None = None,
+    bounds: Bounds = UNBOUNDED,
 ) -> Estimate:
-    """Return the mean of values (S, P) in groups (P), or with weights (P) sum of values over sum of weights."""
+    """Return the mean of values (S, P) in groups (P), or with weights (P) sum of values over sum of weights.
+
+    `span` and `bounds` are those of `ratio`; the span is by default the largest value seen.
+    """
     value_P = np.asarray(values, dtype=np.float64)
     weight_P = np.ones(value_P.shape[-1]) if weights is None else np.asarray(weights, dtype=np.float64)
     label_P = np.unique(np.asarray(groups), return_inverse=True)[1]
@@ -180,7 +212,20 @@ def mean(
     largest = np.abs(value_P / weight_P.mean()).max(-1) if span is None else np.asarray(span, dtype=np.float64)
     independent = np.where(independent < (1e-12 * np.maximum(1.0, np.abs(centre))) ** 2, 0.0, independent)
     sizes = np.broadcast_to(weight_P @ member, (*value_P.shape[:-1], member.shape[1]))
-    return ratio(value_P @ member, sizes, num_prompts, independent, largest)
+    return ratio(value_P @ member, sizes, num_prompts, independent, largest, bounds)
+
+
+def largest_value(values: Floats) -> float:
+    """Return how far one prompt's value (P) could be from the others', as far as seen."""
+    width = float(np.ptp(values))
+    # All equal: a value between 0 and 1 could have been any of them, another one twice or nothing.
+    return width if width > 0 else 1.0 if 0 <= values[0] <= 1 else abs(float(values[0]))
+
+
+def largest_difference(a_P: Floats, b_P: Floats) -> float:
+    """Return the largest difference that one prompt could have made, as far as seen in two lists of values (P)."""
+    largest = float(np.abs(a_P - b_P).max())
+    return largest if largest > 0 else largest_value(np.concatenate([a_P, b_P]))
 
 
 def required_prompts(
@@ -248,6 +293,12 @@ def _error(
     seen = np.asarray(variance) * (1 + _SKEWED * np.asarray(skewness) ** 2 / num_groups)
     unseen = _UNSEEN * np.asarray(span) / (np.asarray(independent) + 2)
     return np.asarray(np.sqrt(seen + unseen**2))
+
+
+def _reach(value: Floats, span: Floats, bounds: Bounds) -> tuple[Floats, Floats]:
+    below, above = value - np.asarray(bounds[0]), np.asarray(bounds[1]) - value
+    down, up = (np.maximum(np.where(np.isfinite(gap), gap, span), 0.0) for gap in (below, above))
+    return down, up
 
 
 def _jackknife(value: Floats, left_out: Floats) -> tuple[Floats, Floats]:

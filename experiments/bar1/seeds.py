@@ -1,0 +1,47 @@
+"""Means over ten or so seeds, each an expert of its own, with 95% intervals from a seeded bootstrap.
+
+The quantiles are the expanded percentiles of Hesterberg (2015, "What teachers should know about the bootstrap"): the
+plain percentile interval is too narrow for small samples by the t-to-normal ratio and by sqrt((n - 1) / n).
+
+Shape legend: S seeds, N resamples.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from understudy.evaluation.intervals import Floats, Interval
+
+CONFIDENCE = 0.95
+RESAMPLES = 10_000
+
+
+def mean(values: Sequence[float], bounds: tuple[float, float]) -> Interval:
+    """Return the mean of values within `bounds` (S).
+
+    Equal values tell a bootstrap nothing; their interval is the widest that as many seeds leave possible.
+    """
+    from scipy.special import ndtr, stdtrit
+
+    value_S, num = np.asarray(values, dtype=np.float64), len(values)
+    middle, tail = float(value_S.sum() / num), (1 - CONFIDENCE) / 2
+    if np.ptp(value_S) <= 1e-12 * max(1.0, abs(middle)):
+        # A different value of probability q stays unseen in S seeds with probability (1 - q)^S.
+        unseen = 1 - tail ** (1 / num)
+        low, high = middle - unseen * (middle - bounds[0]), middle + unseen * (bounds[1] - middle)
+    else:
+        weight_NS = _resamples(num)
+        expanded = float(ndtr(math.sqrt(num / (num - 1)) * stdtrit(num - 1, tail)))
+        low, high = np.quantile((weight_NS @ value_S) / weight_NS.sum(1), [expanded, 1 - expanded]).tolist()
+    return Interval(middle, low, high, num, num)
+
+
+@functools.cache
+def _resamples(num: int) -> Floats:
+    """Return how often each seed is drawn in each resample (N, S), the same at every call."""
+    drawn = np.random.default_rng([0, num]).multinomial(num, np.full(num, 1 / num), size=RESAMPLES)
+    return drawn.astype(np.float64)
