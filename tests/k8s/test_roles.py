@@ -102,23 +102,42 @@ def _right(method: str, path: str) -> Right | None:
     return (verb, "pipelines.kubeflow.org", KFP_RESOURCES[resource], "")
 
 
-def test_the_schedules_may_do_what_their_commands_do_and_no_more(rendered: dict[str, list[Object]]) -> None:
+def _apply(kfp: Kfp) -> None:
+    for items in (
+        wanted(schedule("nightly")),
+        wanted(schedule("nightly", enabled=False)),
+        wanted(schedule("nightly", pipeline_version=OTHER_PIN)),
+    ):
+        apply(make_plan(items, kfp, Path("/nonexistent")), items, kfp)
+
+
+def _plan(kfp: Kfp) -> None:
+    assert make_plan(wanted(schedule("nightly")), kfp, Path("/nonexistent")).drifted
+
+
+def _trigger(kfp: Kfp) -> None:
+    item = schedule("nightly", pipeline_version=OTHER_PIN, params={"data.source": "s3://bucket/rows/"})
+    assert trigger(item, PARAMS, kfp, lambda source: "a" * 64, arguments_of).started
+
+
+def _enforce(kfp: Kfp) -> None:
+    limits = {run.id: 0.0 for run in kfp.recurring_runs_of("nightly")}
+    found = budget.overdue(kfp.runs(), limits, now=4e9)
+    assert found
+    for run, _, _ in found:
+        kfp.terminate(run.run_id)
+
+
+def test_each_job_of_the_schedules_may_do_what_its_command_does_and_no_more(rendered: dict[str, list[Object]]) -> None:
+    used: dict[str, set[Right]] = {}
     with KfpApi() as api:
         api.apply(manifests(PIN, OTHER_PIN))
-        kfp = Kfp(api.url, "understudy")
-        for items in (
-            wanted(schedule("nightly")),
-            wanted(schedule("nightly", enabled=False)),
-            wanted(schedule("nightly", pipeline_version=OTHER_PIN)),
-        ):
-            apply(make_plan(items, kfp, Path("/nonexistent")), items, kfp)
-        item = schedule("nightly", pipeline_version=OTHER_PIN, params={"data.source": "s3://bucket/rows/"})
-        trigger(item, PARAMS, kfp, lambda source: "a" * 64, arguments_of)
-        limits = {run.id: 0.0 for run in kfp.recurring_runs("understudy-")}
-        for run, _, _ in budget.overdue(kfp.runs(), limits, now=4e9):
-            kfp.terminate(run.run_id)
-        used = {right for method, path in api.calls if (right := _right(method, path))}
-    assert granted(rendered["production"], "understudy-schedules") == used
+        for name, command in {"apply": _apply, "drift": _plan, "trigger": _trigger, "enforce": _enforce}.items():
+            api.calls.clear()
+            command(Kfp(api.url, "understudy"))
+            used[name] = {right for method, path in api.calls if (right := _right(method, path))}
+    assert {name: granted(rendered["production"], f"understudy-schedules-{name}") for name in used} == used
+    assert {verb for verb, *_ in used["drift"]} == {"list"}
 
 
 def test_the_lease_of_a_promotion_needs_three_verbs(rendered: dict[str, list[Object]]) -> None:
@@ -138,7 +157,7 @@ def test_the_lease_of_a_promotion_needs_three_verbs(rendered: dict[str, list[Obj
     assert granted(rendered["production"], "understudy-promotion") == used
 
 
-def test_only_two_accounts_have_roles_and_each_role_is_tested_here(rendered: dict[str, list[Object]]) -> None:
+def test_no_other_account_has_a_role_and_each_role_is_tested_here(rendered: dict[str, list[Object]]) -> None:
     bound = {
         (subject["name"], item["roleRef"]["name"])
         for item in rendered["production"]
@@ -149,5 +168,5 @@ def test_only_two_accounts_have_roles_and_each_role_is_tested_here(rendered: dic
         ("understudy-runner", "understudy-runner"),
         ("understudy-runner", "understudy-preflight"),
         ("understudy-runner", "understudy-promotion"),
-        ("understudy-schedules", "understudy-schedules"),
+        *((f"understudy-schedules-{name}",) * 2 for name in ("apply", "drift", "trigger", "enforce")),
     }

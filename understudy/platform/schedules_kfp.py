@@ -86,7 +86,8 @@ class Kfp:
             if error.status in (401, 403):
                 raise ConfigError(
                     f"KFP at {where} does not let this account {what} in namespace {self.namespace!r}: {said} "
-                    "Check the Role understudy-schedules and the token's audience pipelines.kubeflow.org."
+                    "Check the account's Role (k8s/apps/base/platform/schedules.yaml) and the token's audience "
+                    "pipelines.kubeflow.org."
                 ) from error
             if error.status and 400 <= error.status < 500:
                 raise ConfigError(f"KFP at {where} refuses to {what}: {said}") from error
