@@ -165,8 +165,14 @@ CLUSTER: Violations = {
         lambda i: one(i, "Role", "understudy-runner")["rules"][3].update(resources=["pods/exec"]),
         "grants 'pods/exec'",
     ),
+    "every_lease": (
+        lambda i: one(i, "Role", "understudy-runner")["rules"].append(
+            {"apiGroups": ["coordination.k8s.io"], "resources": ["leases"], "verbs": ["get", "create", "update"]}
+        ),
+        "may do ['create', 'get', 'update'] on leases of any name; promotions take ['understudy-promotion-understudy-",
+    ),
     "cluster_admin": (
-        lambda i: put(one(i, "ClusterRoleBinding", "understudy-preflight")["roleRef"], name="cluster-admin"),
+        lambda i: put(one(i, "RoleBinding", "understudy-runner")["roleRef"], name="cluster-admin"),
         "binds cluster-admin",
     ),
     "default_account": (
