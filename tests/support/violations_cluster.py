@@ -23,6 +23,13 @@ CLUSTER: Violations = {
         lambda i: put(one(i, "NetworkPolicy", "mlflow")["spec"]["podSelector"]["matchLabels"], typo="x"),
         "NetworkPolicy/mlflow: podSelector",
     ),
+    "flow_of_an_unknown_step": (
+        lambda i: put(
+            one(i, "NetworkPolicy", "notify-webhook")["spec"]["podSelector"]["matchLabels"],
+            **{"understudy.dev/step": "tell"},
+        ),
+        "NetworkPolicy/notify-webhook: podSelector {'matchLabels': {'understudy.dev/step': 'tell'}} matches no pod",
+    ),
     "peer_without_pods": (
         lambda i: one(i, "NetworkPolicy", "mlflow-backup")["spec"]["egress"][0]["to"][0]["podSelector"].update(
             matchLabels={"app": "postgres"}
