@@ -21,8 +21,13 @@ fi
 version=$(sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 registry=${REGISTRY:-understudy}
 tag=${TAG:-$version}
-revision=$(git rev-parse HEAD 2>/dev/null || echo unknown)
-[ -z "$(git status --porcelain 2>/dev/null)" ] || revision="$revision-dirty"
+# What the image tells of its code (platform/registry.py): a commit only of the repository that holds this folder, and
+# never as clean while the context differs from it.
+revision=unknown
+if git ls-files --error-unmatch docker/build.sh >/dev/null 2>&1 &&
+  commit=$(git rev-parse HEAD 2>/dev/null) && changes=$(git status --porcelain -- . 2>/dev/null); then
+  revision=$commit${changes:+-dirty}
+fi
 read -ra build_flags <<<"${BUILD_FLAGS:-}"
 read -ra run_flags <<<"${RUN_FLAGS:-}"
 

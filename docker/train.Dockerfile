@@ -68,6 +68,7 @@ RUN ldconfig \
  && install -d -o 10001 -g 10001 -m 0770 /var/understudy
 # TMPDIR is the mount itself: KFP's executor calls mktemp there, and an empty mount has no folders yet.
 ENV PATH=/opt/understudy/bin:${PATH} \
+    UNDERSTUDY_GIT_COMMIT=${REVISION} \
     UNDERSTUDY_WORKDIR=/var/understudy \
     HOME=/var/understudy \
     TMPDIR=/var/understudy \

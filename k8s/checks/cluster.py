@@ -10,6 +10,8 @@ from typing import Any
 
 from k8s.checks.pods import ZERO_DIGEST
 from k8s.checks.render import Object, title
+from understudy.platform.promotion.kubernetes_lease import lease_name
+from understudy.platform.promotion.places import open_place, place_uri
 
 _CRON = ((0, 59), (0, 23), (1, 31), (1, 12), (0, 6))
 _CRON_NAMES: tuple[dict[str, int], ...] = (
@@ -37,12 +39,42 @@ def permissions(items: list[Object]) -> Iterator[str]:
                 yield f"{title(item)}: grants every API group"
             if "secrets" in resources and (not rule.get("resourceNames") or verbs - {"get"}):
                 yield f"{title(item)}: may do {sorted(verbs)} on secrets; only 'get' on named ones is granted"
+            named = rule.get("resourceNames", [])
+            if "leases" in resources and verbs != {"create"} and named != (taken := _promotion_leases(items)):
+                which = named or "of any name"
+                yield f"{title(item)}: may do {sorted(verbs)} on leases {which}; promotions take {taken}"
     for item in items:
         if item["kind"] in ("RoleBinding", "ClusterRoleBinding"):
             if item["roleRef"]["name"] in ("cluster-admin", "admin", "edit"):
                 yield f"{title(item)}: binds {item['roleRef']['name']}"
             if any(subject["name"] in ("default", "system:authenticated") for subject in item["subjects"]):
                 yield f"{title(item)}: binds an account that many pods share"
+
+
+def _promotion_leases(items: list[Object]) -> list[str]:
+    """Return the names of the Leases that promotions of the served models take in this environment."""
+    stores = [
+        item["data"]["UNDERSTUDY_STORAGE_URI"] for item in items if item["metadata"]["name"] == "understudy-settings"
+    ]
+    models = [
+        item["metadata"]["annotations"]["understudy.dev/model"] for item in items if item["kind"] == "InferenceService"
+    ]
+    return [lease_name(open_place(place_uri(store, model)).uri) for store in stores for model in models]
+
+
+def allowed(items: list[Object], account: str, verb: str, group: str, resource: str) -> bool:
+    """Say whether a Role that is bound to the account grants this."""
+    roles = {
+        item["roleRef"]["name"]
+        for item in items
+        if item["kind"] == "RoleBinding" and any(subject["name"] == account for subject in item["subjects"])
+    }
+    return any(
+        verb in rule["verbs"] and group in rule["apiGroups"] and resource in rule["resources"]
+        for item in items
+        if item["kind"] == "Role" and item["metadata"]["name"] in roles
+        for rule in item["rules"]
+    )
 
 
 def schedules(items: list[Object]) -> Iterator[str]:

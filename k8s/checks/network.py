@@ -42,12 +42,23 @@ def matches(selector: Selector, labels: dict[str, str]) -> bool:
     return True
 
 
+def step_labels(items: list[Object]) -> list[dict[str, str]]:
+    """Return the labels of the pods that KFP makes of the compiled pipelines' steps."""
+    platforms = [item["spec"].get("platformSpec", {}) for item in items if item["kind"] == "PipelineVersion"]
+    executors = [
+        executor
+        for platform in platforms
+        for executor in platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"].values()
+    ]
+    return [executor.get("podMetadata", {}).get("labels", {}) for executor in executors]
+
+
 def network_policies(items: list[Object]) -> Iterator[str]:
     """Default deny in the namespace; every selector matches a pod; no rule is open to everybody."""
     policies = [item for item in items if item["kind"] == "NetworkPolicy"]
     if not any(_denies_everything(policy["spec"]) for policy in policies):
         yield "NetworkPolicy: nothing denies by default in namespace understudy"
-    ours = [("understudy", pod.labels) for pod in templates(items)]
+    ours = [("understudy", labels) for labels in (*(pod.labels for pod in templates(items)), *step_labels(items))]
     everyone = [(pod["namespace_labels"], pod["labels"]) for pod in neighbours()]
     everyone += [({"kubernetes.io/metadata.name": namespace}, labels) for namespace, labels in ours]
     in_namespace = [labels for spaces, labels in everyone if spaces["kubernetes.io/metadata.name"] == "understudy"]

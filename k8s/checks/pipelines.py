@@ -10,11 +10,13 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from k8s.checks.pods import SECRET_NAME, SECRET_VALUE
+from k8s.checks.cluster import allowed
+from k8s.checks.pods import RUNNER, SECRET_NAME, SECRET_VALUE
 from k8s.checks.references import Known
 from k8s.checks.render import Object, title
 from pipelines.compile import PIPELINE_NAME, content_hash
 from pipelines.settings import LAUNCH_VARIABLE, PRIORITY_LABEL, QUEUE_LABEL
+from understudy.platform.promotion.kubernetes_lease import NAMESPACE as LEASE_VARIABLE
 
 _DIGEST = re.compile(r".+@sha256:[0-9a-f]{64}")
 Step = tuple[str, dict[str, Any], dict[str, Any]]
@@ -30,6 +32,7 @@ def compiled_pipelines(items: list[Object]) -> Iterator[str]:
             *cpu_steps(version),
             *_pods(version),
             *_references(version, items),
+            *_rights(version, items),
             *_artifacts(version),
         )
         yield from (f"{where}: {problem}" for problem in found)
@@ -138,13 +141,29 @@ def _names(container: dict[str, Any], settings: dict[str, Any]) -> Iterator[tupl
         yield "LocalQueue", labels[QUEUE_LABEL], None
     if PRIORITY_LABEL in labels:
         yield "WorkloadPriorityClass", labels[PRIORITY_LABEL], None
-    launch = {entry["name"]: entry["value"] for entry in container.get("env", [])}.get(LAUNCH_VARIABLE)
+    launch = _variables(container).get(LAUNCH_VARIABLE)
     if launch:
         given = json.loads(launch)
         yield "ClusterTrainingRuntime", given["runtime"], None
         if "queue" in given:
             yield "LocalQueue", given["queue"], None
             yield "WorkloadPriorityClass", given["priority"], None
+
+
+def _rights(version: Object, items: list[Object]) -> Iterator[str]:
+    """What most pipelines do not need, their environment grants by a component."""
+    for step, container, _ in steps(version):
+        variables = _variables(container)
+        nodes = json.loads(variables.get(LAUNCH_VARIABLE, "{}")).get("nodes", 1)
+        if nodes > 1 and not allowed(items, RUNNER, "create", "trainer.kubeflow.org", "trainjobs"):
+            yield f"{step}: runs on {nodes} nodes and may start no TrainJob; add the component several-nodes"
+        if step == "promote" and LEASE_VARIABLE in variables:
+            if not allowed(items, RUNNER, "update", "coordination.k8s.io", "leases"):
+                yield f"{step}: takes a Lease and may not; add the component promotion-lease"
+
+
+def _variables(container: dict[str, Any]) -> dict[str, str]:
+    return {entry["name"]: entry["value"] for entry in container.get("env", [])}
 
 
 def _artifacts(version: Object) -> Iterator[str]:

@@ -15,7 +15,8 @@ from k8s.checks.render import Object, title
 
 ALLOWED_VOLUMES = {"configMap", "csi", "downwardAPI", "emptyDir", "ephemeral", "persistentVolumeClaim", "projected"}
 ALLOWED_VOLUMES |= {"secret"}
-HOLDS_TOKEN = {"understudy-runner"}
+RUNNER = "understudy-runner"
+HOLDS_TOKEN = {RUNNER}
 ZERO_DIGEST = "sha256:" + "0" * 64
 _LONG_RUNNING = {"Deployment", "StatefulSet", "DaemonSet", "InferenceService"}
 SECRET_NAME = re.compile(r"(PASSWORD|PASSWD|SECRET|TOKEN|API_?KEY|ACCESS_KEY|CREDENTIAL)", re.IGNORECASE)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -78,6 +79,9 @@ def problems(text: str, targets: list[str]) -> list[str]:
         for variable in ("UNDERSTUDY_WORKDIR", "HOME", "TMPDIR", "HF_HOME", "MPLCONFIGDIR", "DVC_SITE_CACHE_DIR"):
             if f"{variable}=/var/understudy" not in environment:
                 found.append(f"{target}: {variable} is not below /var/understudy")
+        revisions = [rest for word, rest in chain if word == "ARG" and rest.partition("=")[0] == "REVISION"]
+        if revisions != ["REVISION=unknown"] or "UNDERSTUDY_GIT_COMMIT=${REVISION}" not in environment.split():
+            found.append(f"{target}: does not know its commit")
         if not any("/usr/share/sbom" in rest for word, rest in chain if word == "COPY"):
             found.append(f"{target}: no SBOM")
         if words.get("ENTRYPOINT") != '["understudy"]' or words.get("CMD") != '["--help"]':
@@ -116,6 +120,8 @@ def test_hadolint_is_content(path: Path) -> None:
         ("ENV PATH", "ENV HF_TOKEN=abc\nENV PATH", "a secret in the image's history"),
         ("org.opencontainers.image.revision", "revision", "no label revision"),
         ("WORKDIR /app\n", "WORKDIR /app\nADD https://example.com/x /x\n", "ADD: use COPY"),
+        ("    UNDERSTUDY_GIT_COMMIT=${REVISION} \\\n", "", "does not know its commit"),
+        ("ARG REVISION=unknown\n", "", "does not know its commit"),
         ('CMD ["--help"]', 'CMD ["run"]', "does not show its help"),
         ("USER 10001:10001\n", "USER 10001:10001\nRUN true\n", "runs something after USER"),
     ],
@@ -146,3 +152,54 @@ def test_build_script_is_valid_and_says_what_is_missing(tmp_path: Path) -> None:
     done = subprocess.run([bash, str(script)], env={"PATH": str(tmp_path)}, capture_output=True, text=True)
     assert done.returncode == 5
     assert "install buildah or podman" in done.stderr
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """A repository with the build script, and a builder that writes down what it is told."""
+    folder = tmp_path / "checkout"
+    (folder / "docker").mkdir(parents=True)
+    for name in ("docker/build.sh", "pyproject.toml"):
+        shutil.copy(ROOT / name, folder / name)
+    builder = tmp_path / "builder"
+    builder.write_text(f'#!/bin/sh\necho "$@" >>{tmp_path}/calls\n')
+    builder.chmod(0o755)
+    return folder
+
+
+def git(folder: Path, *arguments: str) -> str:
+    who = ["-c", "user.name=n", "-c", "user.email=e@example.com"]
+    done = subprocess.run(["git", "-C", str(folder), *who, *arguments], check=True, capture_output=True, text=True)
+    return done.stdout.strip()
+
+
+def told_revision(checkout: Path) -> str:
+    """Run the build script; return the REVISION that it gives to the builder."""
+    calls = checkout.parent / "calls"
+    calls.unlink(missing_ok=True)
+    environment = {**os.environ, "BUILDER": str(checkout.parent / "builder")}
+    subprocess.run([str(checkout / "docker/build.sh"), "steps"], env=environment, check=True, capture_output=True)
+    (revision,) = re.findall(r"--build-arg REVISION=(\S+)", calls.read_text())
+    return str(revision)
+
+
+def test_the_build_tells_the_commit_and_whether_the_context_differs_from_it(checkout: Path) -> None:
+    assert told_revision(checkout) == "unknown"
+    git(checkout, "init", "--quiet")
+    git(checkout, "add", ".")
+    git(checkout, "commit", "--quiet", "-m", "first")
+    commit = git(checkout, "rev-parse", "HEAD")
+    assert told_revision(checkout) == commit
+    (checkout / "new.py").touch()
+    assert told_revision(checkout) == f"{commit}-dirty"
+    (checkout / "new.py").unlink()
+    (checkout / "pyproject.toml").open("a").write("# changed\n")
+    assert told_revision(checkout) == f"{commit}-dirty"
+
+
+def test_the_build_does_not_tell_the_commit_of_a_repository_around_it(checkout: Path) -> None:
+    (checkout.parent / ".gitignore").write_text("checkout\n")
+    git(checkout.parent, "init", "--quiet")
+    git(checkout.parent, "add", ".gitignore")
+    git(checkout.parent, "commit", "--quiet", "-m", "another project")
+    assert told_revision(checkout) == "unknown"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 import sys
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
-from k8s.checks.render import Object, environment  # noqa: E402
+from k8s.checks.render import Object, environment, render  # noqa: E402
 
 
 @pytest.fixture(scope="session")
@@ -19,6 +20,20 @@ def rendered() -> dict[str, list[Object]]:
     return {
         name: [item for folder in environment(name).values() for item in folder] for name in ("staging", "production")
     }
+
+
+@pytest.fixture(scope="session")
+def with_components(rendered: dict[str, list[Object]], tmp_path_factory: pytest.TempPathFactory) -> list[Object]:
+    """The production objects where every component is named by the overlay."""
+    folder = tmp_path_factory.mktemp("overlay")
+    apps = os.path.relpath(ROOT / "k8s/apps", folder.resolve())
+    components = sorted(path.name for path in (ROOT / "k8s/apps/components").iterdir())
+    lines = ["namespace: understudy", "resources:", f"  - {apps}/production", "components:"]
+    lines += [f"  - {apps}/components/{name}" for name in components]
+    (folder / "kustomization.yaml").write_text("\n".join(lines) + "\n")
+    there = {(item["kind"], item["metadata"]["name"]) for item in rendered["production"]}
+    added = [item for item in render(folder) if (item["kind"], item["metadata"]["name"]) not in there]
+    return [*rendered["production"], *added]
 
 
 @pytest.fixture

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,8 +14,11 @@ from support.kfp_api import KfpApi
 from support.kubernetes_api import Call, KubernetesApi
 from support.lease_api import LeaseApi
 from support.schedules import OTHER_PIN, PARAMS, PIN, arguments_of, manifests, schedule, wanted
-from support.train_jobs import Attempt, VirtualClock, cluster
+from support.train_jobs import LAUNCHER_ROLES, Attempt, VirtualClock, cluster
+from support.violations_pipelines import PIPELINES
 
+from k8s import check
+from k8s.checks.pipelines import compiled_pipelines
 from k8s.checks.render import Object
 from understudy.errors import Preempted, UnderstudyError
 from understudy.platform import budget
@@ -32,6 +37,7 @@ OF_KFP: set[Right] = {
     ("get", "", "pods", ""),
 }
 # KFP's API server asks Kubernetes for these in the caller's name (apiserver/server/*_server.go).
+PLACEHOLDER = "understudy-promotion-placeholder"
 KFP_RESOURCES = {"recurringruns": "jobs", "runs": "runs", "experiments": "experiments", "pipelines": "pipelines"}
 
 
@@ -78,10 +84,15 @@ def _every_way(api: KubernetesApi, clock: VirtualClock, folder: Path) -> list[Ca
     return api.calls
 
 
-def test_the_runner_may_do_what_the_launcher_does_and_no_more(
-    rendered: dict[str, list[Object]], api: KubernetesApi, clock: VirtualClock, tmp_path: Path
+def test_steps_may_do_what_kfp_does_in_their_pods_and_no_more(rendered: dict[str, list[Object]]) -> None:
+    for name in ("staging", "production"):
+        assert granted(rendered[name], "understudy-runner") == OF_KFP
+
+
+def test_with_several_nodes_steps_may_do_what_the_launcher_does_and_no_more(
+    with_components: list[Object], api: KubernetesApi, clock: VirtualClock, tmp_path: Path
 ) -> None:
-    rights = granted(rendered["production"], "understudy-runner", "understudy-preflight")
+    rights = granted(with_components, *LAUNCHER_ROLES)
     named = {(group, resource) for _, group, resource, name in rights if name}
     used = {
         (call.verb, call.group, call.resource, call.name or "" if (call.group, call.resource) in named else "")
@@ -102,26 +113,45 @@ def _right(method: str, path: str) -> Right | None:
     return (verb, "pipelines.kubeflow.org", KFP_RESOURCES[resource], "")
 
 
-def test_the_schedules_may_do_what_their_commands_do_and_no_more(rendered: dict[str, list[Object]]) -> None:
+def _apply(kfp: Kfp) -> None:
+    for items in (
+        wanted(schedule("nightly")),
+        wanted(schedule("nightly", enabled=False)),
+        wanted(schedule("nightly", pipeline_version=OTHER_PIN)),
+    ):
+        apply(make_plan(items, kfp, Path("/nonexistent")), items, kfp)
+
+
+def _plan(kfp: Kfp) -> None:
+    assert make_plan(wanted(schedule("nightly")), kfp, Path("/nonexistent")).drifted
+
+
+def _trigger(kfp: Kfp) -> None:
+    item = schedule("nightly", pipeline_version=OTHER_PIN, params={"data.source": "s3://bucket/rows/"})
+    assert trigger(item, PARAMS, kfp, lambda source: "a" * 64, arguments_of).started
+
+
+def _enforce(kfp: Kfp) -> None:
+    limits = {run.id: 0.0 for run in kfp.recurring_runs_of("nightly")}
+    found = budget.overdue(kfp.runs(), limits, now=4e9)
+    assert found
+    for run, _, _ in found:
+        kfp.terminate(run.run_id)
+
+
+def test_each_job_of_the_schedules_may_do_what_its_command_does_and_no_more(rendered: dict[str, list[Object]]) -> None:
+    used: dict[str, set[Right]] = {}
     with KfpApi() as api:
         api.apply(manifests(PIN, OTHER_PIN))
-        kfp = Kfp(api.url, "understudy")
-        for items in (
-            wanted(schedule("nightly")),
-            wanted(schedule("nightly", enabled=False)),
-            wanted(schedule("nightly", pipeline_version=OTHER_PIN)),
-        ):
-            apply(make_plan(items, kfp, Path("/nonexistent")), items, kfp)
-        item = schedule("nightly", pipeline_version=OTHER_PIN, params={"data.source": "s3://bucket/rows/"})
-        trigger(item, PARAMS, kfp, lambda source: "a" * 64, arguments_of)
-        limits = {run.id: 0.0 for run in kfp.recurring_runs("understudy-")}
-        for run, _, _ in budget.overdue(kfp.runs(), limits, now=4e9):
-            kfp.terminate(run.run_id)
-        used = {right for method, path in api.calls if (right := _right(method, path))}
-    assert granted(rendered["production"], "understudy-schedules") == used
+        for name, command in {"apply": _apply, "drift": _plan, "trigger": _trigger, "enforce": _enforce}.items():
+            api.calls.clear()
+            command(Kfp(api.url, "understudy"))
+            used[name] = {right for method, path in api.calls if (right := _right(method, path))}
+    assert {name: granted(rendered["production"], f"understudy-schedules-{name}") for name in used} == used
+    assert {verb for verb, *_ in used["drift"]} == {"list"}
 
 
-def test_the_lease_of_a_promotion_needs_three_verbs(rendered: dict[str, list[Object]]) -> None:
+def test_a_promotion_may_take_its_own_lease(with_components: list[Object]) -> None:
     verbs = {"GET": "get", "POST": "create", "PUT": "update"}
     asked: list[str] = []
 
@@ -134,20 +164,41 @@ def test_the_lease_of_a_promotion_needs_three_verbs(rendered: dict[str, list[Obj
         lease = KubernetesLease("understudy", lease_name("s3://bucket/model"), "me", 60, api.client())
         with lease.hold(5) as held:
             held.renew()
-    used = {(verbs[method], "coordination.k8s.io", "leases", "") for method in asked}
-    assert granted(rendered["production"], "understudy-promotion") == used
+    names = {"create": "", "get": PLACEHOLDER, "update": PLACEHOLDER}
+    used = {(verb, "coordination.k8s.io", "leases", names[verb]) for verb in (verbs[method] for method in asked)}
+    assert granted(with_components, "understudy-promotion") == used
 
 
-def test_only_two_accounts_have_roles_and_each_role_is_tested_here(rendered: dict[str, list[Object]]) -> None:
-    bound = {
+def test_the_lease_that_an_overlay_must_name_is_told(with_components: list[Object]) -> None:
+    name = lease_name("s3://understudy-production/store/promotion/understudy-ansible")
+    assert list(check.policies(with_components, production=True)) == [
+        f"Role/understudy-promotion: may do ['get', 'update'] on leases ['{PLACEHOLDER}']; promotions take ['{name}']"
+    ]
+    named = json.loads(json.dumps(with_components).replace(PLACEHOLDER, name))
+    assert list(check.problems(named, "production")) == []
+
+
+def test_with_the_components_several_nodes_and_a_lease_are_allowed(with_components: list[Object]) -> None:
+    items = copy.deepcopy(with_components)
+    for name in ("nodes_that_nobody_may_start", "lease_that_nobody_may_take"):
+        PIPELINES[name][0](items)
+    assert [problem for problem in compiled_pipelines(items) if "add the component" in problem] == []
+
+
+def _bound(items: list[Object]) -> set[tuple[str, str]]:
+    return {
         (subject["name"], item["roleRef"]["name"])
-        for item in rendered["production"]
+        for item in items
         if item["kind"] in ("RoleBinding", "ClusterRoleBinding")
         for subject in item["subjects"]
     }
-    assert bound == {
-        ("understudy-runner", "understudy-runner"),
-        ("understudy-runner", "understudy-preflight"),
-        ("understudy-runner", "understudy-promotion"),
-        ("understudy-schedules", "understudy-schedules"),
-    }
+
+
+def test_no_other_account_has_a_role_and_each_role_is_tested_here(
+    rendered: dict[str, list[Object]], with_components: list[Object]
+) -> None:
+    jobs = {(f"understudy-schedules-{name}",) * 2 for name in ("apply", "drift", "trigger", "enforce")}
+    shipped = {("understudy-runner", "understudy-runner"), *jobs}
+    assert _bound(rendered["staging"]) == _bound(rendered["production"]) == shipped
+    optional = ("understudy-launcher", "understudy-preflight", "understudy-promotion")
+    assert _bound(with_components) == shipped | {("understudy-runner", name) for name in optional}

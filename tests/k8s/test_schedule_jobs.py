@@ -47,8 +47,9 @@ def test_what_they_read_is_there(pods: dict[str, Any], rendered: dict[str, list[
         assert mounts["schedules"] == f"/app/{FOLDER}"
         token = volumes["kfp-token"]["projected"]["sources"][0]["serviceAccountToken"]
         assert f"{mounts['kfp-token']}/{token['path']}" == TOKEN_PATH and token["audience"] == "pipelines.kubeflow.org"
-        assert pod["serviceAccountName"] == "understudy-schedules"
-        assert ("envFrom" in container) == (name == "trigger")  # only it reads the source
+        assert pod["serviceAccountName"] == f"understudy-schedules-{name}"
+        read_only = [{"secretRef": {"name": "understudy-source-storage"}}]
+        assert container.get("envFrom") == (read_only if name == "trigger" else None)  # only it reads the source
 
 
 def test_every_schedule_reaches_the_cluster(rendered: dict[str, list[Object]]) -> None:

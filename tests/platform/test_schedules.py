@@ -47,6 +47,7 @@ def test_a_life_of_schedules(api: KfpApi, kfp: Kfp) -> None:
     assert job["trigger"] == {"cron_schedule": {"cron": "0 0 3 * * *"}}
     assert (job["max_concurrency"], job["no_catchup"], job["namespace"]) == ("1", True, "understudy")
     assert job["pipeline_version_reference"]["pipeline_version_id"] == version["pipeline_version_id"]
+    assert job["service_account"] == "understudy-runner"
     assert job["runtime_config"] == {"parameters": {"config": {"seed": 7, "source_sha256": "null"}}}
     assert [row["display_name"] for row in api.experiments.values()] == [EXPERIMENT]
     assert enabled(api) == [both["nightly"].name]
@@ -145,6 +146,14 @@ def test_drift_by_hand_is_undone(api: KfpApi, kfp: Kfp) -> None:
     api.recurring_runs["twin"] = next(iter(api.recurring_runs.values())) | {"recurring_run_id": "twin"}
     assert kinds(reconcile(target, kfp)) == {"nightly": "replace"}
     assert len(api.recurring_runs) == 1 and "twin" not in api.recurring_runs
+
+
+def test_a_recurring_run_of_another_account_is_replaced(api: KfpApi, kfp: Kfp) -> None:
+    reconcile(wanted(schedule()), kfp)
+    other = wanted(schedule(params={"platform.service_account": "team-runner"}))
+    assert kinds(reconcile(other, kfp)) == {"nightly": "replace"}
+    assert [row["service_account"] for row in api.recurring_runs.values()] == ["team-runner"]
+    assert kinds(reconcile(other, kfp)) == {"nightly": "unchanged"}
 
 
 def test_pins(api: KfpApi, kfp: Kfp, tmp_path: Path) -> None:

@@ -53,6 +53,7 @@ def test_new_content_starts_one_run_with_its_digest(api: KfpApi, kfp: Kfp) -> No
     (run,) = api.runs.values()
     assert run["run_id"] == first.run_id and run["recurring_run_id"] in api.recurring_runs
     assert run["runtime_config"]["parameters"]["config"]["source_sha256"] == OLD
+    assert run["service_account"] == "understudy-runner"
     assert OLD in run["description"]
     for state in ("RUNNING", "SUCCEEDED"):
         api.finish(first.run_id or "", state)

@@ -72,9 +72,12 @@ def request() -> Request:
     return Request("sft", {"seed": 1}, {"dataset": DATASET, "start": None}, [PolicyRef])
 
 
+LAUNCHER_ROLES = ("understudy-runner", "understudy-launcher", "understudy-preflight")
+
+
 def rules_of(*role_names: str) -> list[dict[str, Any]]:
     """Rules of the Roles and ClusterRoles that k8s/ gives to the launcher's service account."""
-    files = ["k8s/apps/base/platform/roles.yaml", "k8s/infrastructure/cluster-roles.yaml"]
+    files = ["k8s/apps/base/platform/roles.yaml", "k8s/apps/components/several-nodes/roles.yaml"]
     objects = [item for file in files for item in yaml.safe_load_all((ROOT / file).read_text())]
     roles = [item for item in objects if item["kind"].endswith("Role") and item["metadata"]["name"] in role_names]
     assert len(roles) == len(role_names)
@@ -89,7 +92,7 @@ def runtime(step: str) -> dict[str, Any]:
 @contextmanager
 def cluster(clock: VirtualClock, now: Callable[[], float] | None = None) -> Iterator[KubernetesApi]:
     """A cluster with the objects of k8s/ that the launcher looks at, and its rights."""
-    with KubernetesApi(now or clock.now, rules_of("understudy-runner", "understudy-preflight")) as api:
+    with KubernetesApi(now or clock.now, rules_of(*LAUNCHER_ROLES)) as api:
         for step in ("sft", "align"):
             api.cluster_objects["clustertrainingruntimes", f"understudy-{step}"] = runtime(step)
         for name in ("understudy-scheduled", "understudy-adhoc"):

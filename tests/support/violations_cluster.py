@@ -23,6 +23,13 @@ CLUSTER: Violations = {
         lambda i: put(one(i, "NetworkPolicy", "mlflow")["spec"]["podSelector"]["matchLabels"], typo="x"),
         "NetworkPolicy/mlflow: podSelector",
     ),
+    "flow_of_an_unknown_step": (
+        lambda i: put(
+            one(i, "NetworkPolicy", "notify-webhook")["spec"]["podSelector"]["matchLabels"],
+            **{"understudy.dev/step": "tell"},
+        ),
+        "NetworkPolicy/notify-webhook: podSelector {'matchLabels': {'understudy.dev/step': 'tell'}} matches no pod",
+    ),
     "peer_without_pods": (
         lambda i: one(i, "NetworkPolicy", "mlflow-backup")["spec"]["egress"][0]["to"][0]["podSelector"].update(
             matchLabels={"app": "postgres"}
@@ -165,8 +172,14 @@ CLUSTER: Violations = {
         lambda i: one(i, "Role", "understudy-runner")["rules"][3].update(resources=["pods/exec"]),
         "grants 'pods/exec'",
     ),
+    "every_lease": (
+        lambda i: one(i, "Role", "understudy-runner")["rules"].append(
+            {"apiGroups": ["coordination.k8s.io"], "resources": ["leases"], "verbs": ["get", "create", "update"]}
+        ),
+        "may do ['create', 'get', 'update'] on leases of any name; promotions take ['understudy-promotion-understudy-",
+    ),
     "cluster_admin": (
-        lambda i: put(one(i, "ClusterRoleBinding", "understudy-preflight")["roleRef"], name="cluster-admin"),
+        lambda i: put(one(i, "RoleBinding", "understudy-runner")["roleRef"], name="cluster-admin"),
         "binds cluster-admin",
     ),
     "default_account": (

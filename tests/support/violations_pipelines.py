@@ -100,6 +100,16 @@ PIPELINES: dict[str, tuple[Callable[[Items], Any], str]] = {
         ),
         "names ClusterTrainingRuntime 'typo'",
     ),
+    "nodes_that_nobody_may_start": (
+        lambda i: next(e for e in container(i, "sft")["env"] if e["name"] == "UNDERSTUDY_LAUNCH").update(
+            value=json.dumps({"runtime": "understudy-sft", "nodes": 4})
+        ),
+        "sft: runs on 4 nodes and may start no TrainJob; add the component several-nodes",
+    ),
+    "lease_that_nobody_may_take": (
+        lambda i: container(i, "promote")["env"].append({"name": "UNDERSTUDY_LEASE_NAMESPACE", "value": "understudy"}),
+        "promote: takes a Lease and may not; add the component promotion-lease",
+    ),
     "content_that_travels_through_kfp": (
         lambda i: version(i)["spec"]["pipelineSpec"]["components"]["comp-sft"]["inputDefinitions"].update(
             artifacts={"a": {"artifactType": {"schemaTitle": "system.Model", "schemaVersion": "0.0.1"}}}

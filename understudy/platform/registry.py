@@ -30,6 +30,9 @@ POLICY_MANIFEST = "policy-manifest.json"
 _PICKLES = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib"}
 _WEIGHTS_AND_CONFIG = ("*.safetensors", "*.safetensors.index.json", "config.json", "generation_config.json", MANIFEST)
 _REQUIREMENTS = ("transformers", "torch", "accelerate", "mlflow")
+_CODE = ("understudy", "components", "pipelines", "examples", "pyproject.toml", "constraints.txt")  # examples: judges
+_DIRTY = "-dirty"
+_UNKNOWN_ORIGIN = {"git_commit": "unknown", "git_dirty": "unknown"}
 
 
 @dataclass(frozen=True)
@@ -263,20 +266,33 @@ def refuse_pickles(folder: Path) -> None:
 
 
 def code_origin() -> dict[str, str]:
-    """Return the commit of the code and whether it was changed since, as far as can be known.
+    """Return the commit of the code and whether it was changed since; "unknown" for what cannot be known.
 
-    An image has no Git: its build sets UNDERSTUDY_GIT_COMMIT and UNDERSTUDY_IMAGE_DIGEST.
+    An image has no Git: its build sets UNDERSTUDY_GIT_COMMIT, with `-dirty` behind it where the code was changed since
+    (docker/build.sh), and its steps get UNDERSTUDY_IMAGE_DIGEST. Params, data and judges have digests of their own.
     """
-    origin = {"git_commit": os.environ.get("UNDERSTUDY_GIT_COMMIT", ""), "git_dirty": "false"}
-    if not origin["git_commit"]:
-        folder = Path(__file__).parent
-        commit, status = _git(folder, "rev-parse", "HEAD"), _git(folder, "status", "--porcelain", "--", "..")
-        origin = {
-            "git_commit": commit or "unknown",
-            "git_dirty": "unknown" if status is None else str(bool(status)).lower(),
-        }
+    given = os.environ.get("UNDERSTUDY_GIT_COMMIT")
+    origin = _told_origin(given) if given else _git_origin(Path(__file__).resolve())
     digest = os.environ.get("UNDERSTUDY_IMAGE_DIGEST")
     return origin | ({"image_digest": digest} if digest else {})
+
+
+def _told_origin(revision: str) -> dict[str, str]:
+    commit = revision.removesuffix(_DIRTY)
+    if commit == "unknown":
+        return dict(_UNKNOWN_ORIGIN)
+    return {"git_commit": commit, "git_dirty": str(commit != revision).lower()}
+
+
+def _git_origin(file: Path) -> dict[str, str]:
+    """Ask the repository that tracks this file; one that only surrounds it (a .venv in it) says nothing about it."""
+    top = file.parents[2]
+    if _git(top, "ls-files", "--error-unmatch", "--", str(file)) is None:
+        return dict(_UNKNOWN_ORIGIN)
+    commit, changes = _git(top, "rev-parse", "HEAD"), _git(top, "status", "--porcelain", "--", *_CODE)
+    if not commit or changes is None:
+        return dict(_UNKNOWN_ORIGIN)
+    return {"git_commit": commit, "git_dirty": str(bool(changes)).lower()}
 
 
 def _git(folder: Path, *arguments: str) -> str | None:

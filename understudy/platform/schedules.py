@@ -36,6 +36,7 @@ class Wanted:
     schedule: Schedule
     arguments: Mapping[str, Any]
     name: str
+    account: str  # of the pods of its runs
     estimate: Estimate
 
 
@@ -98,7 +99,8 @@ def work_out(schedules: Mapping[str, Schedule], base: Path, arguments_of: Argume
         except ConfigError as error:
             problems.append(f"schedule {name}: {error}")
             continue
-        wanted[name] = Wanted(schedule, arguments, schedule.run_name(arguments), expected)
+        account = params.platform.service_account
+        wanted[name] = Wanted(schedule, arguments, schedule.run_name(arguments), account, expected)
     if problems:
         raise ConfigError("\n".join(problems))
     return wanted
@@ -155,7 +157,8 @@ def _action(wanted: Wanted, runs: Sequence[RecurringRun], versions: Mapping[str,
 def _matches(run: RecurringRun, wanted: Wanted, version_id: str) -> bool:
     """Whether a recurring run is what the name says: somebody may have made another one under it."""
     same_settings = run.max_concurrency == 1 and run.no_catchup and run.cron == wanted.schedule.cron
-    return run.name == wanted.name and run.version_id == version_id and same_settings
+    same_code = run.version_id == version_id and run.account == wanted.account
+    return run.name == wanted.name and same_code and same_settings
 
 
 def apply(plan: Plan, wanted: Mapping[str, Wanted], kfp: Kfp, tell: Callable[[str], None] = lambda line: None) -> None:
@@ -183,7 +186,7 @@ def apply(plan: Plan, wanted: Mapping[str, Wanted], kfp: Kfp, tell: Callable[[st
             ids = plan.versions[item.schedule.pipeline_version]
             enabled = item.schedule.enabled and not action.remove
             note = f"{item.schedule.pipeline_version}, at most {item.schedule.budget_gpu_hours:g} GPU hours a run"
-            kept = kfp.create(item.name, item.schedule.cron, ids, item.arguments, enabled, note)
+            kept = kfp.create(item.name, item.schedule.cron, ids, item.arguments, enabled, note, item.account)
         for old in action.remove:
             kfp.set_enabled(old, False)
         if item is not None and (action.keep or action.remove):

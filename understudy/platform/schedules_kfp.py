@@ -37,6 +37,7 @@ class RecurringRun:
     enabled: bool
     cron: str
     version_id: str
+    account: str
     experiment_id: str
     max_concurrency: int
     no_catchup: bool
@@ -86,7 +87,8 @@ class Kfp:
             if error.status in (401, 403):
                 raise ConfigError(
                     f"KFP at {where} does not let this account {what} in namespace {self.namespace!r}: {said} "
-                    "Check the Role understudy-schedules and the token's audience pipelines.kubeflow.org."
+                    "Check the account's Role (k8s/apps/base/platform/schedules.yaml) and the token's audience "
+                    "pipelines.kubeflow.org."
                 ) from error
             if error.status and 400 <= error.status < 500:
                 raise ConfigError(f"KFP at {where} refuses to {what}: {said}") from error
@@ -151,15 +153,26 @@ class Kfp:
         return str(made.experiment_id)
 
     def create(
-        self, name: str, cron: str, ids: tuple[str, str], arguments: Mapping[str, Any], enabled: bool, note: str
+        self,
+        name: str,
+        cron: str,
+        ids: tuple[str, str],
+        arguments: Mapping[str, Any],
+        enabled: bool,
+        note: str,
+        account: str,
     ) -> str:
-        """Create a recurring run of one pipeline version, one at a time and without catching up; return its id."""
+        """Create a recurring run of one pipeline version, one at a time and without catching up; return its id.
+
+        `account` is the service account of its runs' pods; without one KFP takes its own, which may do nothing of ours.
+        """
         import kfp_server_api as api
 
         body = api.V2beta1RecurringRun(
             display_name=name,
             description=f"{OWNER}: {note}",
             experiment_id=self.experiment_id(create=True),
+            service_account=account,
             mode=api.RecurringRunMode.ENABLE if enabled else api.RecurringRunMode.DISABLE,
             trigger=api.V2beta1Trigger(cron_schedule=api.V2beta1CronSchedule(cron=cron)),
             max_concurrency="1",
@@ -207,6 +220,7 @@ def _recurring_run(item: Any) -> RecurringRun:
         enabled=item.mode == "ENABLE",
         cron=str(cron.cron) if cron else "",
         version_id=str(reference.pipeline_version_id) if reference else "",
+        account=str(item.service_account or ""),
         experiment_id=str(item.experiment_id or ""),
         max_concurrency=int(item.max_concurrency or 0),
         no_catchup=bool(item.no_catchup),

@@ -77,11 +77,11 @@ def trigger(
     why = "the content is new" if not earlier else f"again: the last run is {earlier[0].state}"
     if dry_run:
         return Triggered(schedule.name, source, digest, name, None, False, f"would start: {why}")
-    run_id = _start(schedule, name, digest, arguments_of(params, digest), kfp)
+    run_id = _start(schedule, name, digest, arguments_of(params, digest), params.platform.service_account, kfp)
     return Triggered(schedule.name, source, digest, name, run_id, True, why)
 
 
-def _start(schedule: Schedule, name: str, digest: str, arguments: Mapping[str, Any], kfp: Kfp) -> str:
+def _start(schedule: Schedule, name: str, digest: str, arguments: Mapping[str, Any], account: str, kfp: Kfp) -> str:
     import kfp_server_api as api
 
     parents = [run for run in kfp.recurring_runs_of(schedule.name) if run.enabled]
@@ -99,6 +99,7 @@ def _start(schedule: Schedule, name: str, digest: str, arguments: Mapping[str, A
         description=f"New content of the source: sha256 {digest}",
         experiment_id=parents[0].experiment_id,
         recurring_run_id=parents[0].id,
+        service_account=account,
         pipeline_version_reference=api.V2beta1PipelineVersionReference(pipeline_id=ids[0], pipeline_version_id=ids[1]),
         runtime_config=api.V2beta1RuntimeConfig(parameters=dict(arguments)),
     )

@@ -154,7 +154,8 @@ class KubernetesLease:
             if error.status in (401, 403, 404, 422):
                 raise ConfigError(
                     f"Kubernetes does not let this account {verb} {where} (status {error.status}). Allow get, create "
-                    f"and update of leases.coordination.k8s.io there, or unset {NAMESPACE}."
+                    "and update of leases.coordination.k8s.io there (k8s/apps/components/promotion-lease), or unset "
+                    f"{NAMESPACE}."
                 ) from error
             raise ServiceUnreachable(f"Kubernetes could not {verb} {where}: status {error.status}.") from error
         except HTTPError as error:

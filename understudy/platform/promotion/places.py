@@ -62,11 +62,15 @@ def open_place(uri: str) -> Place:
 def place_of(workdir: Path, model: str) -> Place:
     """Return where a model's lease, journal and decisions lie: beside the store, so that all who use it meet."""
     store = os.environ.get("UNDERSTUDY_STORAGE_URI", "")
-    root = store.rstrip("/") if store.startswith("s3://") else str(workdir.absolute())
+    return open_place(place_uri(store if store.startswith("s3://") else str(workdir.absolute()), model))
+
+
+def place_uri(root: str, model: str) -> str:
+    """Return the place of a model below a store or folder."""
     name = quote(model, safe="").replace(".", "%2E") if model.strip(".") == "" else quote(model, safe="")
     if len(name) > _LONGEST:
         name = f"{name[: _LONGEST - 65]}-{hashlib.sha256(model.encode()).hexdigest()}"
-    return open_place(f"{root}/promotion/{name}")
+    return f"{root.rstrip('/')}/promotion/{name}"
 
 
 @contextmanager

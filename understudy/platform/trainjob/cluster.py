@@ -1,6 +1,6 @@
 """The Kubernetes calls of the launcher, each with a bounded wait, and what their refusals mean to a person.
 
-They need exactly what the Role understudy-runner and the ClusterRole understudy-preflight allow (k8s/).
+They need what k8s/apps/components/several-nodes allows, and `get` of pods, which KFP's launcher needs anyway.
 """
 
 from __future__ import annotations
@@ -198,7 +198,7 @@ class Cluster:
             return _BadRequest(message)
         return ConfigError(
             f"This pod may not {what} in namespace {self.namespace} ({status}): {message}. It needs the service "
-            "account understudy-runner and its Role (k8s/apps/base/platform/roles.yaml)."
+            "account understudy-runner, and the environment the component several-nodes (k8s/apps/components)."
         )
 
 
