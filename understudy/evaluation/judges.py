@@ -245,18 +245,21 @@ def _existing(config: JudgeConfig, place: str, root: Path | None) -> Path:
 
 
 def _encode(tokenizer: Any, prompts: Sequence[str], responses: Sequence[str]) -> Any:
-    arguments = {"return_tensors": "pt", "padding": True, "truncation": True}
-    if tokenizer.model_max_length > 10**9:
-        arguments["max_length"] = 2048
+    from understudy.models.text_encoder import TextEncoder
+
+    limit = 2048 if tokenizer.model_max_length > 10**9 else tokenizer.model_max_length
     if not tokenizer.chat_template:
-        return tokenizer(list(prompts), list(responses), **arguments)
-    texts = [
-        tokenizer.apply_chat_template(
-            [{"role": "user", "content": prompt}, {"role": "assistant", "content": response}], tokenize=False
-        )
+        arguments = {"return_tensors": "pt", "padding": True, "truncation": True, "max_length": limit}
+        # A response that names the separator must not begin a part of its own.
+        return tokenizer(list(prompts), list(responses), split_special_tokens=True, **arguments)
+    encoder = TextEncoder(tokenizer)
+    turns = [
+        [{"role": "user", "content": prompt}, {"role": "assistant", "content": response}]
         for prompt, response in zip(prompts, responses, strict=True)
     ]
-    return tokenizer(texts, add_special_tokens=False, **arguments)
+    kept = slice(limit) if tokenizer.truncation_side == "right" else slice(-limit, None)
+    ids = [encoder.chat(conversation, add_generation_prompt=False)[kept] for conversation in turns]
+    return tokenizer.pad({"input_ids": ids}, return_tensors="pt")
 
 
 def _log_odds(logits_BC: Any) -> Any:

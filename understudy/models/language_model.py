@@ -12,6 +12,7 @@ import copy
 import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
@@ -22,6 +23,7 @@ from understudy.errors import ConfigError
 from understudy.models.architecture import is_plain_decoder
 from understudy.models.logps import chosen_logps, head_logps
 from understudy.models.packing import Packed, pack, reading
+from understudy.models.text_encoder import TextEncoder
 
 Message = dict[str, str]
 
@@ -126,17 +128,28 @@ class LanguageModel:
         """Where the weights are."""
         return cast("torch.device", next(self.model.parameters()).device)
 
+    @cached_property
+    def _text(self) -> TextEncoder:
+        return TextEncoder(self.tokenizer, self.end_token_id)
+
     def encode_prompt(self, messages: Sequence[Message]) -> list[int]:
-        """Token ids of a conversation up to where the response begins, by the chat template if there is one."""
+        """Token ids of a conversation up to where the response begins, by the chat template if there is one.
+
+        Raises:
+            UnencodableText: the template refuses it, or it names a control token that cannot be written as plain text.
+        """
         if self.tokenizer.chat_template:
-            text = self.tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, tokenize=False)
-        else:
-            text = (self.tokenizer.bos_token or "") + "\n\n".join(m["content"] for m in messages) + "\n"
-        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+            return self._text.chat(messages, add_generation_prompt=True)
+        text = "\n\n".join(message["content"] for message in messages) + "\n"
+        return self._text.text(text, self.tokenizer.bos_token or "")
 
     def encode_response(self, response: str) -> list[int]:
-        """Token ids of a response, the end token last."""
-        return [*self.tokenizer(response, add_special_tokens=False)["input_ids"], self.end_token_id]
+        """Token ids of a response, the end token last and nowhere else.
+
+        Raises:
+            UnencodableText: it names a control token that cannot be written as plain text.
+        """
+        return [*self._text.text(response), self.end_token_id]
 
     def decode(self, response_ids: Sequence[int]) -> str:
         """Text of response ids; the end token and other special tokens are left out."""

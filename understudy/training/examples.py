@@ -1,4 +1,4 @@
-"""Demonstrations as token ids, and the account of those that do not fit the context."""
+"""Demonstrations as token ids, and the account of those that a model cannot be given."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from understudy.errors import DataRefused
+from understudy.errors import DataRefused, UnencodableText
 from understudy.models.language_model import LanguageModel
 
 
@@ -42,7 +42,7 @@ class Example:
 
 @dataclass(frozen=True)
 class Encoded:
-    """Examples that fit, and a line for each that does not."""
+    """Examples, and a line with the reason for each row that makes none."""
 
     examples: list[Example]
     skipped: list[dict[str, str]]
@@ -51,28 +51,34 @@ class Encoded:
 def encode(
     policy: LanguageModel, demonstrations: Sequence[DemonstrationLike], max_skipped_fraction: float = 0.05
 ) -> Encoded:
-    """Encode demonstrations; rows longer than the context are set aside with their reason.
+    """Encode demonstrations; rows that the model cannot be given whole are set aside with their reason.
 
     Raises:
-        DataRefused: none fits, or more than `max_skipped_fraction` do not.
+        DataRefused: it can be given none, or more than `max_skipped_fraction` not.
     """
     examples: list[Example] = []
     skipped: list[dict[str, str]] = []
     for row in demonstrations:
-        messages = [dict(message) for message in row.messages]
-        example = Example(row.id, policy.encode_prompt(messages), policy.encode_response(row.response))
-        if example.num_tokens > policy.context_tokens:
-            reason = (
-                f"{len(example.prompt)} prompt + {len(example.response)} response tokens "
-                f"exceed the context of {policy.context_tokens}"
-            )
-            skipped.append({"id": row.id, "reason": reason})
-        else:
-            examples.append(example)
+        try:
+            examples.append(_example(policy, row))
+        except UnencodableText as error:
+            skipped.append({"id": row.id, "reason": str(error)})
     if demonstrations and (not examples or len(skipped) > max_skipped_fraction * len(demonstrations)):
         raise DataRefused(
-            f"{len(skipped)} of {len(demonstrations)} demonstrations do not fit the model's context "
+            f"{len(skipped)} of {len(demonstrations)} demonstrations cannot be given to the model "
             f"(allowed: {max_skipped_fraction:.0%}); the first: {skipped[0]['id']}: {skipped[0]['reason']}. "
-            "Use a model with a longer context, or lower data.max_prompt_chars and data.max_response_chars."
+            "Use a model that can be given them, leave such rows out of the source, or, where they are too long, lower "
+            "data.max_prompt_chars and data.max_response_chars."
         )
     return Encoded(examples, skipped)
+
+
+def _example(policy: LanguageModel, row: DemonstrationLike) -> Example:
+    messages = [dict(message) for message in row.messages]
+    example = Example(row.id, policy.encode_prompt(messages), policy.encode_response(row.response))
+    if example.num_tokens > policy.context_tokens:
+        raise UnencodableText(
+            f"{len(example.prompt)} prompt + {len(example.response)} response tokens "
+            f"exceed the context of {policy.context_tokens}"
+        )
+    return example
