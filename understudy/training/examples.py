@@ -9,6 +9,8 @@ from typing import Any, Protocol
 from understudy.errors import DataRefused, UnencodableText
 from understudy.models.language_model import LanguageModel
 
+MAX_SKIPPED_FRACTION = 0.05
+
 
 class DemonstrationLike(Protocol):
     """The part of a demonstration that encoding reads."""
@@ -48,13 +50,11 @@ class Encoded:
     skipped: list[dict[str, str]]
 
 
-def encode(
-    policy: LanguageModel, demonstrations: Sequence[DemonstrationLike], max_skipped_fraction: float = 0.05
-) -> Encoded:
+def encode(policy: LanguageModel, demonstrations: Sequence[DemonstrationLike], name: str = "the model") -> Encoded:
     """Encode demonstrations; rows that the model cannot be given whole are set aside with their reason.
 
     Raises:
-        DataRefused: it can be given none, or more than `max_skipped_fraction` not.
+        DataRefused: too many are, said of the model by its name.
     """
     examples: list[Example] = []
     skipped: list[dict[str, str]] = []
@@ -63,14 +63,33 @@ def encode(
             examples.append(_example(policy, row))
         except UnencodableText as error:
             skipped.append({"id": row.id, "reason": str(error)})
-    if demonstrations and (not examples or len(skipped) > max_skipped_fraction * len(demonstrations)):
+    if too_many(skipped, len(demonstrations)):
         raise DataRefused(
-            f"{len(skipped)} of {len(demonstrations)} demonstrations cannot be given to the model "
-            f"(allowed: {max_skipped_fraction:.0%}); the first: {skipped[0]['id']}: {skipped[0]['reason']}. "
+            f"{len(skipped)} of {len(demonstrations)} demonstrations cannot be given to {name} "
+            f"(allowed: {MAX_SKIPPED_FRACTION:.0%}); the first: {skipped[0]['id']}: {skipped[0]['reason']}. "
             "Use a model that can be given them, leave such rows out of the source, or, where they are too long, lower "
             "data.max_prompt_chars and data.max_response_chars."
         )
     return Encoded(examples, skipped)
+
+
+def within_horizon(examples: Sequence[Example], max_response_tokens: int) -> Encoded:
+    """Set aside, with their reason, the examples whose response is longer than any that is sampled."""
+    skipped = [
+        {
+            "id": example.id,
+            "reason": f"{len(example.response)} response tokens exceed align.rollout.max_response_tokens of "
+            f"{max_response_tokens}",
+        }
+        for example in examples
+        if len(example.response) > max_response_tokens
+    ]
+    return Encoded([example for example in examples if len(example.response) <= max_response_tokens], skipped)
+
+
+def too_many(skipped: Sequence[dict[str, str]], num_rows: int) -> bool:
+    """Say whether more rows are set aside than a result may rest without."""
+    return len(skipped) > MAX_SKIPPED_FRACTION * num_rows
 
 
 def _example(policy: LanguageModel, row: DemonstrationLike) -> Example:
