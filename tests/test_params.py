@@ -66,3 +66,10 @@ def test_a_discriminator_that_cannot_be_built_is_refused_with_the_params(shape: 
     overrides = ["align.discriminator.init=own", f"align.discriminator.own={shape}"]
     with pytest.raises(ConfigError, match=said):
         load_params(ROOT / "params.yaml", overrides)
+
+
+def test_remote_code_is_refused_before_anything_is_trained() -> None:
+    with pytest.raises(ConfigError, match="trust_remote_code is true, but code that comes with a model is never run"):
+        load_params(
+            PARAMS, ["model.init=pretrained", "model.path=x", "model.revision=v1", "model.trust_remote_code=true"]
+        )

@@ -140,8 +140,11 @@ class RewardModelJudge:
             from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
             try:
-                tokenizer: Any = AutoTokenizer.from_pretrained(self.folder)
-                model: Any = AutoModelForSequenceClassification.from_pretrained(self.folder, use_safetensors=True)
+                own = {"trust_remote_code": False}  # left open, transformers asks whoever sits at the terminal
+                tokenizer: Any = AutoTokenizer.from_pretrained(self.folder, **own)
+                model: Any = AutoModelForSequenceClassification.from_pretrained(
+                    self.folder, use_safetensors=True, **own
+                )
             except (OSError, ValueError) as error:
                 raise ConfigError(
                     f"Judge {self.name!r}: {self.folder!r} cannot be loaded as a sequence classifier: {error} "
