@@ -124,6 +124,13 @@ def arranged(fakes, policies, tmp_path, monkeypatch):
     return arrange
 
 
+def test_a_gpu_that_is_not_there_is_refused_in_words(arranged, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setenv("UNDERSTUDY_DEVICE", "cuda")
+    with pytest.raises(ConfigError, match="is cuda, but PyTorch .* Set runtime.device to auto or cpu"):
+        arranged("one")
+
+
 def test_rows_that_the_champion_cannot_be_given_are_told_in_the_report_and_too_many_refused(arranged, policies):
     from pathlib import Path
 

@@ -136,8 +136,9 @@ class RewardModelJudge:
 
     def _load(self) -> tuple[Any, Any]:
         if self._loaded is None:
-            import torch
             from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+            from understudy.models.devices import resolve_device
 
             try:
                 own = {"trust_remote_code": False}  # left open, transformers asks whoever sits at the terminal
@@ -154,7 +155,7 @@ class RewardModelJudge:
                 tokenizer.pad_token = tokenizer.eos_token
             if model.config.pad_token_id is None:
                 model.config.pad_token_id = tokenizer.pad_token_id
-            model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+            model.to(resolve_device("auto")).eval()
             self._loaded = tokenizer, model
         return self._loaded
 

@@ -136,9 +136,8 @@ def load_watched(registry: Registry, version: Version, storage_uri: str | None, 
         IntegrityError: the version has no lineage, or stored content differs from its digest.
         DataRefused: there are too few held-out rows to compare with.
     """
-    import torch
-
     from understudy.evaluation.drift import MIN_ROWS, Reference, group_numbers
+    from understudy.models.devices import resolve_device
     from understudy.models.loading import load_policy
     from understudy.platform.lineage.record import read_lineage
     from understudy.platform.storage import open_store
@@ -154,7 +153,7 @@ def load_watched(registry: Registry, version: Version, storage_uri: str | None, 
     store, tags = open_store(storage_uri, registry.workdir), version.tags
     dataset = read_lineage(store.fetch(tags["lineage_uri"], tags["lineage_sha256"])).dataset
     policy = load_policy(store.fetch(tags["weights_uri"], tags["weights_sha256"]))
-    policy.model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+    policy.model.to(resolve_device("auto")).eval()
     rows, trained = _held_out(dataset, registry.workdir, seed)
     scorer = _scorer(policy, store, tags, trained)
     if len(rows) < MIN_ROWS:

@@ -93,11 +93,11 @@ def _load_lazily(
     import torch
 
     from understudy.evaluation.policies import LoadedPolicies
+    from understudy.models.devices import resolve_device
     from understudy.models.loading import load_policy
 
     torch.set_num_threads(context.threads)
-    automatic = "cuda" if torch.cuda.is_available() else "cpu"
-    device = automatic if context.device == "auto" else context.device
+    device = resolve_device(context.device)
 
     def load(name: str) -> LanguageModel:
         if name == "base":
