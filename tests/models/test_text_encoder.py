@@ -13,7 +13,7 @@ from support.small_policy import write_small_policy
 
 from understudy.config import ModelConfig
 from understudy.data.demonstrations import Demonstration
-from understudy.errors import DataRefused, UnencodableText
+from understudy.errors import ConfigError, DataRefused, UnencodableText
 from understudy.models.language_model import LanguageModel
 from understudy.models.loading import create_policy, load_policy
 from understudy.models.text_encoder import TextEncoder
@@ -107,6 +107,33 @@ def test_a_control_token_that_cannot_be_written_otherwise_is_refused_by_name() -
         encoder.chat(user("alpha <end> alpha"), add_generation_prompt=True)
     assert encoder.text("alpha beta") == [0, 2]  # an unknown word is ordinary
     assert encoder.chat(user("alpha"), add_generation_prompt=True) == [3, 0, 1]
+
+
+NO_SYSTEM = (
+    "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+    "{% for message in messages %}<|{{ message['role'] }}|>{{ message['content'] }}<|end|>{% endfor %}"
+)
+
+
+def test_a_row_that_the_chat_template_refuses_is_set_aside_with_what_it_said() -> None:
+    words = tokenizer()
+    words.chat_template = NO_SYSTEM
+    policy = LanguageModel(random_policy("llama").model, words)
+    turns = {"role": "system", "content": "be brief"}, {"role": "user", "content": "alpha"}
+    rows = [Demonstration(f"row-{index}", "group", turns[index > 0 :], "alpha", "beta") for index in range(20)]
+    encoded = encode(policy, rows)
+    reason = "the chat template refuses the conversation: System role not supported"
+    assert len(encoded.examples) == 19 and encoded.skipped == [{"id": "row-0", "reason": reason}]
+    said = f"1 of 19 demonstrations cannot be given to the model .allowed: 5%.; the first: row-0: {reason}. Use a model"
+    with pytest.raises(DataRefused, match=said):
+        encode(policy, rows[:19])
+
+
+def test_a_chat_template_that_fails_on_every_conversation_is_refused_with_the_model() -> None:
+    words = tokenizer()
+    words.chat_template = "{{ raise_exception('No turns today') }}"
+    with pytest.raises(ConfigError, match="cannot write a user's turn and its answer: No turns today. Correct chat_"):
+        LanguageModel(random_policy("llama").model, words)
 
 
 def test_a_row_that_cannot_be_written_is_set_aside_with_its_reason() -> None:

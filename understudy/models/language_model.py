@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from jinja2 import TemplateError
 from torch import Tensor
 
 from understudy.errors import ConfigError
@@ -102,7 +103,8 @@ class LanguageModel:
             which is safe because padding is always masked by position, never by id.
 
     Raises:
-        ConfigError: the tokenizer has no EOS, without which stopping can neither be learned nor sampled.
+        ConfigError: the tokenizer has no EOS, without which stopping can neither be learned nor sampled, or its chat
+            template fails.
     """
 
     def __init__(self, model: Any, tokenizer: Any) -> None:
@@ -329,7 +331,13 @@ def _end_of_turn_id(tokenizer: Any) -> int:
         return eos
     marker = "understudy-marker"
     turns = [{"role": "user", "content": "x"}, {"role": "assistant", "content": marker}]
-    text = tokenizer.apply_chat_template(turns, tokenize=False)
+    try:
+        text = tokenizer.apply_chat_template(turns, tokenize=False)
+    except TemplateError as error:
+        raise ConfigError(
+            f"The tokenizer's chat template cannot write a user's turn and its answer: {error}. Correct chat_template "
+            "in the model's folder, or name a model whose template can."
+        ) from error
     after = tokenizer(text.rpartition(marker)[2].lstrip(), add_special_tokens=False)["input_ids"]
     special = set(tokenizer.all_special_ids) | set(getattr(tokenizer, "added_tokens_decoder", {}))
     return int(after[0]) if after and after[0] in special else eos
