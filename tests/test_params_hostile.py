@@ -50,6 +50,7 @@ def test_a_key_that_stands_twice_is_refused_and_not_the_last_one_taken(tmp_path:
     (tmp_path / "twice.yaml").write_text(text.replace("seed: 7\n", "seed: 7\nseed: 8\n"), encoding="utf-8")
     message = refusal(path=tmp_path / "twice.yaml")
     assert "the key 'seed' stands twice" in message and "line 3" in message
+    assert "the key True stands twice" in refusal("model.lora={yes: 1, true: 2}")
     assert "the key 'rank' stands twice" in refusal("model.lora={rank: 1, rank: 2}")
 
 

@@ -102,8 +102,11 @@ class ModelConfig(Section):
             raise ValueError("init is scratch but model.scratch is null; give its shape")
         if self.init == "pretrained" and not self.path:
             raise ValueError("init is pretrained but model.path is null; name a folder or a model")
-        if self.trust_remote_code and not self.revision:
-            raise ValueError("trust_remote_code needs model.revision, so that the code is pinned")
+        if self.trust_remote_code:
+            raise ValueError(
+                "trust_remote_code is true, but code that comes with a model is never run, neither here nor where its "
+                "successors are loaded; set it to false and name a model whose architecture transformers has itself"
+            )
         return self
 
 

@@ -3,6 +3,7 @@
     UnderstudyError                  1   anything else that went wrong, said in one paragraph
     ├── ConfigError                  2   params or usage: all problems at once, with the closest valid name
     ├── DataRefused                  3   demonstrations that cannot be trusted: too many bad rows, none left
+    │   └── UnencodableText          3   a model cannot be given this text: its chat template or tokenizer has no way
     ├── GateRefused                  4   a promotion without enough evidence
     ├── ServiceUnreachable           5   MLflow, object storage or another service does not answer
     ├── DriftFound                   6   what comes in is not what the model was trained for: retraining is proposed
@@ -34,6 +35,10 @@ class DataRefused(UnderstudyError):
     """The demonstrations are refused; nothing but the quarantine file was written."""
 
     exit_code = 3
+
+
+class UnencodableText(DataRefused):
+    """A text cannot be given to a model as it stands; in demonstrations the row is set aside with this reason."""
 
 
 class GateRefused(UnderstudyError):

@@ -79,15 +79,22 @@ def read_yaml(text: str) -> Any:
 
 class _UniqueKeys(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[str] = set()
-        for key, _ in node.value:
-            name = key.value if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge" else None
+        seen: list[Any] = []
+        for key in [key for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]:
+            # As YAML reads it: `yes` and `true` are one key.
+            name = self.construct_object(key, deep=True)
             if name in seen:
                 raise yaml.constructor.ConstructorError(
                     "while reading a mapping", node.start_mark, f"the key {name!r} stands twice", key.start_mark
                 )
-            seen |= {name} if name is not None else set()
+            seen.append(name)
         return super().construct_mapping(node, deep)
+
+
+def did_you_mean(name: str, valid: Sequence[str], otherwise: str, prefix: str = "") -> str:
+    """Ask whether the closest valid name was meant, its `prefix` before it; where none is close, say `otherwise`."""
+    close = difflib.get_close_matches(name, valid, n=1, cutoff=0.5)
+    return f"did you mean {prefix + close[0]!r}?" if close else otherwise
 
 
 def _problem(model: type[BaseModel], item: Any) -> str:
@@ -95,8 +102,8 @@ def _problem(model: type[BaseModel], item: Any) -> str:
     name = ".".join(location)
     if item["type"] == "extra_forbidden":
         valid = _field_names(model, location[:-1])
-        close = difflib.get_close_matches(location[-1], valid, n=1, cutoff=0.5)
-        hint = f"did you mean {'.'.join([*location[:-1], close[0]])!r}?" if close else f"valid: {', '.join(valid)}"
+        above = "".join(f"{part}." for part in location[:-1])
+        hint = did_you_mean(location[-1], valid, f"valid: {', '.join(valid)}", above)
         return f"{name}: unknown key; {hint}"
     if item["type"] == "missing":
         return f"{name}: missing; it has no default, state it"

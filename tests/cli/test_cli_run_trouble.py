@@ -57,7 +57,7 @@ def test_test_rows_beyond_the_context_are_refused_before_training_not_after(tmp_
     source.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
     done = run_pipeline(tmp_path / "w", f"data.source={source}")
     assert done.returncode == 3, done.stderr
-    assert "4 of 62 demonstrations do not fit the model's context (allowed: 5%)" in done.stderr
+    assert "4 of 62 demonstrations cannot be given to the model (allowed: 5%)" in done.stderr
     assert [step for step in steps_begun(tmp_path / "w") if step != "notify"] == ["preflight", "ingest", "sft"]
     assert not list((tmp_path / "w/store/policy").glob("*"))
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import math
+import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from understudy.errors import ConfigError
+from understudy.errors import ConfigError, DataRefused
 from understudy.records import DatasetRef, EvaluationReport, PolicyRef
 
 MODEL = {
@@ -91,7 +93,7 @@ def arranged(fakes, policies, tmp_path, monkeypatch):
     from understudy.platform.steps import evaluate as step
     from understudy.platform.storage import open_store
 
-    splits = {"validation": fakes.demonstrations(20, start=500), "test": fakes.demonstrations(20)}
+    splits = {"validation": fakes.demonstrations(20, start=500), "test": [*fakes.demonstrations(20)]}
     monkeypatch.setattr(step, "load_demonstrations", lambda context, dataset, *names: [splits[name] for name in names])
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     (tmp_path / "rule.py").write_text("def judge(prompt, response, reference):\n    return float(len(response) % 2)\n")
@@ -118,7 +120,52 @@ def arranged(fakes, policies, tmp_path, monkeypatch):
         config = fakes.config(**settings | evaluation).model_dump(mode="json")
         return step.run({"seed": 3, "code_sha256": "d", "model": MODEL, "evaluation": config}, DATASET, refs)
 
+    arrange.splits = splits
     return arrange
+
+
+def test_a_gpu_that_is_not_there_is_refused_in_words(arranged, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setenv("UNDERSTUDY_DEVICE", "cuda")
+    with pytest.raises(ConfigError, match="is cuda, but PyTorch .* Set runtime.device to auto or cpu"):
+        arranged("one")
+
+
+def test_rows_that_the_champion_cannot_be_given_are_told_in_the_report_and_too_many_refused(arranged, policies):
+    from pathlib import Path
+
+    def lengthen(index):
+        row = arranged.splits["test"][index]
+        messages = ({"role": "user", "content": row.prompt + " and so on" * 12},)
+        arranged.splits["test"][index] = replace(row, messages=messages)
+
+    longest = max(
+        len(policies["champion"].encode_prompt([dict(message) for message in row.messages]))
+        + len(policies["champion"].encode_response(row.response))
+        for rows in arranged.splits.values()
+        for row in rows
+    )
+    context = policies["champion"].model.config.max_position_embeddings
+    policies["champion"].model.config.max_position_embeddings = longest
+    try:
+        lengthen(3)
+        report = arranged("one")
+        lengthen(7)
+        with pytest.raises(
+            DataRefused, match=r"2 of 20 demonstrations cannot be given to policy champion \(allowed: 5%"
+        ):
+            arranged("two")
+    finally:
+        policies["champion"].model.config.max_position_embeddings = context
+    numbers = json.loads((Path(report.uri) / "report.json").read_text())
+    (line,) = [json.loads(line) for line in (Path(report.uri) / "skipped.jsonl").read_text().splitlines()]
+    assert line["split"] == "test" and line["id"] == "3"
+    assert re.fullmatch(
+        rf"policy champion: \d+ prompt \+ \d+ response tokens exceed the context of {longest}", line["reason"]
+    )
+    said = f"1 of 20 test demonstrations are left out (skipped.jsonl); the first: 3: {line['reason']}."
+    assert said in numbers["notes"] and said in (Path(report.uri) / "report.html").read_text()
+    assert numbers["notes"][0].startswith("19 test prompts.")
 
 
 def test_step_stores_a_page_and_numbers_that_agree_with_its_record(arranged, tmp_path):

@@ -65,6 +65,20 @@ def test_it_imports_neither_torch_nor_mlflow(config: dict[str, Any]) -> None:
     assert done.stdout.strip() == "[]"
 
 
+def test_a_gpu_that_is_not_there_is_refused_on_this_machine_alone(
+    config: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setenv("UNDERSTUDY_DEVICE", "cuda")
+    assert preflight.run(config) == "ok"  # in a pod: the training's GPU is another's
+    monkeypatch.setenv("UNDERSTUDY_RUNNER_PID", "1")
+    monkeypatch.setattr("understudy.platform.context.leave_quickly_when_done", lambda: None)
+    with pytest.raises(
+        ConfigError, match=r"runtime.device \(UNDERSTUDY_DEVICE\) is cuda, but PyTorch .* can use no GPU"
+    ):
+        preflight.run(config)
+
+
 def test_sections_that_contradict_each_other_are_named_both(config: dict[str, Any]) -> None:
     config["align"]["min_held_out_auc"] = 0.6
     config["data"]["splits"]["validation"] = 0.0

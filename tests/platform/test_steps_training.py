@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.tiny import tiny_params
+from support.tiny import ROOT, tiny_params
 
 import understudy.training.adversarial as adversarial
 import understudy.training.examples as training_examples
@@ -142,6 +142,38 @@ def test_alignment_says_how_many_prompts_leave_less_room_than_a_response_may_hav
         f"Warning: {len(few)} of {len(rooms)} prompts leave less of the context of 96 tokens than "
         f"align.rollout.max_response_tokens 84, down to {min(few)}; their responses are cut there."
     ) in capsys.readouterr().out
+
+
+def test_what_alignment_leaves_out_is_stored_with_its_reason_and_noted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [json.loads(line) for line in (ROOT / "examples/tiny/demonstrations.jsonl").open(encoding="utf-8")]
+    for row in [row for row in rows if "response" in row][::40]:
+        row["response"] += f" {row['response']}" * 6
+    source = tmp_path / "rows.jsonl"
+    source.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    _workdir(monkeypatch, tmp_path)
+    params = tiny_params(f"data.source={source}", "data.near_duplicate_threshold=null")
+    dataset = ingest.run(_sections(params, "data", source_sha256=""))
+    warm = sft.run(_sections(params, "model", "sft"), dataset)
+    policy, _ = align.run(_sections(params, "model", "align"), dataset, warm)
+    encoder, folder = load_policy(policy.uri), materialise(dataset, tmp_path)
+    long: dict[str, list[tuple[str, int]]] = {}
+    for split in ("train", "validation"):
+        lengths = [(row.id, len(encoder.encode_response(row.response))) for row in load_split(folder, split)]
+        long[split] = [(index, length) for index, length in lengths if length > 24]
+    reason = "{} response tokens exceed align.rollout.max_response_tokens of 24"
+    expected = [
+        {"split": split, "id": index, "reason": reason.format(length)}
+        for split in ("train", "validation")
+        for index, length in long[split]
+    ]
+    stored = (Path(policy.uri) / "skipped.jsonl").read_text(encoding="utf-8").splitlines()
+    assert [json.loads(line) for line in stored] == expected and len(long["train"]) > 2
+    index, length = long["train"][0]
+    said = f"{len(long['train'])} of {dataset.splits['train']} train demonstrations are left out (skipped.jsonl)"
+    assert f"{said}; the first: {index}: {reason.format(length)}." in capsys.readouterr().out
+    assert not (Path(warm.uri) / "skipped.jsonl").exists()
 
 
 def test_lora_with_shared_trunk_runs_on_a_pretrained_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

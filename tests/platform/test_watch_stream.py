@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import sys
 import threading
 import time
@@ -9,9 +10,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from understudy.errors import ConfigError
+from understudy.errors import ConfigError, UnencodableText
 from understudy.platform import watch_stream
-from understudy.platform.watch import MAX_LINE_BYTES, row_digest
+from understudy.platform.watch import MAX_LINE_BYTES, Scorer, parse_row, row_digest
 from understudy.platform.watch_stream import Stream
 
 
@@ -94,3 +95,24 @@ def wait_for(condition) -> None:
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.02)
+
+
+def test_a_row_that_the_model_cannot_be_given_is_counted_and_never_fatal(monkeypatch):
+    from models.families import random_policy
+
+    policy = random_policy("llama")
+    encode_prompt = policy.encode_prompt
+
+    def refusing(messages):
+        if messages[0]["role"] == "system":
+            raise UnencodableText("the chat template refuses the conversation")
+        return encode_prompt(messages)
+
+    monkeypatch.setattr(policy, "encode_prompt", refusing)
+    system = {"messages": [{"role": role, "content": "a"} for role in ("system", "user", "assistant")]}
+    rows = [parse_row(line("alpha", "beta<|end|>")), parse_row(json.dumps(system).encode())]
+    scorer = Scorer(policy, None, False, frozenset(), [])
+    values = scorer.scores(rows)
+    assert scorer.num_unencodable == 1
+    assert values["response length"][0] == len(policy.encode_response("beta<|end|>")) > 5
+    assert all(math.isfinite(column[0]) and math.isnan(column[1]) for column in values.values())

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -201,12 +202,25 @@ def test_not_finite_reward_stops_before_the_update(tmp_path: Path) -> None:
         align(models, rows, [], config, 1, loop(tmp_path))
 
 
-def test_no_response_within_the_horizon_is_refused(tmp_path: Path) -> None:
-    config = align_config("align.rollout.max_response_tokens=1")
+@pytest.mark.parametrize(("num_long", "refused"), [(1, False), (2, True)])
+def test_responses_beyond_the_horizon_are_told_and_too_many_refused(
+    tmp_path: Path, num_long: int, refused: bool
+) -> None:
+    config = align_config("align.num_rounds=1")
     models = _models(config)
     rows = examples(models.policy)
-    with pytest.raises(ConfigError, match="None of 24 demonstrations has a response of at most 1 tokens"):
-        align(models, rows, [], config, 1, loop(tmp_path))
+    rows[5 : 5 + num_long] = [replace(row, response=[9] * 13) for row in rows[5 : 5 + num_long]]
+    reason = "13 response tokens exceed align.rollout.max_response_tokens of 12"
+    if refused:
+        with pytest.raises(
+            ConfigError, match=rf"2 of 24 demonstrations .* \(allowed: 5%\); the first: row-5: {reason}"
+        ):
+            align(models, rows, [], config, 1, loop(tmp_path))
+        return
+    held_out = [replace(row, id=f"held-{row.id}") for row in rows[4:6]]
+    result = align(models, rows, held_out, config, 1, loop(tmp_path))
+    assert result.skipped == [{"id": "row-5", "reason": reason}]
+    assert result.held_out_skipped == [{"id": "held-row-5", "reason": reason}]
 
 
 def test_auc_by_hand() -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from understudy.errors import UnencodableText
+
 if TYPE_CHECKING:
     import torch
 
@@ -41,7 +43,11 @@ class Answerer:
         self.policy = load_policy(folder)
 
     def answer(self, prompt: str, seed: int, write: Callable[[str], None] | None = None) -> dict[str, Any]:
-        """Return response, finished, tokens and seed; `write` gets the text piece by piece as it is written."""
+        """Return response, finished, tokens and seed; `write` gets the text piece by piece as it is written.
+
+        Raises:
+            UnencodableText: the model cannot be given this prompt, with the reason.
+        """
         import torch
 
         from understudy.models.generation import generate
@@ -58,7 +64,10 @@ class Answerer:
                 write(text[len(shown) :])
                 shown = text
 
-        prompt_ids = self.policy.encode_prompt([{"role": "user", "content": prompt}])
+        try:
+            prompt_ids = self.policy.encode_prompt([{"role": "user", "content": prompt}])
+        except UnencodableText as error:
+            raise UnencodableText(f"{self.name} cannot be given this prompt: {error}. Word it differently.") from error
         generator = torch.Generator().manual_seed(seed)
         rollouts = generate(self.policy, [prompt_ids], self.settings, generator, on_token=on_token if write else None)
         response = self.policy.decode(rollouts.responses[0])

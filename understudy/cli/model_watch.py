@@ -15,7 +15,7 @@ from understudy.errors import ConfigError, DataRefused, DriftFound
 
 if TYPE_CHECKING:
     from understudy.evaluation.drift import DriftMonitor, Window
-    from understudy.platform.watch import Watched
+    from understudy.platform.watch import Scorer, Watched
     from understudy.platform.watch_stream import Stream
 
 WORKDIR = Path(".understudy")
@@ -106,6 +106,7 @@ def _end(
             "first_window": {"nominal": monitor.nominal, "simulated": monitor.simulated},
             "rows": rows.num_rows,
             "remembered": watched.scorer.num_remembered,
+            "unencodable": watched.scorer.num_unencodable,
             "quarantined": rows.reasons,
             "windows": [window.to_json() for window in windows],
             "drifted": drifted,
@@ -114,7 +115,7 @@ def _end(
         typer.echo(json.dumps(content, indent=1, allow_nan=False))
     elif not as_json:
         _show(windows)
-        _say_rows(rows, windows, watched.scorer.num_remembered)
+        _say_rows(rows, windows, watched.scorer)
     if not windows and not follow:
         refused = f", {rows.num_refused} more are in quarantine ({rows.quarantine})" if rows.num_refused else ""
         raise DataRefused(
@@ -179,15 +180,17 @@ def _say(text: str) -> None:
     console.print(text, markup=False, soft_wrap=not console.is_terminal)
 
 
-def _say_rows(rows: Stream, windows: list[Window], num_remembered: int) -> None:
+def _say_rows(rows: Stream, windows: list[Window], scorer: Scorer) -> None:
     left = rows.num_rows - sum(window.rows for window in windows)
     text = f"{rows.num_rows} rows in {len(windows)} windows"
     if windows and left:
         text += f"; the last {left} made no window"
     if rows.num_refused:
         text += f"; {rows.num_refused} bad rows are in {rows.quarantine}"
-    if num_remembered:
-        text += f"; {num_remembered} are rows that it was trained on, of which only lengths are compared"
+    if scorer.num_remembered:
+        text += f"; {scorer.num_remembered} are rows that it was trained on, of which only lengths are compared"
+    if scorer.num_unencodable:
+        text += f"; {scorer.num_unencodable} cannot be given to it and are not compared"
     _say(f"{text}.")
     if windows and not any(window.drift for window in windows):
         _say("No drift shown. A drift that is smaller than the thresholds would not be seen.")

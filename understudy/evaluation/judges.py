@@ -136,13 +136,15 @@ class RewardModelJudge:
 
     def _load(self) -> tuple[Any, Any]:
         if self._loaded is None:
-            import torch
             from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+            from understudy.models.devices import resolve_device
+
             try:
-                tokenizer: Any = AutoTokenizer.from_pretrained(self.folder)
+                own = {"trust_remote_code": False}  # left open, transformers asks whoever sits at the terminal
+                tokenizer: Any = AutoTokenizer.from_pretrained(self.folder, **own)
                 loaded: Any = AutoModelForSequenceClassification.from_pretrained(
-                    self.folder, use_safetensors=True, output_loading_info=True
+                    self.folder, use_safetensors=True, output_loading_info=True, **own
                 )
             except (OSError, ValueError) as error:
                 raise ConfigError(
@@ -160,7 +162,7 @@ class RewardModelJudge:
                 tokenizer.pad_token = tokenizer.eos_token
             if model.config.pad_token_id is None:
                 model.config.pad_token_id = tokenizer.pad_token_id
-            model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+            model.to(resolve_device("auto")).eval()
             self._loaded = tokenizer, model
         return self._loaded
 
@@ -254,18 +256,21 @@ def _existing(config: JudgeConfig, place: str, root: Path | None) -> Path:
 
 
 def _encode(tokenizer: Any, prompts: Sequence[str], responses: Sequence[str]) -> Any:
-    arguments = {"return_tensors": "pt", "padding": True, "truncation": True}
-    if tokenizer.model_max_length > 10**9:
-        arguments["max_length"] = 2048
+    from understudy.models.text_encoder import TextEncoder
+
+    limit = 2048 if tokenizer.model_max_length > 10**9 else tokenizer.model_max_length
     if not tokenizer.chat_template:
-        return tokenizer(list(prompts), list(responses), **arguments)
-    texts = [
-        tokenizer.apply_chat_template(
-            [{"role": "user", "content": prompt}, {"role": "assistant", "content": response}], tokenize=False
-        )
+        arguments = {"return_tensors": "pt", "padding": True, "truncation": True, "max_length": limit}
+        # A response that names the separator must not begin a part of its own.
+        return tokenizer(list(prompts), list(responses), split_special_tokens=True, **arguments)
+    encoder = TextEncoder(tokenizer)
+    turns = [
+        [{"role": "user", "content": prompt}, {"role": "assistant", "content": response}]
         for prompt, response in zip(prompts, responses, strict=True)
     ]
-    return tokenizer(texts, add_special_tokens=False, **arguments)
+    kept = slice(limit) if tokenizer.truncation_side == "right" else slice(-limit, None)
+    ids = [encoder.chat(conversation, add_generation_prompt=False)[kept] for conversation in turns]
+    return tokenizer.pad({"input_ids": ids}, return_tensors="pt")
 
 
 def _log_odds(logits_BC: Any) -> Any:

@@ -12,10 +12,12 @@ import copy
 import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
 import torch
+from jinja2 import TemplateError
 from torch import Tensor
 
 from understudy.errors import ConfigError
@@ -23,6 +25,7 @@ from understudy.models.architecture import is_plain_decoder
 from understudy.models.logps import chosen_logps, head_logps
 from understudy.models.packing import Packed, pack, reading
 from understudy.models.refused_writes import refused_as_os_error
+from understudy.models.text_encoder import TextEncoder
 
 Message = dict[str, str]
 
@@ -101,7 +104,8 @@ class LanguageModel:
             which is safe because padding is always masked by position, never by id.
 
     Raises:
-        ConfigError: the tokenizer has no EOS, without which stopping can neither be learned nor sampled.
+        ConfigError: the tokenizer has no EOS, without which stopping can neither be learned nor sampled, or its chat
+            template fails.
     """
 
     def __init__(self, model: Any, tokenizer: Any) -> None:
@@ -127,17 +131,28 @@ class LanguageModel:
         """Where the weights are."""
         return cast("torch.device", next(self.model.parameters()).device)
 
+    @cached_property
+    def _text(self) -> TextEncoder:
+        return TextEncoder(self.tokenizer, self.end_token_id)
+
     def encode_prompt(self, messages: Sequence[Message]) -> list[int]:
-        """Token ids of a conversation up to where the response begins, by the chat template if there is one."""
+        """Token ids of a conversation up to where the response begins, by the chat template if there is one.
+
+        Raises:
+            UnencodableText: the template refuses it, or it names a control token that cannot be written as plain text.
+        """
         if self.tokenizer.chat_template:
-            text = self.tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, tokenize=False)
-        else:
-            text = (self.tokenizer.bos_token or "") + "\n\n".join(m["content"] for m in messages) + "\n"
-        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+            return self._text.chat(messages, add_generation_prompt=True)
+        text = "\n\n".join(message["content"] for message in messages) + "\n"
+        return self._text.text(text, self.tokenizer.bos_token or "")
 
     def encode_response(self, response: str) -> list[int]:
-        """Token ids of a response, the end token last."""
-        return [*self.tokenizer(response, add_special_tokens=False)["input_ids"], self.end_token_id]
+        """Token ids of a response, the end token last and nowhere else.
+
+        Raises:
+            UnencodableText: it names a control token that cannot be written as plain text.
+        """
+        return [*self._text.text(response), self.end_token_id]
 
     def decode(self, response_ids: Sequence[int]) -> str:
         """Text of response ids; the end token and other special tokens are left out."""
@@ -328,7 +343,13 @@ def _end_of_turn_id(tokenizer: Any) -> int:
         return eos
     marker = "understudy-marker"
     turns = [{"role": "user", "content": "x"}, {"role": "assistant", "content": marker}]
-    text = tokenizer.apply_chat_template(turns, tokenize=False)
+    try:
+        text = tokenizer.apply_chat_template(turns, tokenize=False)
+    except TemplateError as error:
+        raise ConfigError(
+            f"The tokenizer's chat template cannot write a user's turn and its answer: {error}. Correct chat_template "
+            "in the model's folder, or name a model whose template can."
+        ) from error
     after = tokenizer(text.rpartition(marker)[2].lstrip(), add_special_tokens=False)["input_ids"]
     special = set(tokenizer.all_special_ids) | set(getattr(tokenizer, "added_tokens_decoder", {}))
     return int(after[0]) if after and after[0] in special else eos

@@ -136,18 +136,23 @@ def _load_pretrained(config: ModelConfig) -> LanguageModel:
         config.path,
         **({"gguf_file": config.gguf_file} if config.gguf_file else {}),
         **({"revision": config.revision} if config.revision else {}),
-        trust_remote_code=config.trust_remote_code,
     )
 
 
 def _from_pretrained(path: str, **arguments: Any) -> LanguageModel:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    arguments["trust_remote_code"] = False  # left open, transformers asks whoever sits at the terminal
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, **arguments)
         kind = _unpacked() if "gguf_file" in arguments else {"use_safetensors": True}
         model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, **kind, **arguments)
     except (OSError, ValueError, KeyError, ImportError) as error:
+        if "trust_remote_code" in str(error):
+            raise ConfigError(
+                f"model {path!r} comes with code of its own, and such code is never run. Name a model whose "
+                "architecture transformers has itself."
+            ) from error
         raise ConfigError(
             f"model {path!r} cannot be loaded as a causal language model: {error}. "
             "Name a folder with config.json, safetensors weights and a tokenizer, or a model in the local cache."

@@ -170,7 +170,7 @@ def load_scalar_head(folder: Path, layout: LanguageModel) -> ScalarHead:
 
     description = json.loads((folder / "description.json").read_text(encoding="utf-8"))
     from_config: Any = AutoModel.from_config
-    backbone = from_config(AutoConfig.from_pretrained(folder), dtype=torch.float32)
+    backbone = from_config(AutoConfig.from_pretrained(folder, trust_remote_code=False), dtype=torch.float32)
     module = ScalarHead(backbone, layout, description["num_outputs"], dropout=0.0)
     load_weights(module, folder, "model.safetensors", "config.json")
     return module

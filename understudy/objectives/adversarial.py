@@ -7,7 +7,6 @@ discriminator. Signs: logits are high for the expert, rewards and advantages are
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -21,6 +20,7 @@ from understudy.objectives.discriminator import (
 )
 from understudy.objectives.divergences import Divergence, clipped_reward, divergence
 from understudy.objectives.masking import at_least_float32, level_mask, masked_mean, where_masked
+from understudy.objectives.names import lookup
 from understudy.objectives.policy_gradient import leave_one_out, leave_one_out_per_token, penalised_return
 
 LEVELS = ("token", "sequence")
@@ -75,11 +75,8 @@ class AdversarialObjective:
         Raises:
             ValueError: an unknown divergence or loss, with the closest valid name.
         """
-        if loss not in DISCRIMINATOR_LOSSES:
-            close = difflib.get_close_matches(loss, list(DISCRIMINATOR_LOSSES), n=1, cutoff=0.4)
-            hint = f"Did you mean {close[0]!r}? " if close else ""
-            raise ValueError(f"Unknown discriminator loss {loss!r}. {hint}Known: {', '.join(DISCRIMINATOR_LOSSES)}.")
-        return cls(divergence(divergence_name), level, DISCRIMINATOR_LOSSES[loss], **settings)  # type: ignore[arg-type]
+        chosen = lookup(DISCRIMINATOR_LOSSES, loss, "discriminator loss")
+        return cls(divergence(divergence_name), level, chosen, **settings)  # type: ignore[arg-type]
 
     @property
     def num_outputs(self) -> int:

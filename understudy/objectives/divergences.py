@@ -24,7 +24,6 @@ Everything is elementwise, in log space, for any floating dtype; u is never form
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -33,6 +32,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid, softplus
 
+from understudy.objectives.names import unknown
 from understudy.objectives.numerics import (
     LOG2,
     exp,
@@ -161,10 +161,7 @@ def divergence(name: str) -> Divergence:
         if abs(value) > MAX_ALPHA:
             raise ValueError(f"Divergence {name!r}: alpha lies between {-MAX_ALPHA} and {MAX_ALPHA}.")
         return alpha(value)
-    known = [*DIVERGENCES, "alpha:0.5"]
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
-    hint = f"Did you mean {close[0]!r}? " if close else ""
-    raise ValueError(f"Unknown divergence {name!r}. {hint}Known: {', '.join(DIVERGENCES)}, alpha:<a>.")
+    raise unknown(name, "divergence", [*DIVERGENCES, "alpha:0.5"], [*DIVERGENCES, "alpha:<a>"])
 
 
 def alpha(order: float) -> Divergence:

@@ -7,13 +7,13 @@ accumulates or distributes a batch adds both up over all of it before dividing. 
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from understudy.objectives.masking import geometric_sum, positions, require_within_horizon, where_masked
+from understudy.objectives.names import lookup
 
 SumAndWeight = tuple[Tensor, Tensor]
 
@@ -71,9 +71,6 @@ def nll_sum_and_weight(
     Raises:
         ValueError: an unknown objective, with the closest valid name; a response longer than the horizon.
     """
-    if objective not in LIKELIHOODS:
-        close = difflib.get_close_matches(objective, list(LIKELIHOODS), n=1, cutoff=0.4)
-        hint = f"Did you mean {close[0]!r}? " if close else ""
-        raise ValueError(f"Unknown likelihood objective {objective!r}. {hint}Known: {', '.join(LIKELIHOODS)}.")
+    likelihood = lookup(LIKELIHOODS, objective, "likelihood objective")
     settings = {"horizon": horizon, "discount": discount, "absorbing": absorbing} if objective == "occupancy" else {}
-    return LIKELIHOODS[objective](logp_BT, mask_BT, **settings)
+    return likelihood(logp_BT, mask_BT, **settings)

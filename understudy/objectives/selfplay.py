@@ -9,13 +9,14 @@ it vanishes exactly when samples and expert have one distribution. Adding a loss
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn.functional import softplus
+
+from understudy.objectives.names import lookup
 
 
 @dataclass(frozen=True)
@@ -93,9 +94,4 @@ def preference_loss(name: str) -> Callable[..., Tensor]:
     Raises:
         ValueError: an unknown name, with the closest valid one.
     """
-    table = PREFERENCE_LOSSES | {"spin": PREFERENCE_LOSSES["dpo"]}
-    if name not in table:
-        close = difflib.get_close_matches(name, list(table), n=1, cutoff=0.4)
-        hint = f"Did you mean {close[0]!r}? " if close else ""
-        raise ValueError(f"Unknown preference loss {name!r}. {hint}Known: {', '.join(table)}.")
-    return table[name]
+    return lookup(PREFERENCE_LOSSES | {"spin": PREFERENCE_LOSSES["dpo"]}, name, "preference loss")

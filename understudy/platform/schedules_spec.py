@@ -19,7 +19,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, StrictBool
 from understudy.config import Params, apply_override, load_params, validate
 from understudy.errors import ConfigError
 from understudy.platform.cron import cron_problem
-from understudy.sections import Section
+from understudy.sections import Section, read_yaml
 
 FOLDER = Path("pipelines/schedules")
 PREFIX = "understudy-"
@@ -44,17 +44,6 @@ def _no_number(value: Any) -> Any:
     if isinstance(value, bool):
         raise ValueError("is true or false, not a number")
     return value
-
-
-class _UniqueKeys(yaml.SafeLoader):
-    """YAML takes a key that stands twice, and the last one without a word."""
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        twice = sorted({str(key) for key in keys if keys.count(key) > 1})
-        if twice:
-            raise yaml.constructor.ConstructorError(None, None, f"{', '.join(twice)} stands twice", node.start_mark)
-        return super().construct_mapping(node, deep)
 
 
 class Schedule(Section):
@@ -126,7 +115,7 @@ def load_schedule(path: Path) -> Schedule:
         ConfigError: every problem at once, with file and field.
     """
     try:
-        data = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeys)
+        data = read_yaml(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror}.") from error
     except (yaml.YAMLError, ValueError) as error:  # ValueError: bytes that are no UTF-8, a number of 5,000 digits

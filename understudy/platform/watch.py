@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from understudy.data.demonstrations import Demonstration
 from understudy.data.rows import Limits, RowProblem, parse_line, validate_row
-from understudy.errors import DataRefused, IntegrityError
+from understudy.errors import DataRefused, IntegrityError, UnencodableText
 from understudy.records import DatasetRef
 
 if TYPE_CHECKING:
@@ -46,6 +46,7 @@ class Scorer:
         trained: digests of the rows that the model was trained on, which it remembers.
         notes: what a reader must know.
         num_remembered: rows scored so far that were such rows.
+        num_unencodable: rows so far that the model cannot be given, of which nothing is compared.
     """
 
     policy: LanguageModel
@@ -54,37 +55,40 @@ class Scorer:
     trained: frozenset[bytes]
     notes: list[str]
     num_remembered: int = 0
+    num_unencodable: int = 0
 
     def scores(self, rows: Sequence[Demonstration]) -> dict[str, Floats]:
         """Return per metric one value a row.
 
-        Perplexity and discriminator are NaN where a row is longer than the context, or was trained on word by word.
+        Perplexity and discriminator are NaN where a row is longer than the context, or was trained on word by word;
+        all are where the model cannot be given its text.
         """
         import numpy as np
 
-        prompts = [self.policy.encode_prompt([dict(message) for message in row.messages]) for row in rows]
-        responses = [self.policy.encode_response(row.response) for row in rows]
+        pairs = [_ids(self.policy, row) for row in rows]
         remembered = [row_digest(row) in self.trained for row in rows]
         self.num_remembered += sum(remembered)
-        fits = [
-            index
-            for index, (prompt, response) in enumerate(zip(prompts, responses, strict=True))
-            if len(prompt) + len(response) <= self.policy.context_tokens and not remembered[index]
-        ]
+        self.num_unencodable += pairs.count(None)
+        fits = {
+            index: pair
+            for index, pair in enumerate(pairs)
+            if pair and sum(map(len, pair)) <= self.policy.context_tokens and not remembered[index]
+        }
+        chosen = list(fits)
         found = {
-            PROMPT_LENGTH: np.asarray([float(len(ids)) for ids in prompts]),
-            RESPONSE_LENGTH: np.asarray([float(len(ids)) for ids in responses]),
+            PROMPT_LENGTH: np.asarray([float(len(pair[0])) if pair else math.nan for pair in pairs]),
+            RESPONSE_LENGTH: np.asarray([float(len(pair[1])) if pair else math.nan for pair in pairs]),
             PERPLEXITY: np.full(len(rows), math.nan),
         }
         if fits:
             from understudy.evaluation.policies import LoadedPolicies
 
             models = LoadedPolicies(lambda name: self.policy, 1)
-            sums, counts = models.expert_logps("watched", [rows[index] for index in fits])
-            found[PERPLEXITY][fits] = np.exp(np.minimum(-sums / counts, 700.0))
+            sums, counts = models.expert_logps("watched", [rows[index] for index in chosen])
+            found[PERPLEXITY][chosen] = np.exp(np.minimum(-sums / counts, 700.0))
         if self.head is not None:
             found[DISCRIMINATOR] = np.full(len(rows), math.nan)
-            found[DISCRIMINATOR][fits] = self._logits([(prompts[index], responses[index]) for index in fits])
+            found[DISCRIMINATOR][chosen] = self._logits(list(fits.values()))
         return found
 
     def _logits(self, pairs: Sequence[tuple[list[int], list[int]]]) -> list[float]:
@@ -132,9 +136,8 @@ def load_watched(registry: Registry, version: Version, storage_uri: str | None, 
         IntegrityError: the version has no lineage, or stored content differs from its digest.
         DataRefused: there are too few held-out rows to compare with.
     """
-    import torch
-
     from understudy.evaluation.drift import MIN_ROWS, Reference, group_numbers
+    from understudy.models.devices import resolve_device
     from understudy.models.loading import load_policy
     from understudy.platform.lineage.record import read_lineage
     from understudy.platform.storage import open_store
@@ -150,7 +153,7 @@ def load_watched(registry: Registry, version: Version, storage_uri: str | None, 
     store, tags = open_store(storage_uri, registry.workdir), version.tags
     dataset = read_lineage(store.fetch(tags["lineage_uri"], tags["lineage_sha256"])).dataset
     policy = load_policy(store.fetch(tags["weights_uri"], tags["weights_sha256"]))
-    policy.model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+    policy.model.to(resolve_device("auto")).eval()
     rows, trained = _held_out(dataset, registry.workdir, seed)
     scorer = _scorer(policy, store, tags, trained)
     if len(rows) < MIN_ROWS:
@@ -161,7 +164,7 @@ def load_watched(registry: Registry, version: Version, storage_uri: str | None, 
     if against == "samples":
         rows = _sampled(policy, rows, float(tags.get("temperature") or 1.0), seed)
     reference = Reference(scorer.scores(rows), group_numbers([row.group for row in rows]))
-    scorer.num_remembered = 0
+    scorer.num_remembered = scorer.num_unencodable = 0
     return Watched(version.name, version.version, scorer, reference, len(rows), against, dataset.md5)
 
 
@@ -186,6 +189,14 @@ def _silence_loading() -> None:
 
     untyped: Any = logging
     untyped.disable_progress_bar()
+
+
+def _ids(policy: LanguageModel, row: Demonstration) -> tuple[list[int], list[int]] | None:
+    """Return prompt and response ids, or None where the model cannot be given that text."""
+    try:
+        return policy.encode_prompt([dict(message) for message in row.messages]), policy.encode_response(row.response)
+    except UnencodableText:
+        return None
 
 
 def row_digest(row: Demonstration) -> bytes:
@@ -238,7 +249,8 @@ def _sampled(
 
     limit = generation_defaults(Path(policy.model.config.name_or_path))["max_new_tokens"]
     room = policy.context_tokens - limit
-    fitting = [row for row in rows if len(policy.encode_prompt([dict(item) for item in row.messages])) <= room]
+    pairs = [_ids(policy, row) for row in rows]
+    fitting = [row for row, pair in zip(rows, pairs, strict=True) if pair and len(pair[0]) <= room]
     decoding = Decoding("watched", temperature or 1.0, greedy=temperature == 0)
     samples = LoadedPolicies(lambda name: policy, limit).sample("watched", fitting, decoding, seed)
     return [replace(row, response=sample.text) for row, sample in zip(fitting, samples, strict=True)]

@@ -13,7 +13,7 @@ Which divergence, level, loss and form run is `AdversarialObjective`'s business,
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from understudy.config import AlignConfig
@@ -33,7 +33,8 @@ class AlignResult:
 
     `stopped_by` is the health gate that stopped it, "gate: reason". The policy then has its weights of after
     `healthy_round` rounds, the last healthy ones; the discriminator has those of the last round. In
-    `policy_held_rounds` of the rounds the policy was not moved, because of `min_held_out_auc`.
+    `policy_held_rounds` of the rounds the policy was not moved, because of `min_held_out_auc`. `skipped` and
+    `held_out_skipped` name the demonstrations that were left out, with the reason.
     """
 
     num_rounds: int
@@ -43,6 +44,8 @@ class AlignResult:
     policy_held_rounds: int
     compute_token_passes: int
     train_seconds: float
+    skipped: list[dict[str, str]] = field(default_factory=list)
+    held_out_skipped: list[dict[str, str]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -78,7 +81,8 @@ def align(
 
     Args:
         models: policy and discriminator are trained in place.
-        train: encoded demonstrations; those longer than the horizon cannot be imitated and are left out.
+        train: encoded demonstrations; those longer than the horizon cannot be imitated and are left out, as are
+            held-out ones.
         held_out: encoded demonstrations for the discriminator's held-out AUC; never trained on. May be empty, but
             with `min_held_out_auc`.
         config: the `align` section.
@@ -86,7 +90,8 @@ def align(
         loop: surroundings.
 
     Raises:
-        ConfigError: no demonstration fits the horizon, or none of those held out that `min_held_out_auc` needs.
+        ConfigError: too many demonstrations are longer than the horizon, or all of those held out that
+            `min_held_out_auc` needs.
         TrainingDiverged: before an update that is not finite.
         Preempted: when asked to stop, after saving.
     """
@@ -115,6 +120,8 @@ def align(
         state.policy_held_rounds,
         state.passes,
         state.seconds,
+        state.skipped,
+        state.held_out_skipped,
     )
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from understudy.errors import Preempted, TrainingDiverged
+from understudy.models.devices import resolve_device
 from understudy.tracker import Tracker
 from understudy.training.checkpoint import Checkpoint, Checkpoints, whole_tensor
 from understudy.training.processes import Processes
@@ -70,7 +71,11 @@ class Loop:
 
 
 def create_accelerator(precision: str, device: str) -> Any:
-    """Accelerate for device, precision and several processes."""
+    """Accelerate for device, precision and several processes.
+
+    Raises:
+        ConfigError: there is no such device.
+    """
     from accelerate import Accelerator
     from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 
@@ -78,7 +83,7 @@ def create_accelerator(precision: str, device: str) -> Any:
     # Buffers (rotary frequencies) are equal from the start; to send them in each pass costs time, and breaks two
     # passes before one backward.
     handlers = [DistributedDataParallelKwargs(broadcast_buffers=False), InitProcessGroupKwargs(timeout=_PATIENCE)]
-    cpu = device == "cpu" or not torch.cuda.is_available()
+    cpu = resolve_device(device) == "cpu"
     return Accelerator(mixed_precision=mixed, cpu=cpu, kwargs_handlers=handlers)
 
 

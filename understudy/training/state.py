@@ -28,7 +28,7 @@ from understudy.training.checkpoint import (
     restore_parameters,
     trainable_tensors,
 )
-from understudy.training.examples import Example
+from understudy.training.examples import MAX_SKIPPED_FRACTION, Example, too_many, within_horizon
 from understudy.training.health import Health
 from understudy.training.loop import Loop, Stopwatch, create_optimizer, step_seed
 from understudy.training.processes import Processes
@@ -91,11 +91,16 @@ class AlignState:
         loop: Loop,
     ) -> None:
         self.models, self.config, self.objective, self.seed, self.loop = models, config, objective, seed, loop
-        self.train, self.held_out = _within_horizon(train, config), _within_horizon(held_out, config)
-        if not self.train:
+        within, held_out_within = (
+            within_horizon(rows, config.rollout.max_response_tokens) for rows in (train, held_out)
+        )
+        self.train, self.held_out = within.examples, held_out_within.examples
+        self.skipped, self.held_out_skipped = within.skipped, held_out_within.skipped
+        if too_many(self.skipped, len(train)):
             raise ConfigError(
-                f"None of {len(train)} demonstrations has a response of at most {config.rollout.max_response_tokens} "
-                "tokens. Raise align.rollout.max_response_tokens."
+                f"{len(self.skipped)} of {len(train)} demonstrations have a response that the policy may not sample "
+                f"whole (allowed: {MAX_SKIPPED_FRACTION:.0%}); the first: {self.skipped[0]['id']}: "
+                f"{self.skipped[0]['reason']}. Raise that, or lower data.max_response_chars."
             )
         if config.min_held_out_auc is not None and not self.held_out:
             raise ConfigError(
@@ -282,7 +287,3 @@ def rows_of_round(num_rows: int, num_prompts: int, seed: int, round_index: int) 
         random.Random(step_seed(seed, "prompts", epoch)).shuffle(order)
         rows += order[offset : offset + num_prompts - len(rows)]
     return rows
-
-
-def _within_horizon(examples: Sequence[Example], config: AlignConfig) -> list[Example]:
-    return [example for example in examples if len(example.response) <= config.rollout.max_response_tokens]

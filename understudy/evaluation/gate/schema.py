@@ -12,6 +12,7 @@ from pydantic import Field, model_validator
 
 from understudy.config import Section, validate
 from understudy.errors import ConfigError
+from understudy.sections import did_you_mean, read_yaml
 
 CHAMPION = "champion"
 EXPERT_TEXT = "expert_text"  # the "decoding" of metrics that read the expert's responses instead of sampling
@@ -63,7 +64,8 @@ class Rule(Section):
     def _known_metric(self) -> Self:
         named = (*OF_EXPERT_TEXT, *OF_SAMPLES)
         if self.metric not in named and not JUDGE.fullmatch(self.metric):
-            raise ValueError(f"unknown metric {self.metric!r}; {_closest(self.metric, named)}")
+            hint = did_you_mean(self.metric, named, f"valid: judge:NAME, {', '.join(named)}")
+            raise ValueError(f"unknown metric {self.metric!r}; {hint}")
         if self.metric in OF_EXPERT_TEXT and self.decoding is not None:
             raise ValueError(f"{self.metric} reads the expert's text and has no decoding; remove {self.decoding!r}")
         if self.metric not in OF_EXPERT_TEXT and self.decoding is None:
@@ -174,36 +176,10 @@ def load_gate(path: Path) -> Gate:
 
 def _parsed(path: Path) -> Any:
     try:
-        return yaml.load(path.read_text(encoding="utf-8"), Loader=_OnceLoader)
-    except _TwiceError as error:
-        raise ConfigError(f"{path} gives {error}: YAML would forget the first. Keep one.") from error
+        return read_yaml(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not valid YAML: {error}. Correct the line it names.") from error
     except RecursionError as error:
         raise ConfigError(f"{path} is nested too deeply for a gate; docs/gate.md has one.") from error
     except OSError as error:
         raise ConfigError(f"Gate file {str(path)!r} cannot be read: {error.strerror}.") from error
-
-
-class _TwiceError(Exception):
-    pass
-
-
-class _OnceLoader(yaml.SafeLoader):
-    """YAML's safe loader, which takes the last of several equal keys; here they are refused."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[str] = set()
-        for key, _ in node.value:
-            name = str(key.value)
-            if name in seen:
-                raise _TwiceError(f"{name} twice (the second in line {key.start_mark.line + 1})")
-            seen.add(name)
-        return super().construct_mapping(node, deep)
-
-
-def _closest(name: str, valid: tuple[str, ...]) -> str:
-    import difflib
-
-    close = difflib.get_close_matches(name, valid, n=1, cutoff=0.5)
-    return f"did you mean {close[0]!r}?" if close else f"valid: judge:NAME, {', '.join(valid)}"

@@ -5,7 +5,6 @@ Shape legend: P prompts.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +14,7 @@ from numpy.typing import NDArray
 
 from understudy.errors import GateRefused
 from understudy.evaluation.gate.schema import EXPERT_TEXT, Rule
+from understudy.sections import did_you_mean
 
 Floats = NDArray[np.float64]
 _MOST = 1e100
@@ -151,8 +151,7 @@ def missing_measurement(scores: Scores, rule: Rule) -> str | None:
     if rule.metric in known:
         decodings = sorted(where for metric, where in scores.measured if metric == rule.metric)
         return f"{scores.policy} has {rule.metric} for {', '.join(decodings)}, not for {rule.where}"
-    close = difflib.get_close_matches(rule.metric, known, n=1, cutoff=0.5)
-    hint = f"did you mean {close[0]!r}?" if close else f"it has {', '.join(known) or 'nothing'}"
+    hint = did_you_mean(rule.metric, known, f"it has {', '.join(known) or 'nothing'}")
     return f"{scores.policy} has no {rule.metric}; {hint}"
 
 

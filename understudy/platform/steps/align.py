@@ -9,6 +9,7 @@ from understudy.config import AlignConfig, ModelConfig, section_sha256, validate
 from understudy.platform.context import StepContext, step_context
 from understudy.platform.launch import launched
 from understudy.platform.steps.training import (
+    account_for_skipped,
     create_loop,
     fetch,
     join_processes,
@@ -69,7 +70,10 @@ def run(config: Mapping[str, Any], dataset: DatasetRef, sft: PolicyRef) -> tuple
                 f"The policy was held in {result.policy_held_rounds} of {settings.num_rounds} rounds, because the "
                 f"discriminator's held-out AUC was below align.min_held_out_auc {settings.min_held_out_auc:g}."
             )
-        stored = store_policy(context, models.policy, loop, encoded.skipped)
+        skipped = account_for_skipped(context, "train", encoded.skipped + result.skipped, len(rows))
+        left_out = held_out.skipped + result.held_out_skipped
+        skipped += account_for_skipped(context, "validation", left_out, len(validation))
+        stored = store_policy(context, models.policy, loop, skipped)
         policy = PolicyRef(
             uri=stored.uri,
             sha256=stored.sha256,

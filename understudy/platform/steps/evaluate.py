@@ -5,13 +5,20 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from understudy.config import EvaluationConfig, ModelConfig, validate
 from understudy.platform.context import StepContext, current_run, step_context
 from understudy.platform.ladder import ladder_for_report, open_ladder
-from understudy.platform.steps.training import load_demonstrations, scratch_folder
+from understudy.platform.steps.training import (
+    account_for_skipped,
+    count_of_skipped,
+    load_demonstrations,
+    scratch_folder,
+    write_jsonl,
+)
 from understudy.records import DatasetRef, DiscriminatorRef, EvaluationReport, PolicyRef, Record
 
 if TYPE_CHECKING:
@@ -58,7 +65,8 @@ def run(
             shown = {"tokens_per_second": models.tokens_per_second}
             context.tracker.progress(done, total, "responses", shown)
 
-        rows = _fitting(models, test, names), _fitting(models, validation, names)
+        left_out = _LeftOut(context, models)
+        rows = left_out.drop("test", test, names), left_out.drop("validation", validation, names)
         short = _too_little_room(models, rows[0], names, settings.max_response_tokens)
         for line in short:
             context.note(f"Warning: {line}")
@@ -66,14 +74,14 @@ def run(
         with context.working():
             if any(judge.kind == "bradley_terry" for judge in settings.judges):
                 (train,) = load_demonstrations(context, dataset, "train")
-                fitting = _fitting(models, train, ["sft"])
+                fitting = left_out.drop("train", train, ["sft"])
                 fit_judges(judges, models, fitting, rows[1], context.seed, settings.confidence)
             result = evaluate(settings, context.seed, names, models, *rows, judges, brief, on_sampled)
-        result.notes += short
+        result = replace(result, notes=[*result.notes, *left_out.notes, *short])
         records: dict[str, Record] = {"dataset": dataset, **policies}
         if discriminator is not None:
             records["discriminator"] = discriminator
-        report = _store(context, result, records, policies)
+        report = _store(context, result, records, policies, left_out.lines)
         if mlflow_run := current_run():
             mlflow_run.log_artifact(context.store.fetch(report.uri, report.sha256) / "report.html")
         context.tracker.log(0, _logged(result))
@@ -87,11 +95,11 @@ def _load_lazily(
     import torch
 
     from understudy.evaluation.policies import LoadedPolicies
+    from understudy.models.devices import resolve_device
     from understudy.models.loading import load_policy
 
     torch.set_num_threads(context.threads)
-    automatic = "cuda" if torch.cuda.is_available() else "cpu"
-    device = automatic if context.device == "auto" else context.device
+    device = resolve_device(context.device)
 
     def load(name: str) -> LanguageModel:
         if name == "base":
@@ -113,14 +121,36 @@ def _base(context: StepContext, model: ModelConfig, sft: PolicyRef) -> LanguageM
     return load_policy(context.store.fetch(sft.base, sft.base.rstrip("/").rpartition("/")[2]))
 
 
-def _fitting(models: LoadedPolicies, rows: Sequence[Demonstration], names: Sequence[str]) -> list[Demonstration]:
-    """Return the rows that fit the context, as training does; the champion's own context, too."""
-    from understudy.training.examples import encode
+class _LeftOut:
+    """The account of rows on which policies cannot be compared, because one of them cannot be given those.
 
-    kept = {example.id for example in encode(models.policy("sft"), rows).examples}
-    if "champion" in names:
-        kept &= {example.id for example in encode(models.policy("champion"), rows, max_skipped_fraction=1.0).examples}
-    return [row for row in rows if row.id in kept]
+    Attributes:
+        lines: split, id and reason of each.
+        notes: a sentence for each split that has any.
+    """
+
+    def __init__(self, context: StepContext, models: LoadedPolicies) -> None:
+        self._context, self._models = context, models
+        self.lines: list[dict[str, str]] = []
+        self.notes: list[str] = []
+
+    def drop(self, split: str, rows: Sequence[Demonstration], names: Sequence[str]) -> list[Demonstration]:
+        """Return the rows that all of these policies can be given.
+
+        Raises:
+            DataRefused: one of them cannot be given too many.
+        """
+        from understudy.training.examples import encode
+
+        reasons: dict[str, str] = {}
+        # The others have tokenizer and context of SFT's policy.
+        for name in [name for name in ("sft", "champion") if name in names]:
+            for line in encode(self._models.policy(name), rows, f"policy {name}").skipped:
+                reasons.setdefault(line["id"], f"policy {name}: {line['reason']}")
+        skipped = [{"id": index, "reason": reason} for index, reason in reasons.items()]
+        self.lines += account_for_skipped(self._context, split, skipped, len(rows))
+        self.notes += [count_of_skipped(split, skipped, len(rows))] if skipped else []
+        return [row for row in rows if row.id not in reasons]
 
 
 def _too_little_room(
@@ -143,7 +173,11 @@ def _too_little_room(
 
 
 def _store(
-    context: StepContext, result: EvaluationResult, records: Mapping[str, Record], policies: Mapping[str, PolicyRef]
+    context: StepContext,
+    result: EvaluationResult,
+    records: Mapping[str, Record],
+    policies: Mapping[str, PolicyRef],
+    skipped: Sequence[Mapping[str, str]],
 ) -> EvaluationReport:
     from understudy.evaluation.gate_view import ask_gate
     from understudy.evaluation.report import render_report
@@ -169,6 +203,8 @@ def _store(
     with scratch_folder(context) as folder:
         (folder / "report.html").write_text(page, encoding="utf-8")
         (folder / "report.json").write_text(numbers + "\n", encoding="utf-8")
+        if skipped:
+            write_jsonl(folder / "skipped.jsonl", skipped)
         stored = context.store.put_folder(folder, "report")
     return EvaluationReport(
         uri=stored.uri,

@@ -1,6 +1,7 @@
 """Step preflight: every problem at once, on CPU, before anything is computed.
 
-It imports neither torch nor MLflow: services are asked whether they answer, models are looked at as files.
+It imports neither MLflow nor, unless a GPU is asked for by name, torch: services are asked whether they answer,
+models are looked at as files.
 """
 
 from __future__ import annotations
@@ -53,6 +54,7 @@ def run(config: Mapping[str, Any]) -> str:
     with step_context("preflight", config) as context:
         problems, sections = _valid_sections(config)
         problems += config_problems(sections, context.workdir)
+        problems += _device_problems(context.device)
         if "gate_yaml" in config:
             problems += _promotion_problems(config)
         unreachable = service_problems(
@@ -72,6 +74,18 @@ def raise_for(problems: list[str], unreachable: list[str]) -> None:
     count = f"{len(found)} problem{'s' if len(found) > 1 else ''}"
     message = f"Preflight found {count}; nothing was started:\n" + "\n".join(f"  - {problem}" for problem in found)
     raise (ConfigError if problems else ServiceUnreachable)(message)
+
+
+def _device_problems(device: str) -> Iterator[str]:
+    # On a cluster this runs without a GPU before steps that have one; what always holds is not worth torch's seconds.
+    if "UNDERSTUDY_RUNNER_PID" not in os.environ or device in ("auto", "cpu"):
+        return
+    from understudy.models.devices import resolve_device
+
+    try:
+        resolve_device(device)
+    except ConfigError as error:
+        yield str(error)
 
 
 def _valid_sections(config: Mapping[str, Any]) -> tuple[list[str], dict[str, Any]]:

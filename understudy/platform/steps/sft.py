@@ -9,6 +9,7 @@ from understudy.config import ModelConfig, SftConfig, section_sha256, validate
 from understudy.platform.context import StepContext, step_context
 from understudy.platform.launch import launched
 from understudy.platform.steps.training import (
+    account_for_skipped,
     create_loop,
     fetch,
     join_processes,
@@ -56,6 +57,8 @@ def run(
         policy, base = _first_policy(context, processes, model, train, start)
         shown = _shown(context, train, stage, sft.withheld_fraction)
         encoded, held_out = encode(policy, shown), encode(policy, validation)
+        skipped = account_for_skipped(context, "train", encoded.skipped, len(shown))
+        skipped += account_for_skipped(context, "validation", held_out.skipped, len(validation))
         # Only measured: what align or evaluation would refuse must not cost a training.
         seen = {row.id for row in shown}
         for others in (test, [row for row in train if row.id not in seen]):
@@ -65,7 +68,7 @@ def run(
         loop = create_loop(context, processes, lineage)
         with context.working():
             result = train_sft(policy, encoded.examples, held_out.examples, sft, context.seed, loop, token_passes)
-        stored = store_policy(context, policy, loop, encoded.skipped)
+        stored = store_policy(context, policy, loop, skipped)
         record = PolicyRef(
             uri=stored.uri,
             sha256=stored.sha256,

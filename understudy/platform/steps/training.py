@@ -81,8 +81,25 @@ def load_demonstrations(
     return [load_split(folder, split) for split in splits]
 
 
+def account_for_skipped(
+    context: StepContext, split: str, skipped: Sequence[Mapping[str, str]], num_rows: int
+) -> list[dict[str, str]]:
+    """Note how many rows of a split are left out, and return a line for each, with its split, id and reason."""
+    if skipped:
+        context.note(count_of_skipped(split, skipped, num_rows))
+    return [{"split": split, **line} for line in skipped]
+
+
+def count_of_skipped(split: str, skipped: Sequence[Mapping[str, str]], num_rows: int) -> str:
+    """Return how many rows of a split are left out, and why the first of them is."""
+    return (
+        f"{len(skipped)} of {num_rows} {split} demonstrations are left out (skipped.jsonl); the first: "
+        f"{skipped[0]['id']}: {skipped[0]['reason']}."
+    )
+
+
 def store_policy(context: StepContext, policy: LanguageModel, loop: Loop, skipped: Sequence[Any]) -> Stored:
-    """Store a policy's folder with the history of its training and the rows that did not fit.
+    """Store a policy's folder with the history of its training and the rows that were left out.
 
     Nothing in it depends on the clock, so the same run gives the same digest.
     """
