@@ -33,7 +33,7 @@ def verdict(result: Result) -> str:
         f"{judge}, {decoding}"
         for decoding, found in result["evaluation"].items()
         for judge, difference in found["differences"].items()
-        if difference["high"] < 0
+        if difference["high"] is not None and difference["high"] < 0
     ]
     return f"below SFT ({'; '.join(below)})" if below else "healthy"
 
@@ -92,5 +92,7 @@ def _change(both: dict[str, Any], name: str, digits: int) -> str:
     return " → ".join(f"{each['value']:.{digits}f}" if each else "–" for each in found)
 
 
-def _difference(found: dict[str, float]) -> str:
+def _difference(found: dict[str, Any]) -> str:
+    if found["high"] is None:  # fewer groups of prompts than an interval needs
+        return f"{found['value']:+.3f} (not measured: {found['groups']} groups)"
     return f"{found['value']:+.3f} [{found['low']:+.3f}, {found['high']:+.3f}]"

@@ -165,7 +165,7 @@ def test_rows_that_the_champion_cannot_be_given_are_told_in_the_report_and_too_m
     )
     said = f"1 of 20 test demonstrations are left out (skipped.jsonl); the first: 3: {line['reason']}."
     assert said in numbers["notes"] and said in (Path(report.uri) / "report.html").read_text()
-    assert numbers["notes"][0].startswith("19 test prompts.")
+    assert numbers["notes"][0].startswith("19 test prompts in 10 independent groups.")
 
 
 def test_step_stores_a_page_and_numbers_that_agree_with_its_record(arranged, tmp_path):

@@ -120,6 +120,13 @@ def test_a_verdict_names_the_gate_or_the_judge_and_decoding() -> None:
     assert verdict(_result(high=-0.01, stopped_by="kl: too far")) == "stopped by kl"
 
 
+def test_a_difference_of_too_few_groups_is_no_verdict() -> None:
+    result = _result()
+    result["evaluation"]["tuned"]["differences"]["a"] = {"value": -0.5, "low": None, "high": None, "n": 9, "groups": 3}
+    assert verdict(result) == "healthy"
+    assert "| -0.500 (not measured: 3 groups) |" in tables([result])
+
+
 def test_each_judge_has_a_row() -> None:
     lines = tables([_result()]).splitlines()
     assert "| x | 0 | 5.0 → 5.0 | – → – | a | 0.500 → 0.500 | +0.000 [-0.100, +0.100] |" in lines[-2]
