@@ -47,14 +47,23 @@ def default_remote(workdir: Path) -> str:
     return remote.rstrip("/") if remote.startswith("s3://") else str(Path(remote).expanduser().absolute())
 
 
+def refuse_braces(workdir: Path, remote: str) -> None:
+    """Raise ConfigError for a working directory or remote that DVC fails on: it takes braces for fields to fill in."""
+    for place, setting in ((str(workdir), "--workdir DIR"), (remote, "storage.dvc_remote or UNDERSTUDY_DVC_REMOTE")):
+        if "{" in place or "}" in place:
+            raise ConfigError(f"DVC cannot work in {place!r}, whose name has a brace. Name another with {setting}.")
+
+
 def publish(folder: Path, workdir: Path, remote: str | None = None) -> Published:
     """Add `folder` with DVC and push it; content that the remote has is not uploaded again.
 
     Raises:
+        ConfigError: the remote is malformed, or DVC cannot work in it or in the working directory.
         ServiceUnreachable: the remote does not answer; names its URI.
         UnderstudyError: DVC refused, or the disk is full.
     """
     remote = remote or default_remote(workdir)
+    refuse_braces(workdir, remote)
     if remote.startswith("s3://"):
         location = Location.parse(remote)
         with reachable(location) as client:
@@ -73,10 +82,10 @@ def _add_and_push(folder: Path, scratch: Path, remote: str) -> tuple[Any, int, b
     from dvc.exceptions import DvcException
     from dvc.repo import Repo
 
-    _write_workspace(scratch, remote)
+    settings = _workspace(scratch, remote)
     shutil.copytree(folder, scratch / _OUT_NAME)
     try:
-        with Repo(str(scratch)) as repo:
+        with Repo(str(scratch), config=settings) as repo:
             (stage,) = repo.add(str(scratch / _OUT_NAME))
             num_uploaded = int(repo.push())
     except DvcException as error:
@@ -86,16 +95,24 @@ def _add_and_push(folder: Path, scratch: Path, remote: str) -> tuple[Any, int, b
     return stage.outs[0], num_uploaded, (scratch / POINTER_NAME).read_bytes()
 
 
-def _write_workspace(folder: Path, remote: str) -> None:
-    """Write the configuration that `dvc init --no-scm` and `dvc remote add` would; neither prints nor asks Git."""
-    lines = ["[core]", "no_scm = true", "analytics = false", "check_update = false", "remote = store"]
-    lines += ["[cache]", 'type = "reflink,hardlink,copy"', "['remote \"store\"']", f"url = {remote}"]
+def _workspace(folder: Path, remote: str) -> dict[str, dict[str, Any]]:
+    """Make of `folder` what `dvc init --no-scm` would, and return the settings; neither prints nor asks Git.
+
+    The settings never pass through DVC's file, whose comments, lists and interpolation have no escape for each name
+    that a folder can have.
+    """
+    (folder / ".dvc" / "tmp").mkdir(parents=True)
+    (folder / ".dvc" / "config").touch()
+    store = {"url": remote}
     if remote.startswith("s3://"):
         endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
-        lines += [f"endpointurl = {endpoint}"] if endpoint else []
-        lines += [f"region = {os.environ.get('AWS_REGION') or os.environ.get('AWS_DEFAULT_REGION') or 'us-east-1'}"]
-    (folder / ".dvc" / "tmp").mkdir(parents=True)
-    (folder / ".dvc" / "config").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        store |= {"endpointurl": endpoint} if endpoint else {}
+        store["region"] = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or "us-east-1"
+    return {
+        "core": {"no_scm": True, "analytics": False, "check_update": False, "remote": "store"},
+        "cache": {"type": ["reflink", "hardlink", "copy"]},
+        "remote": {"store": store},
+    }
 
 
 def materialise(ref: DatasetRef, workdir: Path) -> Path:

@@ -13,7 +13,14 @@ from understudy.data.ingest import Ingested, ingest
 from understudy.data.sources import Listing, list_sources
 from understudy.data.summary import Summary
 from understudy.errors import ConfigError, DataRefused
-from understudy.platform.datasets import default_remote, materialise, parent_of, publish, write_record
+from understudy.platform.datasets import (
+    default_remote,
+    materialise,
+    parent_of,
+    publish,
+    refuse_braces,
+    write_record,
+)
 from understudy.records import DatasetRef
 
 if TYPE_CHECKING:
@@ -75,6 +82,7 @@ def ingest_source(
     from understudy.platform.steps.ingest_shards import ingest_in_processes
 
     workdir = workdir.absolute()
+    refuse_braces(workdir, remote or default_remote(workdir))  # now, not after a long read
     listing = list_any(config.source)
     digest = digest or source_sha256(config.source)
     made = ingest(listing, config, workdir) if shards == 1 else ingest_in_processes(listing, config, workdir, shards)
