@@ -18,7 +18,7 @@ from understudy.data.demonstrations import SPLITS, load_split
 from understudy.data.ingest import ingest
 from understudy.data.quarantine import RAW_LIMIT_CHARS
 from understudy.data.sources import list_sources
-from understudy.data.summary import Summary
+from understudy.data.summary import Summary, write_summary
 from understudy.errors import ConfigError, DataRefused, IntegrityError, UnderstudyError
 
 
@@ -310,7 +310,7 @@ def test_full_disk_is_said_and_leaves_nothing(tmp_path: Path, monkeypatch: pytes
 
     source = write(tmp_path / "a.jsonl", rows(60))
     (tmp_path / "w").mkdir()
-    for where in ("writing.SplitWriter._flush", "spool.Spool.add", "spool.Spool.close", "ingest._write_summary"):
+    for where in ("writing.SplitWriter._flush", "spool.Spool.add", "spool.Spool.close"):
         with monkeypatch.context() as patch:
             patch.setattr(f"understudy.data.{where}", full)
             with pytest.raises(UnderstudyError, match="is full .No space left on device.*--workdir"):
@@ -326,14 +326,17 @@ def test_summary_of_a_known_file(tmp_path: Path) -> None:
     assert (summary.rows, summary.duplicates_exact, summary.words) == (2, 2, {"prompt": 2, "response": 3})
     assert (summary.nfc, summary.rows_not_nfc, summary.ignored_fields) == (False, 1, {"extra": 1})
     assert summary.length_quantiles["prompt"] == {"0": 2, "0.05": 2, "0.25": 2, "0.5": 6, "0.75": 6, "0.95": 6, "1": 6}
+    write_summary(summary, "1f.dir", tmp_path / "w")
     page = (tmp_path / "w" / "ingest" / "summary.html").read_text()
     assert "2 demonstrations" in page and "Cyrillic" in page and "http" not in page
-    assert json.loads((tmp_path / "w" / "ingest" / "summary.json").read_bytes())["rows"] == 2
+    written = json.loads((tmp_path / "w" / "ingest" / "summary.json").read_bytes())
+    assert written == {"md5": "1f.dir", **summary.to_json()}
 
 
 def test_page_escapes_what_the_source_says(tmp_path: Path) -> None:
     source = write(tmp_path / "<b>.jsonl", [{**row, "<script>": 1} for row in rows(20)])
-    run(source, tmp_path / "w")
+    _, summary, _ = run(source, tmp_path / "w")
+    write_summary(summary, "1f.dir", tmp_path / "w")
     page = (tmp_path / "w" / "ingest" / "summary.html").read_text()
     assert "<script>" not in page and "&lt;script&gt;" in page and "&lt;b&gt;.jsonl" in page
 

@@ -17,7 +17,7 @@ from understudy.data.ingest import ingest
 from understudy.data.rows import Limits, RowProblem, validate_row
 from understudy.data.sources import list_sources
 from understudy.data.splits import default_group
-from understudy.data.summary import Summary
+from understudy.data.summary import Summary, write_summary
 from understudy.errors import ConfigError, DataRefused
 from understudy.platform import s3_sources
 from understudy.platform.object_storage import Location
@@ -90,6 +90,7 @@ def test_a_file_name_that_is_not_utf8_is_shown_escaped(tmp_path: Path) -> None:
     summary, bad = run(tmp_path / "in", tmp_path / "w")
     assert summary.rows == COUNT and summary.source_files[0].endswith("na\\udcefve.jsonl")
     assert bad[0]["source"] == summary.source_files[0]
+    write_summary(summary, "1f.dir", tmp_path / "w")
     written = json.loads((tmp_path / "w" / "ingest" / "summary.json").read_bytes())
     assert written["source_files"] == summary.source_files
 

@@ -65,12 +65,11 @@ def ingest(
 @app.command()
 def show(workdir: Workdir = DEFAULT_WORKDIR, as_json: Json = False) -> None:
     """Show the current dataset version and what its ingest found."""
+    from understudy.data.summary import read_summary
     from understudy.platform.datasets import POINTER_NAME, read_record
 
     ref = read_record(workdir)
-    path = workdir / "ingest" / "summary.json"
-    summary = json.loads(path.read_bytes()) if path.is_file() else {}
-    shown = {**summary, **ref.to_json(), "pointer": str(workdir / POINTER_NAME)}
+    shown = {**read_summary(ref.md5, workdir), **ref.to_json(), "pointer": str(workdir / POINTER_NAME)}
     _print(shown, as_json, f"Dataset {ref.md5.removesuffix('.dir')}")
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from understudy.config import DataConfig, validate
 from understudy.data.ingest import Ingested, ingest
 from understudy.data.sources import Listing, list_sources
-from understudy.data.summary import Summary
+from understudy.data.summary import Summary, write_summary
 from understudy.errors import ConfigError, DataRefused
 from understudy.platform.datasets import (
     default_remote,
@@ -116,6 +116,7 @@ def publish_ingested(
     )
     folder = materialise(ref, workdir)
     write_record(ref, workdir)
+    write_summary(summary, ref.md5, workdir)
     return IngestResult(ref, summary, ingested.quarantine, folder, published.num_uploaded)
 
 
