@@ -3,7 +3,11 @@ from __future__ import annotations
 import errno
 import gzip
 import json
+import os
 import random
+import subprocess
+import sys
+import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -15,6 +19,7 @@ import pytest
 from understudy.config import DataConfig
 from understudy.data import ingest as ingest_module
 from understudy.data.demonstrations import SPLITS, load_split
+from understudy.data.files import temporary_folder
 from understudy.data.ingest import ingest
 from understudy.data.quarantine import RAW_LIMIT_CHARS
 from understudy.data.sources import list_sources
@@ -316,6 +321,25 @@ def test_full_disk_is_said_and_leaves_nothing(tmp_path: Path, monkeypatch: pytes
             with pytest.raises(UnderstudyError, match="is full .No space left on device.*--workdir"):
                 run(source, tmp_path / "w")
         assert names(tmp_path / "w") <= {"quarantine.jsonl"}
+
+
+def test_what_a_killed_process_left_long_ago_goes_and_what_another_works_in_stays(tmp_path: Path) -> None:
+    base = tmp_path / "w" / "tmp"
+    for name in ("ingest-dead", "ingest-at-work", "ingest-young"):
+        (base / name).mkdir(parents=True)
+        (base / name / "spool").write_bytes(b"rows")
+    for name in ("ingest-dead", "ingest-at-work"):
+        os.utime(base / name, (time.time() - 90_000, time.time() - 90_000))
+    hold = "import fcntl, os, sys; fcntl.flock(os.open(sys.argv[1], 0), fcntl.LOCK_EX); print(); sys.stdin.read()"
+    command = [sys.executable, "-u", "-c", hold, str(base / "ingest-at-work")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout and process.stdout.readline() == b"\n"
+        with temporary_folder(tmp_path / "w") as folder:
+            assert {path.name for path in base.iterdir()} == {"ingest-at-work", "ingest-young", folder.name}
+        process.communicate()
+    with temporary_folder(tmp_path / "w"):
+        pass
+    assert names(base) == {"ingest-young", "ingest-young/spool"}
 
 
 def test_summary_of_a_known_file(tmp_path: Path) -> None:

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -36,7 +40,21 @@ DEFAULTS: dict[str, Any] = {
 }
 
 
+@contextmanager
+def _ended_like_ctrl_c() -> Iterator[None]:
+    """Let SIGTERM end the command as Ctrl-C does: what it wrote aside goes, and the exit code says to run it again."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 @app.command()
+@_ended_like_ctrl_c()
 def ingest(
     source: Annotated[str, typer.Argument(help="File, directory, Hugging Face dataset folder, or s3://bucket/prefix.")],
     workdir: Workdir = DEFAULT_WORKDIR,
@@ -74,6 +92,7 @@ def show(workdir: Workdir = DEFAULT_WORKDIR, as_json: Json = False) -> None:
 
 
 @app.command()
+@_ended_like_ctrl_c()
 def verify(workdir: Workdir = DEFAULT_WORKDIR, as_json: Json = False) -> None:
     """Check every file of the current version against its digest, and count its rows."""
     from understudy.platform import datasets
@@ -84,6 +103,7 @@ def verify(workdir: Workdir = DEFAULT_WORKDIR, as_json: Json = False) -> None:
 
 
 @app.command()
+@_ended_like_ctrl_c()
 def pull(workdir: Workdir = DEFAULT_WORKDIR, as_json: Json = False) -> None:
     """Bring the current version from its remote into the working directory."""
     from understudy.platform import datasets

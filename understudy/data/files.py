@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -14,6 +16,7 @@ from pathlib import Path
 from understudy.errors import UnderstudyError
 
 _FULL_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_ABANDONED_AFTER_SECONDS = 24 * 3600
 
 
 @contextmanager
@@ -32,15 +35,45 @@ def told_when_full(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def temporary_folder(workdir: Path) -> Iterator[Path]:
-    """Give a new folder on the disk of `workdir`, removed at the end whatever happens."""
+    """Give a new folder on the disk of `workdir`, removed at the end whatever happens; old ones of the dead go, too."""
     base = made(workdir / "tmp")
+    _remove_abandoned(base)
     folder = Path(tempfile.mkdtemp(prefix="ingest-", dir=base))
     try:
-        yield folder
+        with _locked(folder):
+            yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
         with suppress(OSError):  # another ingest still has its folder there
             base.rmdir()
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[bool]:
+    """Hold the kernel's lock of a folder, which ends with this process however that ends; give whether it is held."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            held = True
+        except OSError:  # another's, or a file system without locks
+            held = False
+        yield held
+    finally:
+        os.close(descriptor)
+
+
+def _remove_abandoned(base: Path) -> None:
+    """Remove what killed processes left long ago, so that it does not fill the disk."""
+    for folder in base.glob("ingest-*"):
+        try:
+            if time.time() - folder.stat().st_mtime > _ABANDONED_AFTER_SECONDS:
+                # By age alone one that takes days would lose its own.
+                with _locked(folder) as nobody_works_there:
+                    if nobody_works_there:
+                        shutil.rmtree(folder, ignore_errors=True)
+        except OSError:  # gone meanwhile, or not ours
+            continue
 
 
 def write_atomically(path: Path, data: bytes) -> None:
