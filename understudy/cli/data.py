@@ -96,9 +96,10 @@ def show(workdir: Workdir = DEFAULT_WORKDIR, as_json: Json = False) -> None:
 def verify(workdir: Workdir = DEFAULT_WORKDIR, as_json: Json = False) -> None:
     """Check every file of the current version against its digest, and count its rows."""
     from understudy.platform import datasets
+    from understudy.platform.workdir import prepare
 
     ref = datasets.read_record(workdir)
-    counts = datasets.verify(ref, workdir.absolute())
+    counts = datasets.verify(ref, prepare(workdir.absolute()))
     _print({"verified": True, "md5": ref.md5, "rows": ref.rows, "splits": counts}, as_json, "Verified")
 
 
@@ -107,9 +108,10 @@ def verify(workdir: Workdir = DEFAULT_WORKDIR, as_json: Json = False) -> None:
 def pull(workdir: Workdir = DEFAULT_WORKDIR, as_json: Json = False) -> None:
     """Bring the current version from its remote into the working directory."""
     from understudy.platform import datasets
+    from understudy.platform.workdir import prepare
 
     ref = datasets.read_record(workdir)
-    folder = datasets.materialise(ref, workdir.absolute())
+    folder = datasets.materialise(ref, prepare(workdir.absolute()))
     _print({"md5": ref.md5, "path": str(folder), "rows": ref.rows}, as_json, "Pulled")
 
 
@@ -162,7 +164,8 @@ def _data_config(source: str, params: Path | None, overrides: list[str]) -> Data
         apply_override(sections, override)
     if others := sorted(set(sections) - {"data"}):
         raise ConfigError(f"--set names {', '.join(others)}; without a params file only data.… can be set.")
-    return validate(DataConfig, sections["data"] | {"source": source}, where="data")
+    data = sections["data"]
+    return validate(DataConfig, data | {"source": source} if isinstance(data, dict) else data, where="data")
 
 
 def _print(shown: dict[str, Any], as_json: bool, title: str) -> None:

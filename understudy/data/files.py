@@ -13,9 +13,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from understudy.errors import UnderstudyError
+from understudy.errors import ConfigError, UnderstudyError
 
-_FULL_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+FULL_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _ABANDONED_AFTER_SECONDS = 24 * 3600
 
 
@@ -25,11 +25,22 @@ def told_when_full(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in _FULL_DISK:
+        if error.errno not in FULL_DISK:
             raise
         raise UnderstudyError(
             f"The disk that holds {str(folder)!r} is full ({error.strerror or error}). Nothing half-written was "
             "left there. Free some space or choose another --workdir, then run the same command again."
+        ) from error
+
+
+@contextmanager
+def told_when_unwritable(path: Path, option: str) -> Iterator[None]:
+    """Turn what keeps a file that `option` names from being written into an error for people."""
+    try:
+        yield
+    except OSError as error:
+        raise ConfigError(
+            f"{path} cannot be written: {error.strerror or error}. Name another place with {option}."
         ) from error
 
 

@@ -186,9 +186,17 @@ class Registry:
     def _answering(self) -> Iterator[None]:
         from mlflow import MlflowException
         from requests import RequestException
+        from sqlalchemy.exc import SQLAlchemyError
 
         try:
             yield
+        except SQLAlchemyError as error:
+            # Its own words go on with the statement; what the database said comes first.
+            first = next(iter(str(error).splitlines()), type(error).__name__)[:300]
+            raise IntegrityError(
+                f"MLflow's database {without_secrets(self.uri)} cannot be used: {without_secrets(first)}. "
+                "Restore it, or move it away: `understudy run` makes a new one."
+            ) from error
         except (RequestException, MlflowException) as error:
             first = next(iter(str(error).splitlines()), type(error).__name__)[:300]
             raise ServiceUnreachable(

@@ -21,6 +21,7 @@ from understudy.platform.datasets import (
     refuse_braces,
     write_record,
 )
+from understudy.platform.workdir import prepare
 from understudy.records import DatasetRef
 
 if TYPE_CHECKING:
@@ -84,6 +85,7 @@ def ingest_source(
     workdir = workdir.absolute()
     refuse_braces(workdir, remote or default_remote(workdir))  # now, not after a long read
     listing = list_any(config.source)
+    prepare(workdir)
     digest = digest or source_sha256(config.source)
     made = ingest(listing, config, workdir) if shards == 1 else ingest_in_processes(listing, config, workdir, shards)
     with made as ingested:
