@@ -11,7 +11,6 @@ import hashlib
 import json
 import os
 import shutil
-import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from typing import Any
 from understudy.data.demonstrations import SPLITS, iterate_split
 from understudy.data.files import FULL_DISK, temporary_folder, told_when_full, write_atomically
 from understudy.errors import ConfigError, IntegrityError, ServiceUnreachable, UnderstudyError
+from understudy.platform.git import git
 from understudy.platform.object_storage import Location, reachable
 from understudy.records import DatasetRef
 
@@ -95,7 +95,7 @@ def _add_and_push(folder: Path, scratch: Path, remote: str) -> tuple[Any, int, b
         local = ConfigError if isinstance(error, OSError) else UnderstudyError
         kind = ServiceUnreachable if remote.startswith("s3://") else local
         raise kind(
-            f"DVC could not push to {remote}: {cause}. Check the remote and your rights on it, then run the command again."
+            f"DVC could not push to {remote}: {cause}. Check the remote and your rights on it, then run it again."
         ) from error
     return stage.outs[0], num_uploaded, (scratch / POINTER_NAME).read_bytes()
 
@@ -311,13 +311,10 @@ def commit(ref: DatasetRef, workdir: Path, folder: Path) -> tuple[Path, str]:
 
 
 def _git(folder: Path, *arguments: str) -> str:
-    try:
-        done = subprocess.run(["git", *arguments], cwd=folder, check=True, capture_output=True, text=True)
-    except FileNotFoundError as error:
-        raise ConfigError("Git is not installed, so the pointer cannot be committed. Install git.") from error
-    except subprocess.CalledProcessError as error:
+    done = git(folder, *arguments)
+    if done.returncode:
         raise ConfigError(
-            f"`git {arguments[0]}` failed in {str(folder)!r}: {error.stderr.strip()}. "
+            f"`git {arguments[0]}` failed in {str(folder)!r}: {done.stderr.strip()}. "
             "Run inside a Git repository whose author name and e-mail are set."
-        ) from error
+        )
     return done.stdout.strip()
