@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ import pytest
 from understudy.config import DataConfig
 from understudy.data import ingest as ingest_module
 from understudy.data.demonstrations import SPLITS, load_split
-from understudy.data.files import temporary_folder
+from understudy.data.files import temporary_folder, write_atomically
 from understudy.data.ingest import ingest
 from understudy.data.quarantine import RAW_LIMIT_CHARS
 from understudy.data.sources import list_sources
@@ -321,6 +322,13 @@ def test_full_disk_is_said_and_leaves_nothing(tmp_path: Path, monkeypatch: pytes
             with pytest.raises(UnderstudyError, match="is full .No space left on device.*--workdir"):
                 run(source, tmp_path / "w")
         assert names(tmp_path / "w") <= {"quarantine.jsonl"}
+
+
+def test_many_write_one_file_at_once_and_it_is_one_of_theirs(tmp_path: Path) -> None:
+    with ThreadPoolExecutor(16) as pool:
+        list(pool.map(lambda index: write_atomically(tmp_path / "a", b"%d" % index * 1000), range(200)))
+    (path,) = tmp_path.iterdir()
+    assert path.read_bytes() in {b"%d" % index * 1000 for index in range(200)}
 
 
 def test_what_a_killed_process_left_long_ago_goes_and_what_another_works_in_stays(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import os
 import shutil
 import tempfile
 import time
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -90,7 +91,7 @@ def _remove_abandoned(base: Path) -> None:
 def write_atomically(path: Path, data: bytes) -> None:
     """Write a file aside, make it durable, and put it in place at once."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    aside = path.with_name(f".{path.name}.{uuid.uuid4().hex}")  # pods that share a folder may share process ids
     try:
         with aside.open("wb") as file:
             file.write(data)
