@@ -15,7 +15,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from understudy.config import Params, PromotionConfig, section_sha256
-from understudy.platform.code_hash import code_sha256, file_sha256, folder_sha256
+from understudy.platform.code_hash import code_sha256, folder_sha256, target_sha256
 
 RESULT_SECTIONS = ("seed", "data", "model", "sft", "align", "evaluation", "registry")
 
@@ -35,7 +35,7 @@ def arguments(params: Params, digest_of: Callable[[str], str | None] | None = No
 
     source = {"source_sha256": (digest_of or source_sha256)(params.data.source)}
     base = {"base_sha256": _model_sha256(params.model.path)}
-    judges = {"judges_sha256": {judge.name: file_sha256(judge.code) for judge in params.evaluation.judges}}
+    judges = {"judges_sha256": {judge.name: target_sha256(judge.code) for judge in params.evaluation.judges}}
     name = {"name": params.registry.name}
     dump = params.model_dump(mode="json")
     everything = {section: dump[section] for section in RESULT_SECTIONS}

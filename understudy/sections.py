@@ -74,7 +74,10 @@ def read_yaml(text: str) -> Any:
     Raises:
         yaml.YAMLError: the text is not such YAML.
     """
-    return yaml.load(text, Loader=_UniqueKeys)  # noqa: S506 - a subclass of SafeLoader
+    try:
+        return yaml.load(text, Loader=_UniqueKeys)  # noqa: S506 - a subclass of SafeLoader
+    except RecursionError as error:
+        raise yaml.YAMLError("it is nested too deeply") from error
 
 
 class _UniqueKeys(yaml.SafeLoader):

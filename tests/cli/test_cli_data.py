@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import json
+import multiprocessing.context
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ import yaml
 from typer.testing import CliRunner, Result
 
 from understudy.cli.data import DEFAULTS, app
-from understudy.errors import ConfigError, DataRefused
+from understudy.errors import ConfigError, DataRefused, IntegrityError
 from understudy.platform.storage import open_store
 
 ROOT = Path(__file__).parents[2]
@@ -50,6 +52,63 @@ def test_ingest_show_verify_pull(project: Path) -> None:
     assert (shown["md5"], shown["rows"], shown["bad"]) == (done["md5"], done["rows"], 1)
     assert as_json("verify") == {"verified": True, "md5": done["md5"], "rows": done["rows"], "splits": done["splits"]}
     assert as_json("pull")["path"] == done["path"]
+
+
+@pytest.mark.parametrize("shards", ["1", "2"])
+def test_a_terminated_ingest_cleans_up_and_says_to_run_it_again(shards: str, project: Path) -> None:
+    (project / "many").mkdir()
+    for index in range(2):
+        (project / "many" / f"{index}.jsonl").write_text('{"prompt": "p", "response": "r"}\n' * 400_000)
+    command = [sys.executable, "-m", "understudy", "data", "ingest", "many", "--shards", shards]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        deadline = time.monotonic() + 60
+        while not list(project.glob(".understudy/tmp/ingest-*/shard*/*")) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        process.terminate()
+        _, told = process.communicate(timeout=60)
+    assert (process.returncode, told) == (75, "Interrupted. Run the same command again to resume.\n")
+    assert list((project / ".understudy").rglob("*")) == []
+
+
+def test_an_interrupt_before_the_last_shard_has_started_is_an_interrupt(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (project / "many").mkdir()
+    for index in range(2):
+        (project / "many" / f"{index}.jsonl").write_text('{"prompt": "p", "response": "r"}\n')
+
+    def interrupted(process: multiprocessing.context.SpawnProcess) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(multiprocessing.context.SpawnProcess, "start", interrupted)
+    assert invoke("ingest", "many", "--shards", "2").exit_code == 130
+    assert list((project / ".understudy").rglob("*")) == []
+
+
+def test_show_does_not_mix_versions_after_a_failed_publication(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    done = as_json("ingest", "my.jsonl")
+    (project / "other.jsonl").write_text("".join((project / "my.jsonl").read_text().splitlines(keepends=True)[:41]))
+    (project / "file").touch()
+    monkeypatch.setenv("UNDERSTUDY_DVC_REMOTE", str(project / "file"))
+    assert invoke("ingest", "other.jsonl").exit_code != 0
+    shown = as_json("show")
+    told = (shown["md5"], shown["source"], shown["rows"], shown["rows_in"], shown["bad"], shown["warnings"])
+    assert told == (done["md5"], "my.jsonl", done["rows"], 81, 1, [])
+
+
+def test_show_says_when_the_summary_is_not_of_the_version(project: Path) -> None:
+    done = as_json("ingest", "my.jsonl")
+    path = project / ".understudy" / "ingest" / "summary.json"
+    path.write_text(json.dumps({**json.loads(path.read_bytes()), "md5": "1f.dir"}))
+    again = f"Ingest the source of version {done['md5']} again to have its own."
+    shown = as_json("show")
+    assert shown["warnings"] == [f".understudy/ingest/summary.json is of version 1f.dir, not of this one. {again}"]
+    assert "rows_in" not in shown and shown["rows"] == done["rows"]
+    path.unlink()
+    assert as_json("show")["warnings"] == [f"There is no .understudy/ingest/summary.json. {again}"]
+    path.write_text("{")
+    with pytest.raises(IntegrityError, match="summary.json is not the summary of an ingest: JSONDecodeError"):
+        raise_from("show")
 
 
 def test_shards_change_nothing_but_who_reads(project: Path) -> None:

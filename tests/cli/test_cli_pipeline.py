@@ -239,6 +239,15 @@ def test_a_deployed_version_runs_by_its_name(
     assert f"it has ['{compiled.version_name}']" in capsys.readouterr().err
 
 
+def test_compile_does_not_meet_what_another_writes_aside(tmp_path: Path) -> None:
+    for path in (ROOT / "pipelines" / "compiled").rglob("*.yaml"):
+        aside = tmp_path / path.relative_to(ROOT / "pipelines" / "compiled")
+        aside.with_name(f".{path.name}.aside").mkdir(parents=True)
+    assert cli.call(["pipeline", "compile", "--out", str(tmp_path)]) == 0
+    written = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert written and not [path for path in written if path.name.startswith(".")]
+
+
 def test_compile_takes_other_settings_and_names_all_problems_at_once(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

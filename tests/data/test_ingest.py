@@ -3,8 +3,13 @@ from __future__ import annotations
 import errno
 import gzip
 import json
+import os
 import random
+import subprocess
+import sys
+import time
 from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +20,11 @@ import pytest
 from understudy.config import DataConfig
 from understudy.data import ingest as ingest_module
 from understudy.data.demonstrations import SPLITS, load_split
+from understudy.data.files import temporary_folder, write_atomically
 from understudy.data.ingest import ingest
 from understudy.data.quarantine import RAW_LIMIT_CHARS
 from understudy.data.sources import list_sources
-from understudy.data.summary import Summary
+from understudy.data.summary import Summary, write_summary
 from understudy.errors import ConfigError, DataRefused, IntegrityError, UnderstudyError
 
 
@@ -310,12 +316,38 @@ def test_full_disk_is_said_and_leaves_nothing(tmp_path: Path, monkeypatch: pytes
 
     source = write(tmp_path / "a.jsonl", rows(60))
     (tmp_path / "w").mkdir()
-    for where in ("writing.SplitWriter._flush", "spool.Spool.add", "spool.Spool.close", "ingest._write_summary"):
+    for where in ("writing.SplitWriter._flush", "spool.Spool.add", "spool.Spool.close"):
         with monkeypatch.context() as patch:
             patch.setattr(f"understudy.data.{where}", full)
             with pytest.raises(UnderstudyError, match="is full .No space left on device.*--workdir"):
                 run(source, tmp_path / "w")
         assert names(tmp_path / "w") <= {"quarantine.jsonl"}
+
+
+def test_many_write_one_file_at_once_and_it_is_one_of_theirs(tmp_path: Path) -> None:
+    with ThreadPoolExecutor(16) as pool:
+        list(pool.map(lambda index: write_atomically(tmp_path / "a", b"%d" % index * 1000), range(200)))
+    (path,) = tmp_path.iterdir()
+    assert path.read_bytes() in {b"%d" % index * 1000 for index in range(200)}
+
+
+def test_what_a_killed_process_left_long_ago_goes_and_what_another_works_in_stays(tmp_path: Path) -> None:
+    base = tmp_path / "w" / "tmp"
+    for name in ("ingest-dead", "ingest-at-work", "ingest-young"):
+        (base / name).mkdir(parents=True)
+        (base / name / "spool").write_bytes(b"rows")
+    for name in ("ingest-dead", "ingest-at-work"):
+        os.utime(base / name, (time.time() - 90_000, time.time() - 90_000))
+    hold = "import fcntl, os, sys; fcntl.flock(os.open(sys.argv[1], 0), fcntl.LOCK_EX); print(); sys.stdin.read()"
+    command = [sys.executable, "-u", "-c", hold, str(base / "ingest-at-work")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout and process.stdout.readline() == b"\n"
+        with temporary_folder(tmp_path / "w") as folder:
+            assert {path.name for path in base.iterdir()} == {"ingest-at-work", "ingest-young", folder.name}
+        process.communicate()
+    with temporary_folder(tmp_path / "w"):
+        pass
+    assert names(base) == {"ingest-young", "ingest-young/spool"}
 
 
 def test_summary_of_a_known_file(tmp_path: Path) -> None:
@@ -326,14 +358,17 @@ def test_summary_of_a_known_file(tmp_path: Path) -> None:
     assert (summary.rows, summary.duplicates_exact, summary.words) == (2, 2, {"prompt": 2, "response": 3})
     assert (summary.nfc, summary.rows_not_nfc, summary.ignored_fields) == (False, 1, {"extra": 1})
     assert summary.length_quantiles["prompt"] == {"0": 2, "0.05": 2, "0.25": 2, "0.5": 6, "0.75": 6, "0.95": 6, "1": 6}
+    write_summary(summary, "1f.dir", tmp_path / "w")
     page = (tmp_path / "w" / "ingest" / "summary.html").read_text()
     assert "2 demonstrations" in page and "Cyrillic" in page and "http" not in page
-    assert json.loads((tmp_path / "w" / "ingest" / "summary.json").read_bytes())["rows"] == 2
+    written = json.loads((tmp_path / "w" / "ingest" / "summary.json").read_bytes())
+    assert written == {"md5": "1f.dir", **summary.to_json()}
 
 
 def test_page_escapes_what_the_source_says(tmp_path: Path) -> None:
     source = write(tmp_path / "<b>.jsonl", [{**row, "<script>": 1} for row in rows(20)])
-    run(source, tmp_path / "w")
+    _, summary, _ = run(source, tmp_path / "w")
+    write_summary(summary, "1f.dir", tmp_path / "w")
     page = (tmp_path / "w" / "ingest" / "summary.html").read_text()
     assert "<script>" not in page and "&lt;script&gt;" in page and "&lt;b&gt;.jsonl" in page
 

@@ -10,14 +10,18 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet
 import pytest
+from support.capabilities import modes_hold
 
 from understudy.config import DataConfig, SplitsConfig
 from understudy.data.ingest import ingest
 from understudy.data.rows import Limits, RowProblem, validate_row
 from understudy.data.sources import list_sources
 from understudy.data.splits import default_group
-from understudy.data.summary import Summary
-from understudy.errors import DataRefused
+from understudy.data.summary import Summary, write_summary
+from understudy.errors import ConfigError, DataRefused
+from understudy.platform import s3_sources
+from understudy.platform.object_storage import Location
+from understudy.platform.steps.ingest import source_sha256
 
 COUNT = 40
 
@@ -86,6 +90,7 @@ def test_a_file_name_that_is_not_utf8_is_shown_escaped(tmp_path: Path) -> None:
     summary, bad = run(tmp_path / "in", tmp_path / "w")
     assert summary.rows == COUNT and summary.source_files[0].endswith("na\\udcefve.jsonl")
     assert bad[0]["source"] == summary.source_files[0]
+    write_summary(summary, "1f.dir", tmp_path / "w")
     written = json.loads((tmp_path / "w" / "ingest" / "summary.json").read_bytes())
     assert written["source_files"] == summary.source_files
 
@@ -100,6 +105,61 @@ def test_linked_and_hidden_folders_are_not_read_but_named(tmp_path: Path) -> Non
     summary, _ = run(source, tmp_path / "w")
     assert summary.ignored_files == [".cache/", "linked/", "part/loop/"]
     assert summary.rows_in == COUNT
+
+
+def write_lines(path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps({"prompt": f"p{i}", "response": f"r{i}"}) + "\n" for i in range(COUNT)))
+    return path
+
+
+def test_a_folder_that_may_not_be_read_is_an_error_not_an_empty_one(tmp_path: Path) -> None:
+    source = tmp_path / "d"
+    write_lines(source / "a.jsonl")
+    write_lines(source / "sub" / "b.jsonl")
+    for unreadable in (source / "sub", source):
+        unreadable.chmod(0)
+        with modes_hold(), pytest.raises(ConfigError) as refused:
+            list_sources(str(source))
+        unreadable.chmod(0o755)
+        assert str(refused.value) == f"{unreadable} cannot be read: Permission denied. Check the path and its rights."
+    assert run(source, tmp_path / "w")[0].rows_in == 2 * COUNT
+
+
+def test_a_folder_that_only_tells_names_is_an_error_too(tmp_path: Path) -> None:
+    path = write_lines(tmp_path / "d" / "a.jsonl")
+    path.parent.chmod(0o444)
+    with modes_hold(), pytest.raises(ConfigError, match=r"a\.jsonl cannot be read: Permission denied"):
+        list_sources(str(path.parent))
+    path.parent.chmod(0o755)
+
+
+def test_a_file_that_may_not_be_read_is_named_by_ingest_and_by_its_digest(tmp_path: Path) -> None:
+    path = write_lines(tmp_path / "d" / "a.jsonl")
+    path.chmod(0)
+    with modes_hold():
+        for read in (lambda: run(path, tmp_path / "w"), lambda: source_sha256(str(path.parent))):
+            with pytest.raises(
+                ConfigError, match=r"a\.jsonl cannot be read: Permission denied\. Check the path and its"
+            ):
+                read()
+
+
+def test_a_bucket_is_listed_by_the_rules_of_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = [
+        ".git/objects/a.jsonl", ".ipynb_checkpoints/a-checkpoint.jsonl", ".ipynb_checkpoints/b-checkpoint.jsonl",
+        ".hidden.jsonl", "README.md", "a.jsonl", "cache-1.jsonl", "part/.tmp/c.jsonl", "part/b.jsonl",
+    ]  # fmt: skip
+    for name in names:
+        write_lines(tmp_path / "data" / name)
+    objects = [{"Key": f"all/.data/{name}", "Size": 1, "ETag": "e"} for name in names]
+    monkeypatch.setattr(s3_sources, "_objects", lambda location: iter(objects))
+    local, stored = list_sources(str(tmp_path / "data")), s3_sources.list_s3_sources("s3://bucket/all/.data")
+    read = ["a.jsonl", "cache-1.jsonl", "part/b.jsonl"]
+    assert [file.name for file in stored.files] == [Location("bucket", f"all/.data/{name}").uri for name in read]
+    assert [file.name for file in local.files] == [str(tmp_path / "data" / name) for name in read]
+    assert sorted(stored.ignored) == [f"all/.data/{name}" for name in sorted(local.ignored)]
+    assert sorted(local.ignored) == [".git/", ".hidden.jsonl", ".ipynb_checkpoints/", "README.md", "part/.tmp/"]
 
 
 def test_what_stands_in_messages_beside_role_and_content_is_counted(tmp_path: Path) -> None:

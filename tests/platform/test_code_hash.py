@@ -75,8 +75,8 @@ def test_an_unknown_step_is_named() -> None:
 def test_a_judges_digest_follows_its_file(tmp_path: Path) -> None:
     judge = tmp_path / "judge.py"
     judge.write_text("def judge(): return 1")
-    before = code_hash.file_sha256(f"{judge}:judge")
+    before = code_hash.target_sha256(f"{judge}:judge")
     judge.write_text("def judge(): return 2")
-    assert before is not None and before != code_hash.file_sha256(f"{judge}:judge")
-    assert code_hash.file_sha256(f"{tmp_path / 'absent.py'}:judge") is None
-    assert code_hash.file_sha256("") is None
+    assert before is not None and before != code_hash.target_sha256(f"{judge}:judge")
+    assert code_hash.target_sha256(f"{tmp_path / 'absent.py'}:judge") is None
+    assert code_hash.target_sha256("") is None

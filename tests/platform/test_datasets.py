@@ -75,6 +75,27 @@ def test_materialise_brings_the_same_bytes_elsewhere(tmp_path: Path) -> None:
     assert datasets.verify(result.ref, tmp_path / "elsewhere") == result.ref.splits
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["w #k", "a,b", "%(x)s", "$x", "'q' \"Q\"", "[remote]", "x = y", "naïve\n2", " edge ", "a::b", "~", "?*"],
+)
+def test_a_version_stays_below_a_folder_of_any_name(name: str, tmp_path: Path) -> None:
+    workdir = tmp_path / "inner" / name
+    result = ingested(write_source(tmp_path / "a.jsonl"), workdir)
+    assert result.ref.uri == f"{workdir}/dvc-remote/files/md5/{result.ref.md5[:2]}/{result.ref.md5[2:]}"
+    assert Path(result.ref.uri).is_file() and datasets.verify(result.ref, workdir) == result.ref.splits
+    assert [path.name for path in (tmp_path / "inner").iterdir()] == [name]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.jsonl", "inner"]
+
+
+def test_a_name_that_dvc_fails_on_is_refused_before_the_source_is_read(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"DVC cannot work in '.*/\{w\}', whose name has a brace.*--workdir DIR"):
+        ingested(tmp_path / "nowhere.jsonl", tmp_path / "{w}")
+    with pytest.raises(ConfigError, match=r"'s3://bucket/\}', whose name has a brace.* UNDERSTUDY_DVC_REMOTE"):
+        datasets.publish(tmp_path, tmp_path / "w", "s3://bucket/}")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_damage_is_found_in_the_remote_and_in_the_folder(tmp_path: Path) -> None:
     result = ingested(write_source(tmp_path / "a.jsonl"), tmp_path / "w")
     train = result.folder / "train.parquet"
@@ -99,11 +120,11 @@ def test_dvc_itself_reads_the_remote_through_the_pointer(tmp_path: Path) -> None
     result = ingested(write_source(tmp_path / "a.jsonl"), tmp_path / "w")
     project = tmp_path / "project"
     project.mkdir()
-    datasets._write_workspace(project, datasets.default_remote(tmp_path / "w"))
+    settings = datasets._workspace(project, datasets.default_remote(tmp_path / "w"))
     (project / "demonstrations.dvc").write_bytes((tmp_path / "w" / "demonstrations.dvc").read_bytes())
     from dvc.repo import Repo
 
-    with Repo(str(project)) as repo:
+    with Repo(str(project), config=settings) as repo:
         repo.pull()
     assert load_split(project / "demonstrations", "train") == load_split(result.folder, "train")
 

@@ -30,6 +30,13 @@ def test_a_failure_is_told_with_step_words_and_exit_code(run_dir: Path) -> None:
     assert outcome["error"] == "MLflow at http://m does not answer."
 
 
+def test_an_outcome_does_not_meet_what_another_writes_aside(run_dir: Path) -> None:
+    (run_dir / "outcome.aside").mkdir()
+    notify.run({}, state="SUCCEEDED")
+    assert json.loads((run_dir / "outcome.json").read_text())["status"] == "succeeded"
+    assert sorted(path.name for path in run_dir.iterdir()) == ["outcome.aside", "outcome.json"]
+
+
 def test_the_webhook_gets_the_outcome(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     received: list[Any] = []
 

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -36,7 +40,21 @@ DEFAULTS: dict[str, Any] = {
 }
 
 
+@contextmanager
+def _ended_like_ctrl_c() -> Iterator[None]:
+    """Let SIGTERM end the command as Ctrl-C does: what it wrote aside goes, and the exit code says to run it again."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 @app.command()
+@_ended_like_ctrl_c()
 def ingest(
     source: Annotated[str, typer.Argument(help="File, directory, Hugging Face dataset folder, or s3://bucket/prefix.")],
     workdir: Workdir = DEFAULT_WORKDIR,
@@ -65,32 +83,35 @@ def ingest(
 @app.command()
 def show(workdir: Workdir = DEFAULT_WORKDIR, as_json: Json = False) -> None:
     """Show the current dataset version and what its ingest found."""
+    from understudy.data.summary import read_summary
     from understudy.platform.datasets import POINTER_NAME, read_record
 
     ref = read_record(workdir)
-    path = workdir / "ingest" / "summary.json"
-    summary = json.loads(path.read_bytes()) if path.is_file() else {}
-    shown = {**summary, **ref.to_json(), "pointer": str(workdir / POINTER_NAME)}
+    shown = {**read_summary(ref.md5, workdir), **ref.to_json(), "pointer": str(workdir / POINTER_NAME)}
     _print(shown, as_json, f"Dataset {ref.md5.removesuffix('.dir')}")
 
 
 @app.command()
+@_ended_like_ctrl_c()
 def verify(workdir: Workdir = DEFAULT_WORKDIR, as_json: Json = False) -> None:
     """Check every file of the current version against its digest, and count its rows."""
     from understudy.platform import datasets
+    from understudy.platform.workdir import prepare
 
     ref = datasets.read_record(workdir)
-    counts = datasets.verify(ref, workdir.absolute())
+    counts = datasets.verify(ref, prepare(workdir.absolute()))
     _print({"verified": True, "md5": ref.md5, "rows": ref.rows, "splits": counts}, as_json, "Verified")
 
 
 @app.command()
+@_ended_like_ctrl_c()
 def pull(workdir: Workdir = DEFAULT_WORKDIR, as_json: Json = False) -> None:
     """Bring the current version from its remote into the working directory."""
     from understudy.platform import datasets
+    from understudy.platform.workdir import prepare
 
     ref = datasets.read_record(workdir)
-    folder = datasets.materialise(ref, workdir.absolute())
+    folder = datasets.materialise(ref, prepare(workdir.absolute()))
     _print({"md5": ref.md5, "path": str(folder), "rows": ref.rows}, as_json, "Pulled")
 
 
@@ -143,7 +164,8 @@ def _data_config(source: str, params: Path | None, overrides: list[str]) -> Data
         apply_override(sections, override)
     if others := sorted(set(sections) - {"data"}):
         raise ConfigError(f"--set names {', '.join(others)}; without a params file only data.… can be set.")
-    return validate(DataConfig, sections["data"] | {"source": source}, where="data")
+    data = sections["data"]
+    return validate(DataConfig, data | {"source": source} if isinstance(data, dict) else data, where="data")
 
 
 def _print(shown: dict[str, Any], as_json: bool, title: str) -> None:

@@ -69,9 +69,11 @@ def _read(report: str, workdir: Path) -> tuple[dict[str, Any], str | None]:
         store = open_store(os.environ.get("UNDERSTUDY_STORAGE_URI") or None, workdir)
         path = store.fetch(tags["report_uri"], tags["report_sha256"]) / "report.json"
     try:
-        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+        found: Any = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"{path} is not JSON: {error}. Name the report.json that evaluate wrote.") from error
+    if not isinstance(found, dict) or not isinstance(found.get("protocol", {}), dict):
+        raise ConfigError(f"{path} is JSON, but not a report. Name the report.json that evaluate wrote.")
     return found, weights
 
 

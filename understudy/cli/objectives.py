@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from understudy.data.files import told_when_unwritable
 from understudy.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -82,7 +83,8 @@ def show(
         raise ConfigError(f"--out {str(out)!r} ends in {out.suffix!r}; give a name that ends in .png or .svg.")
     path, named = frontier.alpha_path(), frontier.named_fits()
     if out is not None:
-        _draw(path, out)
+        with told_when_unwritable(out, "--out"):
+            _draw(path, out)
     if as_json:
         result: dict[str, Any] = {
             "alpha_path": [item.to_json() for item in path],

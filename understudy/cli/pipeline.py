@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from understudy.config import Params, load_params
+from understudy.data.files import told_when_unwritable, write_atomically
 from understudy.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -65,10 +66,8 @@ def compile_command(
         )
     if not check:
         for name in stale:
-            (out / name).parent.mkdir(parents=True, exist_ok=True)
-            aside = (out / name).with_name(f".{Path(name).name}.aside")
-            aside.write_text(files[name], encoding="utf-8")
-            aside.replace(out / name)
+            with told_when_unwritable(out / name, "--out"):
+                write_atomically(out / name, files[name].encode())
     if as_json:
         typer.echo(json.dumps({"files": [str(out / name) for name in files], "written": [] if check else stale}))
     else:

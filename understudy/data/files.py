@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
 import os
 import shutil
 import tempfile
+import time
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from understudy.errors import UnderstudyError
+from understudy.errors import ConfigError, UnderstudyError
 
-_FULL_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+FULL_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_ABANDONED_AFTER_SECONDS = 24 * 3600
 
 
 @contextmanager
@@ -22,7 +26,7 @@ def told_when_full(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in _FULL_DISK:
+        if error.errno not in FULL_DISK:
             raise
         raise UnderstudyError(
             f"The disk that holds {str(folder)!r} is full ({error.strerror or error}). Nothing half-written was "
@@ -31,22 +35,63 @@ def told_when_full(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
+def told_when_unwritable(path: Path, option: str) -> Iterator[None]:
+    """Turn what keeps a file that `option` names from being written into an error for people."""
+    try:
+        yield
+    except OSError as error:
+        raise ConfigError(
+            f"{path} cannot be written: {error.strerror or error}. Name another place with {option}."
+        ) from error
+
+
+@contextmanager
 def temporary_folder(workdir: Path) -> Iterator[Path]:
-    """Give a new folder on the disk of `workdir`, removed at the end whatever happens."""
+    """Give a new folder on the disk of `workdir`, removed at the end whatever happens; old ones of the dead go, too."""
     base = made(workdir / "tmp")
+    _remove_abandoned(base)
     folder = Path(tempfile.mkdtemp(prefix="ingest-", dir=base))
     try:
-        yield folder
+        with _locked(folder):
+            yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
         with suppress(OSError):  # another ingest still has its folder there
             base.rmdir()
 
 
+@contextmanager
+def _locked(folder: Path) -> Iterator[bool]:
+    """Hold the kernel's lock of a folder, which ends with this process however that ends; give whether it is held."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            held = True
+        except OSError:  # another's, or a file system without locks
+            held = False
+        yield held
+    finally:
+        os.close(descriptor)
+
+
+def _remove_abandoned(base: Path) -> None:
+    """Remove what killed processes left long ago, so that it does not fill the disk."""
+    for folder in base.glob("ingest-*"):
+        try:
+            if time.time() - folder.stat().st_mtime > _ABANDONED_AFTER_SECONDS:
+                # By age alone one that takes days would lose its own.
+                with _locked(folder) as nobody_works_there:
+                    if nobody_works_there:
+                        shutil.rmtree(folder, ignore_errors=True)
+        except OSError:  # gone meanwhile, or not ours
+            continue
+
+
 def write_atomically(path: Path, data: bytes) -> None:
     """Write a file aside, make it durable, and put it in place at once."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    aside = path.with_name(f".{path.name}.{uuid.uuid4().hex}")  # pods that share a folder may share process ids
     try:
         with aside.open("wb") as file:
             file.write(data)

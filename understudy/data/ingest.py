@@ -9,23 +9,21 @@ bucket of the spool and one row group, whatever the size of the source.
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from understudy.config import DataConfig
-from understudy.data.files import made, temporary_folder, told_when_full, write_atomically
+from understudy.data.files import made, temporary_folder, told_when_full
 from understudy.data.quarantine import Quarantine, printable
 from understudy.data.rows import RowProblem
 from understudy.data.shards import QUARANTINE, Shards, ingest_shard, plan_shards
 from understudy.data.sources import Listing, entries
 from understudy.data.spool import Spooled, file_of, place
-from understudy.data.summary import Summary, render_html
+from understudy.data.summary import Summary
 from understudy.data.writing import write_dataset
 from understudy.errors import DataRefused
 
@@ -43,8 +41,7 @@ class Ingested:
 def ingest(listing: Listing, config: DataConfig, workdir: Path) -> Iterator[Ingested]:
     """Build a dataset version in a temporary folder that lives as long as the context.
 
-    The quarantine file is put in place before anything else, also when the data is refused; summary files
-    follow once the dataset is finished.
+    The quarantine file is put in place before anything else, also when the data is refused.
 
     Raises:
         DataRefused: no rows, too many bad ones, or a damaged file.
@@ -89,7 +86,6 @@ def _merged(listing: Listing, folders: Sequence[Path], config: DataConfig, scrat
     summary.duplicates_near = len(removed)
     summary.duplicates_exact = summary.rows_in - summary.bad - summary.rows - len(removed)
     _warn_about_empty_splits(config, summary)
-    _write_summary(summary, workdir)
     return Ingested(folder, summary, quarantine)
 
 
@@ -165,10 +161,3 @@ def _warn_about_empty_splits(config: DataConfig, summary: Summary) -> None:
                 f"The {split} split is empty: {summary.rows} rows fall into too few groups for a fraction of "
                 f"{fraction:g}. Add demonstrations, use more groups, or raise data.splits."
             )
-
-
-def _write_summary(summary: Summary, workdir: Path) -> None:
-    data: dict[str, Any] = summary.to_json()
-    folder = workdir / "ingest"
-    write_atomically(folder / "summary.json", json.dumps(data, indent=1, ensure_ascii=False).encode() + b"\n")
-    write_atomically(folder / "summary.html", render_html(data).encode())

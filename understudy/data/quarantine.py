@@ -38,11 +38,6 @@ class Quarantine:
         self.by_reason[problem.reason] += 1
         self._file.write(orjson.dumps(record) + b"\n")
 
-    def most_frequent(self, num_reasons: int = 3) -> str:
-        """Name the most frequent reasons with their counts; equal counts in the order of their names."""
-        ranked = sorted(self.by_reason.items(), key=lambda item: (-item[1], item[0]))[:num_reasons]
-        return ", ".join(f"{reason} ({count})" for reason, count in ranked)
-
 
 def with_lines_before(record: bytes, num_lines: int) -> bytes:
     """Return the quarantine's line of a row with its line number counted from `num_lines` lines earlier."""

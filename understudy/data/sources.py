@@ -16,7 +16,7 @@ import sys
 import zlib
 from bisect import bisect_left
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
@@ -26,6 +26,7 @@ from understudy.data.rows import FIELDS, RowProblem, parse_line
 from understudy.errors import ConfigError, DataRefused
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".ndjson", ".ndjson.gz", ".json", ".json.gz", ".parquet", ".arrow")
+DESCRIPTIONS = frozenset({"state.json", "dataset_info.json", "dataset_dict.json"})  # of a saved dataset, beside it
 LINE_LIMIT_BYTES = 8 * 1024 * 1024
 _TABLE_BATCH_ROWS = 1024
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
@@ -80,9 +81,16 @@ def list_sources(source: str) -> Listing:
     """List the files of a local source: a file, a directory of files, or a Hugging Face dataset folder.
 
     Raises:
-        ConfigError: nothing is there, or it cannot be opened.
+        ConfigError: nothing is there, or it, or a folder in it, cannot be read.
         DataRefused: a directory without a single file of a known kind.
     """
+    try:
+        return _listed(source)
+    except OSError as error:
+        raise _unreadable(error.filename or source, error) from error
+
+
+def _listed(source: str) -> Listing:
     path = Path(source).expanduser()
     if not path.exists():
         raise ConfigError(
@@ -112,25 +120,23 @@ def entries(file: SourceFile, part: Part | None = None) -> Iterator[Entry]:
         DataRefused: the file breaks off or is damaged, so that nobody knows what is missing.
     """
     part = part or Part()
-    with _told_when_closed(file):
-        kind = _kind(file)
-        if not part.is_whole and kind not in _IN_PARTS:
-            raise DataRefused(
-                f"{file.name} changed while it was ingested: it was planned to be read in parts, and now it is {kind}, "
-                "which cannot be. Run ingest again."
-            )
-        if kind == "Parquet":
-            yield from _parquet_rows(file, part)
-        elif kind == "Arrow":
-            yield from _arrow_rows(file)
-        else:
-            yield from _json_lines(file, part, compressed=kind == "gzip")
+    kind = _kind(file)
+    if not part.is_whole and kind not in _IN_PARTS:
+        raise DataRefused(
+            f"{file.name} changed while it was ingested: it was planned to be read in parts, and now it is {kind}, "
+            "which cannot be. Run ingest again."
+        )
+    if kind == "Parquet":
+        yield from _parquet_rows(file, part)
+    elif kind == "Arrow":
+        yield from _arrow_rows(file)
+    else:
+        yield from _json_lines(file, part, compressed=kind == "gzip")
 
 
 def has_parts(file: SourceFile) -> bool:
     """Whether the file can be read in parts: lines that are not compressed, and Parquet, whose row groups are whole."""
-    with _told_when_closed(file):
-        return _kind(file) in _IN_PARTS
+    return _kind(file) in _IN_PARTS
 
 
 _IN_PARTS = ("JSON lines", "Parquet")
@@ -146,13 +152,8 @@ def _kind(file: SourceFile) -> str:
     return "gzip" if magic.startswith(b"\x1f\x8b") else "JSON lines"
 
 
-@contextmanager
-def _told_when_closed(file: SourceFile) -> Iterator[None]:
-    """Turn a file that is gone or may not be read into an error for people."""
-    try:
-        yield
-    except (FileNotFoundError, PermissionError) as error:
-        raise ConfigError(f"{file.name} cannot be opened: {error.strerror}. Check the path and its rights.") from error
+def _unreadable(name: str, error: OSError) -> ConfigError:
+    return ConfigError(f"{name} cannot be read: {error.strerror or error}. Check the path and its rights.")
 
 
 def _damaged(file: SourceFile, number: int, error: Exception) -> DataRefused:
@@ -295,13 +296,20 @@ def _decoded_row(batch: Any, index: int) -> dict[str, Any] | RowProblem:
 
 
 def _local(path: Path) -> SourceFile:
-    return SourceFile(str(path), path.stat().st_size, lambda: path.open("rb", buffering=1 << 18))
+    def opened() -> BinaryIO:
+        try:
+            return path.open("rb", buffering=1 << 18)
+        except OSError as error:
+            raise _unreadable(str(path), error) from error
+
+    return SourceFile(str(path), path.stat().st_size, opened)
 
 
 def _walk(root: Path) -> tuple[list[SourceFile], list[str]]:
     files: list[SourceFile] = []
     ignored: list[str] = []
-    for folder, subfolders, names in os.walk(root):
+    # Without `onerror` a folder that may not be read would be taken for an empty one.
+    for folder, subfolders, names in os.walk(root, onerror=_raise):
         here = Path(folder)
         # A link to a folder may lead back here; it is named instead of followed.
         left_out = [name for name in subfolders if name.startswith(".") or (here / name).is_symlink()]
@@ -310,16 +318,17 @@ def _walk(root: Path) -> tuple[list[SourceFile], list[str]]:
         saved = _saved_dataset_files(here, names)
         for name in sorted(names):
             path = here / name
-            wanted = path.name in saved if saved is not None else name.endswith(SUFFIXES) and name not in _DESCRIPTIONS
+            wanted = path.name in saved if saved is not None else name.endswith(SUFFIXES) and name not in DESCRIPTIONS
             if name.startswith(".") or not wanted or not path.is_file():
-                if name not in _DESCRIPTIONS:
+                if name not in DESCRIPTIONS:
                     ignored.append(str(path.relative_to(root)))
             else:
                 files.append(_local(path))
     return files, ignored
 
 
-_DESCRIPTIONS = frozenset({"state.json", "dataset_info.json", "dataset_dict.json"})
+def _raise(error: OSError) -> None:
+    raise error
 
 
 def _saved_dataset_files(folder: Path, names: list[str]) -> set[str] | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import unicodedata
 from collections import Counter
 from collections.abc import Mapping
@@ -13,7 +14,9 @@ from typing import Any
 
 import numpy as np
 
+from understudy.data.files import write_atomically
 from understudy.data.rows import MESSAGE_FIELDS
+from understudy.errors import IntegrityError
 
 QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
 _MAX_IGNORED_FIELDS = 50
@@ -120,6 +123,32 @@ def ignored_in_messages(messages: Any) -> set[str]:
         if value is not None
     }
     return {f"messages[].{name}" for name in found - MESSAGE_FIELDS}
+
+
+def write_summary(summary: Summary, md5: str, workdir: Path) -> None:
+    """Write what the ingest of version `md5` found as a page and, last, as JSON for `read_summary`."""
+    data = {"md5": md5, **summary.to_json()}
+    folder = workdir / "ingest"
+    write_atomically(folder / "summary.html", render_html(data).encode())
+    write_atomically(folder / "summary.json", json.dumps(data, indent=1, ensure_ascii=False).encode() + b"\n")
+
+
+def read_summary(md5: str, workdir: Path) -> dict[str, Any]:
+    """Return what the ingest of version `md5` found; only a warning where the summary at hand is another's.
+
+    Raises:
+        IntegrityError: the file is not a summary.
+    """
+    path = workdir / "ingest" / "summary.json"
+    again = f"Ingest the source of version {md5} again to have its own."
+    if not path.is_file():
+        return {"warnings": [f"There is no {path}. {again}"]}
+    try:
+        data: dict[str, Any] = json.loads(path.read_bytes())
+        found = data["md5"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise IntegrityError(f"{path} is not the summary of an ingest: {error!r}. {again}") from error
+    return data if found == md5 else {"warnings": [f"{path} is of version {found}, not of this one. {again}"]}
 
 
 def render_html(summary: Mapping[str, Any]) -> str:

@@ -15,6 +15,8 @@ from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 
+from understudy.data.files import file_sha256
+
 STEPS = ("preflight", "ingest", "sft", "align", "evaluate", "register", "notify")
 _ROOTS = ("understudy", "components")
 # Not `platform.datasets`: it hands out bytes whose digests it checks, so it cannot change what a step reads.
@@ -134,7 +136,7 @@ def _version(library: str) -> str:
         return "absent"
 
 
-def file_sha256(target: str) -> str | None:
+def target_sha256(target: str) -> str | None:
     """Return the digest of the code a judge's target names ("file.py:function" or "module:function").
 
     No target, as exact_match has it, has none; neither has one that cannot be found, and preflight says so.
@@ -151,7 +153,7 @@ def file_sha256(target: str) -> str | None:
         path = Path(spec.origin) if spec and spec.origin else path
     if path.is_dir():
         return folder_sha256(path)
-    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
+    return file_sha256(path) if path.is_file() else None
 
 
 def folder_sha256(folder: Path, whole_below_bytes: int = 16 * 2**20) -> str:
@@ -160,6 +162,6 @@ def folder_sha256(folder: Path, whole_below_bytes: int = 16 * 2**20) -> str:
     for path in sorted(item for item in folder.rglob("*") if item.is_file()):
         state = path.stat()
         small = state.st_size < whole_below_bytes
-        content = hashlib.sha256(path.read_bytes()).hexdigest() if small else f"{state.st_size}-{state.st_mtime_ns}"
+        content = file_sha256(path) if small else f"{state.st_size}-{state.st_mtime_ns}"
         digest.update(f"{path.relative_to(folder).as_posix()}\0{content}\0".encode())
     return digest.hexdigest()

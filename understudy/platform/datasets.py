@@ -11,7 +11,6 @@ import hashlib
 import json
 import os
 import shutil
-import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,8 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from understudy.data.demonstrations import SPLITS, iterate_split
-from understudy.data.files import temporary_folder, told_when_full, write_atomically
+from understudy.data.files import FULL_DISK, temporary_folder, told_when_full, write_atomically
 from understudy.errors import ConfigError, IntegrityError, ServiceUnreachable, UnderstudyError
+from understudy.platform.git import git
 from understudy.platform.object_storage import Location, reachable
 from understudy.records import DatasetRef
 
@@ -47,14 +47,23 @@ def default_remote(workdir: Path) -> str:
     return remote.rstrip("/") if remote.startswith("s3://") else str(Path(remote).expanduser().absolute())
 
 
+def refuse_braces(workdir: Path, remote: str) -> None:
+    """Raise ConfigError for a working directory or remote that DVC fails on: it takes braces for fields to fill in."""
+    for place, setting in ((str(workdir), "--workdir DIR"), (remote, "storage.dvc_remote or UNDERSTUDY_DVC_REMOTE")):
+        if "{" in place or "}" in place:
+            raise ConfigError(f"DVC cannot work in {place!r}, whose name has a brace. Name another with {setting}.")
+
+
 def publish(folder: Path, workdir: Path, remote: str | None = None) -> Published:
     """Add `folder` with DVC and push it; content that the remote has is not uploaded again.
 
     Raises:
+        ConfigError: the remote is malformed or cannot be written, or DVC cannot work in it or in the working directory.
         ServiceUnreachable: the remote does not answer; names its URI.
         UnderstudyError: DVC refused, or the disk is full.
     """
     remote = remote or default_remote(workdir)
+    refuse_braces(workdir, remote)
     if remote.startswith("s3://"):
         location = Location.parse(remote)
         with reachable(location) as client:
@@ -73,29 +82,42 @@ def _add_and_push(folder: Path, scratch: Path, remote: str) -> tuple[Any, int, b
     from dvc.exceptions import DvcException
     from dvc.repo import Repo
 
-    _write_workspace(scratch, remote)
+    settings = _workspace(scratch, remote)
     shutil.copytree(folder, scratch / _OUT_NAME)
     try:
-        with Repo(str(scratch)) as repo:
+        with Repo(str(scratch), config=settings) as repo:
             (stage,) = repo.add(str(scratch / _OUT_NAME))
             num_uploaded = int(repo.push())
-    except DvcException as error:
+    except (DvcException, OSError) as error:
+        if isinstance(error, OSError) and error.errno in FULL_DISK:
+            raise
         cause = error.__cause__ or error
-        kind = ServiceUnreachable if remote.startswith("s3://") else UnderstudyError
-        raise kind(f"DVC could not push to {remote}: {cause}. Check the remote, then run the command again.") from error
+        local = ConfigError if isinstance(error, OSError) else UnderstudyError
+        kind = ServiceUnreachable if remote.startswith("s3://") else local
+        raise kind(
+            f"DVC could not push to {remote}: {cause}. Check the remote and your rights on it, then run it again."
+        ) from error
     return stage.outs[0], num_uploaded, (scratch / POINTER_NAME).read_bytes()
 
 
-def _write_workspace(folder: Path, remote: str) -> None:
-    """Write the configuration that `dvc init --no-scm` and `dvc remote add` would; neither prints nor asks Git."""
-    lines = ["[core]", "no_scm = true", "analytics = false", "check_update = false", "remote = store"]
-    lines += ["[cache]", 'type = "reflink,hardlink,copy"', "['remote \"store\"']", f"url = {remote}"]
+def _workspace(folder: Path, remote: str) -> dict[str, dict[str, Any]]:
+    """Make of `folder` what `dvc init --no-scm` would, and return the settings; neither prints nor asks Git.
+
+    The settings never pass through DVC's file, whose comments, lists and interpolation have no escape for each name
+    that a folder can have.
+    """
+    (folder / ".dvc" / "tmp").mkdir(parents=True)
+    (folder / ".dvc" / "config").touch()
+    store = {"url": remote}
     if remote.startswith("s3://"):
         endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
-        lines += [f"endpointurl = {endpoint}"] if endpoint else []
-        lines += [f"region = {os.environ.get('AWS_REGION') or os.environ.get('AWS_DEFAULT_REGION') or 'us-east-1'}"]
-    (folder / ".dvc" / "tmp").mkdir(parents=True)
-    (folder / ".dvc" / "config").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        store |= {"endpointurl": endpoint} if endpoint else {}
+        store["region"] = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or "us-east-1"
+    return {
+        "core": {"no_scm": True, "analytics": False, "check_update": False, "remote": "store"},
+        "cache": {"type": ["reflink", "hardlink", "copy"]},
+        "remote": {"store": store},
+    }
 
 
 def materialise(ref: DatasetRef, workdir: Path) -> Path:
@@ -109,7 +131,11 @@ def materialise(ref: DatasetRef, workdir: Path) -> Path:
     """
     folder = workdir / "datasets" / ref.md5.removesuffix(".dir")
     if folder.is_dir():
-        _verify_folder(folder, _listing((folder / ".dir").read_bytes(), ref.md5, str(folder / ".dir")))
+        try:
+            listing = (folder / ".dir").read_bytes()
+        except OSError as error:
+            raise _not_as_pulled(folder / ".dir", error) from error
+        _verify_folder(folder, _listing(listing, ref.md5, str(folder / ".dir")))
         return folder
     with told_when_full(workdir), temporary_folder(workdir) as scratch:
         target = scratch / "dataset"
@@ -170,7 +196,10 @@ def _listing(data: bytes, md5: str, where: str) -> dict[str, str]:
     found = hashlib.md5(data, usedforsecurity=False).hexdigest()
     if found != md5.removesuffix(".dir"):
         raise IntegrityError(f"{where} has MD5 {found}, expected {md5.removesuffix('.dir')}. Fetch the version again.")
-    files = {str(item["relpath"]): str(item["md5"]) for item in json.loads(data)}
+    try:
+        files = {str(item["relpath"]): str(item["md5"]) for item in json.loads(data)}
+    except (ValueError, KeyError, TypeError) as error:
+        raise IntegrityError(f"{where} lists no files: {error!r}. It was not written by ingest.") from error
     if unsafe := [name for name in files if "/" in name or name.startswith(".")]:
         raise IntegrityError(f"{where} lists {unsafe}, which no dataset version has. It was not written by ingest.")
     return files
@@ -181,8 +210,8 @@ def _verify_folder(folder: Path, files: dict[str, str]) -> None:
         try:
             with (folder / name).open("rb") as file:
                 found = hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
-        except FileNotFoundError:
-            raise IntegrityError(f"{folder / name} is missing. Delete {folder} and pull the version again.") from None
+        except OSError as error:
+            raise _not_as_pulled(folder / name, error) from error
         if found != expected:
             raise IntegrityError(
                 f"{folder / name} has MD5 {found}, its version lists {expected}. "
@@ -190,19 +219,31 @@ def _verify_folder(folder: Path, files: dict[str, str]) -> None:
             )
 
 
+def _not_as_pulled(path: Path, error: OSError) -> IntegrityError:
+    return IntegrityError(
+        f"{path} cannot be read: {error.strerror}. Delete {path.parent} and run `understudy data pull`."
+    )
+
+
 def read_record(workdir: Path) -> DatasetRef:
     """Return the record of the last dataset version ingested in this working directory.
 
     Raises:
         ConfigError: there is none yet.
+        IntegrityError: it is damaged.
     """
     path = workdir / RECORD_NAME
     if not path.is_file():
         raise ConfigError(f"No dataset version in {str(workdir)!r} yet. Run `understudy data ingest SOURCE`.")
+    return _record_in(path)
+
+
+def _record_in(path: Path) -> DatasetRef:
     try:
         return DatasetRef.from_json(json.loads(path.read_bytes()))
-    except (ValueError, TypeError) as error:
-        raise IntegrityError(f"{path} is not a dataset record: {error}. Run ingest again.") from error
+    except (OSError, ValueError, TypeError, IntegrityError) as error:
+        told = str(error).rstrip(".")
+        raise IntegrityError(f"{path} is not a dataset record: {told}. Delete it and run ingest again.") from error
 
 
 def write_record(ref: DatasetRef, workdir: Path) -> None:
@@ -216,7 +257,7 @@ def parent_of(md5: str, workdir: Path) -> str | None:
     """Return the version that `md5` followed when it was first ingested here, or follows now."""
     known = _version_record(workdir, md5)
     if known.is_file():
-        return DatasetRef.from_json(json.loads(known.read_bytes())).parent
+        return _record_in(known).parent
     return read_record(workdir).md5 if (workdir / RECORD_NAME).is_file() else None
 
 
@@ -244,11 +285,21 @@ def commit(ref: DatasetRef, workdir: Path, folder: Path) -> tuple[Path, str]:
         The pointer file and the commit that holds it.
 
     Raises:
-        ConfigError: no Git repository, or Git refused.
+        ConfigError: no such folder, no Git repository, or Git refused.
+        IntegrityError: the working directory has no pointer to this version.
     """
+    if not folder.is_dir():
+        raise ConfigError(
+            f"There is no folder {str(folder)!r} for the pointer. Make it, or name another with --folder."
+        )
     pointer = (folder / POINTER_NAME).absolute()
     _git(folder, "rev-parse", "--show-toplevel")
-    content = (workdir / POINTER_NAME).read_bytes()
+    try:
+        content = (workdir / POINTER_NAME).read_bytes()
+    except OSError as error:
+        raise IntegrityError(
+            f"{workdir / POINTER_NAME} cannot be read: {error.strerror}. Run ingest again, which writes it."
+        ) from error
     if ref.md5.encode() not in content:
         raise IntegrityError(f"{workdir / POINTER_NAME} does not name the version {ref.md5}. Run ingest again.")
     write_atomically(pointer, content)
@@ -260,13 +311,10 @@ def commit(ref: DatasetRef, workdir: Path, folder: Path) -> tuple[Path, str]:
 
 
 def _git(folder: Path, *arguments: str) -> str:
-    try:
-        done = subprocess.run(["git", *arguments], cwd=folder, check=True, capture_output=True, text=True)
-    except FileNotFoundError as error:
-        raise ConfigError("Git is not installed, so the pointer cannot be committed. Install git.") from error
-    except subprocess.CalledProcessError as error:
+    done = git(folder, *arguments)
+    if done.returncode:
         raise ConfigError(
-            f"`git {arguments[0]}` failed in {str(folder)!r}: {error.stderr.strip()}. "
+            f"`git {arguments[0]}` failed in {str(folder)!r}: {done.stderr.strip()}. "
             "Run inside a Git repository whose author name and e-mail are set."
-        ) from error
+        )
     return done.stdout.strip()

@@ -9,10 +9,10 @@ import stat
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 
+from understudy.data.files import file_sha256
 from understudy.errors import ContentMissing, IntegrityError, UnderstudyError
 
 MANIFEST = "manifest.json"
-_CHUNK_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, order=True)
@@ -106,15 +106,6 @@ def verify_file(path: Path, entry: Entry) -> None:
             f"{path} has sha256 {actual}, its manifest names {entry.sha256}. "
             "It was damaged or changed after it was stored; remove all of it and run the step that writes it again."
         )
-
-
-def file_sha256(path: Path) -> str:
-    """Return the digest of a file's content, read in pieces."""
-    digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        while piece := stream.read(_CHUNK_BYTES):
-            digest.update(piece)
-    return digest.hexdigest()
 
 
 def _describe_file(folder: Path, path: Path) -> Entry:

@@ -157,7 +157,7 @@ def reachable(location: Location, client: Any = None) -> Iterator[Any]:
     import boto3
     from boto3.exceptions import S3UploadFailedError
     from botocore.config import Config
-    from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
+    from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError, PartialCredentialsError
 
     endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
     where = location.uri + (f" at {without_secrets(endpoint)}" if endpoint else "")
@@ -172,14 +172,19 @@ def reachable(location: Location, client: Any = None) -> Iterator[Any]:
     try:
         if client is None:
             client = boto3.session.Session().client("s3", endpoint_url=endpoint, region_name=region, config=config)
+    except BotoCoreError as error:  # a region or profile that cannot be, half of a key, a file that cannot be read
+        told = str(error).rstrip(".")
+        raise ConfigError(f"{where}: {told}. Correct the AWS_… variables or the AWS configuration files.") from error
     except ValueError as error:  # not a URL
         raise ConfigError(
             f"AWS_ENDPOINT_URL {without_secrets(endpoint or '')!r} is not a URL. Use http(s)://host:port."
         ) from error
     try:
         yield client
-    except NoCredentialsError as error:
-        raise ConfigError(f"{where}: no credentials. Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY.") from error
+    except (NoCredentialsError, PartialCredentialsError) as error:
+        raise ConfigError(
+            f"{where}: no credentials, or half of them. Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY."
+        ) from error
     except ClientError as error:
         code = error.response.get("Error", {}).get("Code", "unknown")
         raise ServiceUnreachable(

@@ -10,7 +10,6 @@ import difflib
 import json
 import os
 import shutil
-import subprocess
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -20,7 +19,8 @@ from pathlib import Path
 from platform import python_version
 from typing import Any
 
-from understudy.errors import ConfigError, IntegrityError, ServiceUnreachable
+from understudy.errors import ConfigError, IntegrityError, ServiceUnreachable, UnderstudyError
+from understudy.platform.git import git
 from understudy.platform.manifest import MANIFEST, describe_folder, manifest_bytes, manifest_sha256
 from understudy.platform.storage import without_secrets
 from understudy.platform.tracking import check_reachable, store_lock
@@ -189,9 +189,17 @@ class Registry:
     def _answering(self) -> Iterator[None]:
         from mlflow import MlflowException
         from requests import RequestException
+        from sqlalchemy.exc import SQLAlchemyError
 
         try:
             yield
+        except SQLAlchemyError as error:
+            # Its own words go on with the statement; what the database said comes first.
+            first = next(iter(str(error).splitlines()), type(error).__name__)[:300]
+            raise IntegrityError(
+                f"MLflow's database {without_secrets(self.uri)} cannot be used: {without_secrets(first)}. "
+                "Restore it, or move it away: `understudy run` makes a new one."
+            ) from error
         except (RequestException, MlflowException) as error:
             first = next(iter(str(error).splitlines()), type(error).__name__)[:300]
             raise ServiceUnreachable(
@@ -297,8 +305,8 @@ def _git_origin(file: Path) -> dict[str, str]:
 
 def _git(folder: Path, *arguments: str) -> str | None:
     try:
-        done = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, timeout=20)
-    except (OSError, subprocess.TimeoutExpired):
+        done = git(folder, *arguments, timeout_seconds=20)
+    except UnderstudyError:
         return None
     return done.stdout.strip() if done.returncode == 0 else None
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, BinaryIO
 
-from understudy.data.sources import SUFFIXES, Listing, SourceFile
+from understudy.data.sources import DESCRIPTIONS, SUFFIXES, Listing, SourceFile
 from understudy.errors import ConfigError, DataRefused, IntegrityError
 from understudy.platform.object_storage import Location, reachable
 
@@ -30,12 +30,12 @@ def list_s3_sources(uri: str) -> Listing:
     exact = [item for item in objects if item["Key"] == location.prefix]
     if exact:
         return Listing((_source_file(location, exact[0]),))
-    wanted = [item for item in objects if _wanted(item["Key"])]
-    ignored = tuple(key for item in objects if not _wanted(key := item["Key"]) and not key.endswith("/"))
+    left_out = {item["Key"]: _left_out(item["Key"], location) for item in objects}
+    wanted = [item for item in objects if left_out[item["Key"]] is None]
+    ignored = tuple(dict.fromkeys(name for name in left_out.values() if name))
     if not wanted:
-        raise DataRefused(
-            f"{uri} holds no demonstrations, only {', '.join(ignored[:5])}. Keys must end in {', '.join(SUFFIXES)}."
-        )
+        only = f", only {', '.join(ignored[:5])}" if ignored else ""
+        raise DataRefused(f"{uri} holds no demonstrations{only}. Keys must end in {', '.join(SUFFIXES)}.")
     return Listing(tuple(_source_file(location, item) for item in wanted), ignored)
 
 
@@ -46,11 +46,21 @@ def s3_source_sha256(uri: str) -> str:
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
-def _wanted(key: str) -> bool:
-    name = key.rsplit("/", 1)[-1]
-    described = name in ("state.json", "dataset_info.json", "dataset_dict.json")
+def _left_out(key: str, location: Location) -> str | None:
+    """Return by what name a key is left out: its own, or its hidden folder's; None for one to read, "" to say nothing.
+
+    The rules are those of a local folder, so that a copy of one gives the same version.
+    """
+    folders, _, name = key.removeprefix(location.key("")).rpartition("/")
+    above = folders.split("/")
+    for depth, folder in enumerate(above, start=1):
+        if folder.startswith("."):
+            return location.key("/".join(above[:depth])) + "/"
+    if not name or name in DESCRIPTIONS:
+        return ""
     # `cache-….arrow` files beside a saved dataset are leftovers of its transformations.
-    return name.endswith(SUFFIXES) and not described and not name.startswith((".", "cache-"))
+    is_leftover = name.startswith("cache-") and name.endswith(".arrow")
+    return None if name.endswith(SUFFIXES) and not name.startswith(".") and not is_leftover else key
 
 
 def _objects(location: Location) -> Iterator[dict[str, Any]]:

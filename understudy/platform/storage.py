@@ -18,6 +18,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from understudy.data.files import FULL_DISK
 from understudy.errors import ConfigError, IntegrityError, UnderstudyError
 from understudy.platform.manifest import (
     MANIFEST,
@@ -35,7 +36,6 @@ _SHA256_PATTERN = "[0-9a-f]" * 64
 DAY_SECONDS = 24 * 3600
 INGEST_SHARDS = "ingest-shards"
 _EXPIRING = (INGEST_SHARDS,)  # kinds that can be made again; all else is named by records that are kept
-_FULL_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 @dataclass(frozen=True)
@@ -231,7 +231,7 @@ def aside_of(target: Path) -> Iterator[Path]:
         finally:
             shutil.rmtree(aside, ignore_errors=True)
     except OSError as error:
-        if error.errno not in _FULL_DISK:
+        if error.errno not in FULL_DISK:
             raise
         raise UnderstudyError(
             f"The disk of {target.parent} is full ({error.strerror}) while writing {target.name}; nothing was kept "

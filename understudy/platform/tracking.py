@@ -25,7 +25,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from understudy.config import section_sha256
-from understudy.errors import Preempted, ServiceUnreachable, UnderstudyError
+from understudy.errors import ConfigError, Preempted, ServiceUnreachable, UnderstudyError
 from understudy.platform.storage import without_secrets
 from understudy.platform.tracking_channel import SOCKET_VARIABLE, Channel, WorkerProcess, open_channel
 from understudy.records import DatasetRef, Record
@@ -194,16 +194,26 @@ def current() -> MlflowTracker | None:
 
 
 def check_reachable(uri: str) -> None:
-    """Raise ServiceUnreachable, within seconds, when nothing answers at a tracking URI; local stores always do."""
-    parts = urlsplit(uri)
+    """Raise ServiceUnreachable, within seconds, when nothing answers at a tracking URI; local stores always do.
+
+    Raises:
+        ConfigError: it is not a URL.
+    """
+    try:
+        parts = urlsplit(uri)
+        port = parts.port or {"https": 443, "http": 80}.get(parts.scheme, 5432)
+    except ValueError as error:
+        raise ConfigError(
+            f"The tracking URI {without_secrets(uri)!r} is not a URL: {error}. "
+            "Correct tracking.uri (MLFLOW_TRACKING_URI): http(s)://host:port, or sqlite:///file."
+        ) from error
     if parts.scheme.startswith("sqlite") or not parts.hostname:
         return
-    default_port = {"https": 443, "http": 80}.get(parts.scheme, 5432)
     try:
         if parts.scheme in ("http", "https"):
             _check_http(uri)
         else:
-            socket.create_connection((parts.hostname, parts.port or default_port), _CONNECT_SECONDS).close()
+            socket.create_connection((parts.hostname, port), _CONNECT_SECONDS).close()
     except OSError as error:  # includes everything that requests raises
         raise ServiceUnreachable(
             f"MLflow at {without_secrets(uri)} does not answer ({type(error).__name__}). "

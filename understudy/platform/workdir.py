@@ -37,7 +37,7 @@ def prepare(workdir: Path) -> Path:
             f"The working directory {str(workdir)!r} cannot be created: {error.strerror}. "
             "Name another one with --workdir DIR."
         ) from error
-    if not os.access(workdir, os.W_OK | os.X_OK):
+    if not os.access(workdir, os.W_OK | os.X_OK, effective_ids=True):
         raise ConfigError(
             f"The working directory {str(workdir)!r} is not writable for user {os.getuid()}. "
             "Change its owner, or name another one with --workdir DIR."

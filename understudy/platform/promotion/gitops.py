@@ -6,7 +6,6 @@ conditional step, then it is pushed, if a remote is named. It carries its decisi
 
 from __future__ import annotations
 
-import os
 import re
 import subprocess
 import tempfile
@@ -16,18 +15,13 @@ from pathlib import Path
 
 from understudy.config import PromotionConfig
 from understudy.errors import ConfigError, ServiceUnreachable
+from understudy.platform.git import git
 from understudy.platform.promotion.manifests import read_champion, read_pin, write_champion, write_pin
 
 TRAILER = "Decision-Id"
 _ATTEMPTS = 5
-_TIMEOUT_SECONDS = 120
 _SSH = re.compile(r"[\w.-]+@[\w.-]+:.")
 _PASSWORD = re.compile(r"://[^@/\s]+@")
-# Inside a Git hook these name its repository, not ours.
-_OF_A_HOOK = (
-    *("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_OBJECT_DIRECTORY", "GIT_ALTERNATE_OBJECT_DIRECTORIES"),
-    *("GIT_COMMON_DIR", "GIT_NAMESPACE", "GIT_PREFIX", "GIT_QUARANTINE_PATH"),
-)
 _PATIENT = ("-c", "core.filesRefLockTimeout=2000")
 _AGAIN = "Run the same command again: it finishes what was begun."
 _CHAMPION = "k8s/apps/{environment}/champion.yaml"
@@ -218,19 +212,7 @@ class GitOps:
     def _call(
         self, *arguments: str, text: str | None = None, more: Mapping[str, str] | None = None
     ) -> subprocess.CompletedProcess[str]:
-        inherited = {name: value for name, value in os.environ.items() if name not in _OF_A_HOOK}
-        environment = {**inherited, "GIT_TERMINAL_PROMPT": "0", **(more or {})}
-        command = ["git", "-C", str(self.repository), *arguments]
-        given = None if text is None else text.encode(errors="surrogateescape")
-        try:
-            done = subprocess.run(command, input=given, env=environment, capture_output=True, timeout=_TIMEOUT_SECONDS)
-        except FileNotFoundError as error:
-            raise ConfigError("Git is not installed. Install git, or promote without --gitops.") from error
-        except subprocess.TimeoutExpired as error:
-            raise ServiceUnreachable(f"`git {arguments[0]}` did not end in {_TIMEOUT_SECONDS} s.") from error
-        # Not subprocess's text mode: it would take the locale's encoding and change line ends.
-        out, said = (data.decode(errors="surrogateescape") for data in (done.stdout, done.stderr))
-        return subprocess.CompletedProcess(command, done.returncode, out, said)
+        return git(self.repository, *arguments, text=text, more=more)
 
 
 def open_gitops(repository: Path, environments: tuple[str, ...], branch: str | None, remote: str | None) -> GitOps:

@@ -11,9 +11,17 @@ from typing import TYPE_CHECKING, Any
 from understudy.config import DataConfig, validate
 from understudy.data.ingest import Ingested, ingest
 from understudy.data.sources import Listing, list_sources
-from understudy.data.summary import Summary
+from understudy.data.summary import Summary, write_summary
 from understudy.errors import ConfigError, DataRefused
-from understudy.platform.datasets import default_remote, materialise, parent_of, publish, write_record
+from understudy.platform.datasets import (
+    default_remote,
+    materialise,
+    parent_of,
+    publish,
+    refuse_braces,
+    write_record,
+)
+from understudy.platform.workdir import prepare
 from understudy.records import DatasetRef
 
 if TYPE_CHECKING:
@@ -75,7 +83,9 @@ def ingest_source(
     from understudy.platform.steps.ingest_shards import ingest_in_processes
 
     workdir = workdir.absolute()
+    refuse_braces(workdir, remote or default_remote(workdir))  # now, not after a long read
     listing = list_any(config.source)
+    prepare(workdir)
     digest = digest or source_sha256(config.source)
     made = ingest(listing, config, workdir) if shards == 1 else ingest_in_processes(listing, config, workdir, shards)
     with made as ingested:
@@ -108,6 +118,7 @@ def publish_ingested(
     )
     folder = materialise(ref, workdir)
     write_record(ref, workdir)
+    write_summary(summary, ref.md5, workdir)
     return IngestResult(ref, summary, ingested.quarantine, folder, published.num_uploaded)
 
 

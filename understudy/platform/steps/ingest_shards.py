@@ -131,6 +131,8 @@ def _run_processes(config: DataConfig, folders: Sequence[Path]) -> None:
                 raise _error_of(folder, index, process.exitcode)
     finally:
         for process in processes:
+            if process.pid is None:  # interrupted before it started
+                continue
             process.terminate()
             process.join()
 

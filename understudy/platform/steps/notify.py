@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from understudy.data.files import write_atomically
 from understudy.platform.context import FAILURE_NAME, RunFolder
 from understudy.platform.events import read_events
 
@@ -67,10 +68,8 @@ def _failure(path: Path) -> dict[str, Any] | None:
 
 
 def _write(path: Path, outcome: Mapping[str, Any]) -> None:
-    aside = path.with_suffix(".aside")
     try:
-        aside.write_text(json.dumps(outcome, indent=1), encoding="utf-8")
-        aside.replace(path)
+        write_atomically(path, json.dumps(outcome, indent=1).encode())
     except OSError as error:
         print(f"outcome.json could not be written: {error}", flush=True)
 

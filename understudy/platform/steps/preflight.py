@@ -142,7 +142,7 @@ def service_problems(tracking_uri: str | None, storage_uri: str | None, workdir:
     problems = []
     try:
         check_reachable(tracking_uri or "")
-    except ServiceUnreachable as error:
+    except UnderstudyError as error:
         problems.append(str(error))
     try:
         open_store(storage_uri or None, workdir).check()
