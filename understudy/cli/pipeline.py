@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from understudy.cli import options
 from understudy.config import Params, load_params
 from understudy.errors import ConfigError
 
@@ -18,15 +19,6 @@ if TYPE_CHECKING:
     from understudy.platform.submit import Runs
 
 COMPILED = Path("pipelines/compiled")
-EndpointOption = Annotated[
-    str | None,
-    typer.Option("--endpoint", envvar="KFP_ENDPOINT", help="KFP's API server, http(s)://HOST:PORT."),
-]
-NamespaceOption = Annotated[str | None, typer.Option("--namespace", help="Else platform.namespace of the params.")]
-TokenOption = Annotated[
-    Path | None,
-    typer.Option("--token-file", help="File with a bearer token; else KFP_TOKEN, else the service account's."),
-]
 ParamsOption = Annotated[Path, typer.Option("--params", help="The run's params.")]
 PresetOption = Annotated[list[Path] | None, typer.Option("--preset", help="Params laid over it; repeatable.")]
 SetOption = Annotated[list[str] | None, typer.Option("--set", help="section.key=value; repeatable.")]
@@ -81,9 +73,9 @@ def submit_command(
     params: ParamsOption = Path("params.yaml"),
     presets: PresetOption = None,
     overrides: SetOption = None,
-    endpoint: EndpointOption = None,
-    namespace: NamespaceOption = None,
-    token_file: TokenOption = None,
+    endpoint: options.Endpoint = None,
+    namespace: options.Namespace = None,
+    token_file: options.TokenFile = None,
     version: Annotated[str | None, typer.Option("--version", help="A deployed version, not this checkout.")] = None,
     wait: Annotated[bool, typer.Option("--wait", help="Follow the run to its end, with its steps' logs.")] = False,
     poll_seconds: Annotated[float, typer.Option("--poll-seconds", min=0.05, help="How often to look.")] = 5.0,
@@ -127,9 +119,9 @@ def cancel_command(
     run_id: Annotated[str, typer.Argument(help="As `submit` printed it.")],
     params: ParamsOption = Path("params.yaml"),
     overrides: SetOption = None,
-    endpoint: EndpointOption = None,
-    namespace: NamespaceOption = None,
-    token_file: TokenOption = None,
+    endpoint: options.Endpoint = None,
+    namespace: options.Namespace = None,
+    token_file: options.TokenFile = None,
 ) -> None:
     """End a run: its steps get SIGTERM, save their state and delete their TrainJobs."""
     where = namespace or load_params(params, overrides or []).platform.namespace
@@ -138,9 +130,10 @@ def cancel_command(
 
 
 def _runs(endpoint: str | None, namespace: str, token_file: Path | None) -> Runs:
-    from understudy.platform import submit
+    from understudy.platform.kfp_token import bearer_token
+    from understudy.platform.submit import Runs
 
-    return submit.Runs(endpoint, namespace, submit.token(token_file))
+    return Runs(endpoint, namespace, bearer_token(token_file))
 
 
 def _refuse_unreachable_inputs(params: Params, version: str | None) -> None:
