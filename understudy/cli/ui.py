@@ -33,10 +33,10 @@ def ui(
     check_port_free(port)
     typer.echo(f'{{"url": "{url}"}}' if as_json else f"MLflow on {url} (Ctrl-C ends it)")
     sys.stdout.flush()
-    environment = dict(os.environ, MLFLOW_SERVER_ENABLE_JOB_EXECUTION="false")
+    # Not as an argument, which every process of the machine can read: it may hold a password.
+    environment = dict(os.environ, MLFLOW_BACKEND_STORE_URI=store, MLFLOW_SERVER_ENABLE_JOB_EXECUTION="false")
     artifacts = (workdir.absolute() / "mlartifacts").as_uri()
-    arguments = ["--backend-store-uri", store, "--default-artifact-root", artifacts]
-    arguments += ["--host", _HOST, "--port", str(port), "--workers", "1"]
+    arguments = ["--default-artifact-root", artifacts, "--host", _HOST, "--port", str(port), "--workers", "1"]
     os.execve(sys.executable, [sys.executable, "-m", "mlflow", "server", *arguments], environment)
 
 

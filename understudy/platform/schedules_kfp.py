@@ -58,7 +58,7 @@ class Kfp:
         self._token = token
         if not self.endpoint.startswith(("http://", "https://")):
             raise ConfigError(
-                f"The KFP endpoint is {self.endpoint!r}; give http(s)://HOST:PORT with --endpoint or "
+                f"The KFP endpoint is {without_secrets(self.endpoint)!r}; give http(s)://HOST:PORT with --endpoint or "
                 f"{ENDPOINT_VARIABLE}."
             )
 

@@ -195,15 +195,23 @@ def current() -> MlflowTracker | None:
 
 def check_reachable(uri: str) -> None:
     """Raise ServiceUnreachable, within seconds, when nothing answers at a tracking URI; local stores always do."""
-    parts = urlsplit(uri)
-    if parts.scheme.startswith("sqlite") or not parts.hostname:
+    if uri.startswith("sqlite"):
         return
-    default_port = {"https": 443, "http": 80}.get(parts.scheme, 5432)
+    try:
+        parts = urlsplit(uri)
+        port = parts.port or {"https": 443, "http": 80}.get(parts.scheme, 5432)
+    except ValueError:  # its words hold a part of the password
+        raise ServiceUnreachable(
+            f"MLflow at {without_secrets(uri)} cannot be asked: host and port of the address cannot be told. In user "
+            "and password, write / ? # [ ] @ and % as %2F %3F %23 %5B %5D %40 and %25."
+        ) from None
+    if not parts.hostname:
+        return
     try:
         if parts.scheme in ("http", "https"):
             _check_http(uri)
         else:
-            socket.create_connection((parts.hostname, parts.port or default_port), _CONNECT_SECONDS).close()
+            socket.create_connection((parts.hostname, port), _CONNECT_SECONDS).close()
     except OSError as error:  # includes everything that requests raises
         raise ServiceUnreachable(
             f"MLflow at {without_secrets(uri)} does not answer ({type(error).__name__}). "
