@@ -13,14 +13,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from understudy.cli import options
 from understudy.errors import ConfigError
 
 if TYPE_CHECKING:
     from understudy.cli.model_stream import Answerer
     from understudy.platform.registry import Version
 
-Workdir = Annotated[Path, typer.Option("--workdir", help="Working directory of the runs.", envvar="UNDERSTUDY_WORKDIR")]
-WORKDIR = Path(".understudy")
 VERDICTS = {"l": "left", "r": "right", "t": "tie", "s": "skip", "q": "quit"}
 QUESTION = "Which is better? [l]eft [r]ight [t]ie [s]kip [q]uit: "
 
@@ -37,7 +36,7 @@ def compare(
         float | None, typer.Option(min=0.0, help="0 is greedy. Default: each version's own.")
     ] = None,
     seed: Annotated[int, typer.Option(help="The same seed gives the same texts.")] = 0,
-    workdir: Workdir = WORKDIR,
+    workdir: options.Workdir = options.WORKDIR,
 ) -> None:
     """Show two registered models' answers side by side as they are written; --blind asks which is better."""
     from understudy.cli.model import open_registry
@@ -72,16 +71,16 @@ def compare(
 
 
 def ladder(
-    workdir: Workdir = WORKDIR,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    workdir: options.Workdir = options.WORKDIR,
+    as_json: options.AsJson = False,
     plot: Annotated[Path | None, typer.Option("--plot", help="Write an SVG there.")] = None,
 ) -> None:
     """Show the Elo ratings of all registered versions."""
-    from understudy.cli.model import open_registry
+    from understudy.cli.model import open_registry, storage_of_params
     from understudy.platform.ladder import open_ladder, ratings, rows
 
     registered = [f"{version.name}/{version.version}" for version in open_registry(workdir).versions()]
-    found = ratings(open_ladder(workdir).matches(), registered)
+    found = ratings(open_ladder(workdir, storage_of_params()).matches(), registered)
     if plot is not None:
         _plot(plot, rows(found))
     if as_json:
@@ -177,12 +176,13 @@ def _columns(titles: list[str], texts: list[str]) -> Any:
 
 
 def _enter(workdir: Path, sides: list[Version], verdict: str, tally: dict[str, int]) -> None:
+    from understudy.cli.model import storage_of_params
     from understudy.platform.ladder import STEP_PERSON, Match, open_ladder
 
     left, right = (f"{side.name}/{side.version}" for side in sides)
     weights = [side.tags.get("weights_sha256", "") for side in sides]
     result = {"left": "W", "right": "L", "tie": "T"}[verdict]
-    open_ladder(workdir).add(Match(left, right, result, "person", STEP_PERSON, "", *weights))
+    open_ladder(workdir, storage_of_params()).add(Match(left, right, result, "person", STEP_PERSON, "", *weights))
     tally[{"left": left, "right": right, "tie": "tie"}[verdict]] += 1
 
 

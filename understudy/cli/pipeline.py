@@ -19,10 +19,6 @@ if TYPE_CHECKING:
     from understudy.platform.submit import Runs
 
 COMPILED = Path("pipelines/compiled")
-ParamsOption = Annotated[Path, typer.Option("--params", help="The run's params.")]
-PresetOption = Annotated[list[Path] | None, typer.Option("--preset", help="Params laid over it; repeatable.")]
-SetOption = Annotated[list[str] | None, typer.Option("--set", help="section.key=value; repeatable.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object; progress goes to stderr.")]
 app = typer.Typer(
     help="Compile the pipeline for the cluster; run it there.", add_completion=False, no_args_is_help=True
 )
@@ -70,9 +66,9 @@ def compile_command(
 
 @app.command("submit")
 def submit_command(
-    params: ParamsOption = Path("params.yaml"),
-    presets: PresetOption = None,
-    overrides: SetOption = None,
+    params: options.Params = options.PARAMS,
+    presets: options.Presets = None,
+    overrides: options.Overrides = None,
     endpoint: options.Endpoint = None,
     namespace: options.Namespace = None,
     token_file: options.TokenFile = None,
@@ -80,7 +76,7 @@ def submit_command(
     wait: Annotated[bool, typer.Option("--wait", help="Follow the run to its end, with its steps' logs.")] = False,
     poll_seconds: Annotated[float, typer.Option("--poll-seconds", min=0.05, help="How often to look.")] = 5.0,
     cancel_on_interrupt: Annotated[bool, typer.Option("--cancel-on-interrupt", help="Ctrl-C ends the run.")] = False,
-    as_json: JsonOption = False,
+    as_json: options.AsJsonWithProgress = False,
 ) -> None:
     """Start a run on the cluster, in the ad-hoc queue, with the arguments that `understudy run` would use."""
     loaded = load_params(params, overrides or [], presets or [])
@@ -117,8 +113,8 @@ def submit_command(
 @app.command("cancel")
 def cancel_command(
     run_id: Annotated[str, typer.Argument(help="As `submit` printed it.")],
-    params: ParamsOption = Path("params.yaml"),
-    overrides: SetOption = None,
+    params: options.Params = options.PARAMS,
+    overrides: options.Overrides = None,
     endpoint: options.Endpoint = None,
     namespace: options.Namespace = None,
     token_file: options.TokenFile = None,

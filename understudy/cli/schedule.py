@@ -34,7 +34,6 @@ EnvironmentOption = Annotated[
     typer.Option("--environment", envvar="UNDERSTUDY_ENVIRONMENT", help="Only schedules that run there."),
 ]
 CompiledOption = Annotated[Path, typer.Option("--compiled", help="Folder of the PipelineVersion manifests in Git.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 FOLDER = Path("pipelines/schedules")
 COMPILED = Path("pipelines/compiled/kubernetes")
 PARAMS = Path("params.yaml")
@@ -45,7 +44,7 @@ def check_command(
     folder: FolderOption = FOLDER,
     params: ParamsOption = PARAMS,
     compiled: CompiledOption = COMPILED,
-    as_json: JsonOption = False,
+    as_json: options.AsJson = False,
 ) -> None:
     """Validate every schedule offline: schema, params, estimate and deadlines against the budget."""
     from understudy.platform.schedules import compiled_versions, pin_problems
@@ -77,7 +76,7 @@ def plan_command(
     namespace: options.Namespace = None,
     token_file: options.TokenFile = None,
     exit_code: Annotated[bool, typer.Option("--exit-code", help="End with 4 if anything differs.")] = False,
-    as_json: JsonOption = False,
+    as_json: options.AsJson = False,
 ) -> None:
     """Show the difference between Git and KFP, and each schedule's estimate; change nothing."""
     from understudy.platform.schedules import make_plan
@@ -99,7 +98,7 @@ def apply_command(
     endpoint: options.Endpoint = None,
     namespace: options.Namespace = None,
     token_file: options.TokenFile = None,
-    as_json: JsonOption = False,
+    as_json: options.AsJson = False,
 ) -> None:
     """Make KFP's recurring runs what Git says; only those that this command made are ever touched."""
     from understudy.platform.schedules import apply, make_plan
@@ -124,7 +123,7 @@ def trigger_command(
     only: Annotated[list[str] | None, typer.Option("--schedule", help="Only this one; may be repeated.")] = None,
     again: Annotated[bool, typer.Option("--again", help="Start even if the last run of this content failed.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be started.")] = False,
-    as_json: JsonOption = False,
+    as_json: options.AsJson = False,
 ) -> None:
     """Start a run of every schedule with `on_new_data` whose source holds content that no run has seen."""
     from pipelines.arguments import arguments
@@ -154,7 +153,7 @@ def enforce_command(
     namespace: options.Namespace = None,
     token_file: options.TokenFile = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be terminated.")] = False,
-    as_json: JsonOption = False,
+    as_json: options.AsJson = False,
 ) -> None:
     """Terminate scheduled and triggered runs that hold GPUs for longer than their budget allows."""
     from understudy.platform.budget import deadline_seconds, overdue
@@ -187,16 +186,17 @@ def cost_command(
     endpoint: options.Endpoint = None,
     namespace: options.Namespace = None,
     token_file: options.TokenFile = None,
-    as_json: JsonOption = False,
+    as_json: options.AsJson = False,
 ) -> None:
     """Show estimate, budget and what the latest runs really cost, with the rate for the next estimate."""
     from mlflow import MlflowClient
 
+    from understudy.platform import where
     from understudy.platform.budget import actual
     from understudy.platform.tracking import check_reachable
 
     run_params = load_params(params)
-    uri = run_params.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI")
+    uri = where.named_tracking_uri(run_params)
     if not uri:
         raise ConfigError("No MLflow is named: set tracking.uri or MLFLOW_TRACKING_URI; actual costs are its metrics.")
     check_reachable(uri)

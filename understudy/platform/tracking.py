@@ -26,6 +26,7 @@ from urllib.parse import urlsplit
 
 from understudy.config import section_sha256
 from understudy.errors import Preempted, ServiceUnreachable, UnderstudyError
+from understudy.platform import where
 from understudy.platform.storage import without_secrets
 from understudy.platform.tracking_channel import SOCKET_VARIABLE, Channel, WorkerProcess, open_channel
 from understudy.records import DatasetRef, Record
@@ -262,7 +263,7 @@ def _opened(
         return
     uri = os.environ["MLFLOW_TRACKING_URI"]
     check_reachable(uri)
-    workdir = Path(os.environ.get("UNDERSTUDY_WORKDIR", ".understudy")).absolute()
+    workdir = where.workdir()
     tracker = MlflowTracker(
         {
             "uri": uri,
