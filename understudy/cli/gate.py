@@ -75,14 +75,14 @@ def _read(report: str, workdir: Path) -> tuple[dict[str, Any], str | None]:
 def _show(decision: Decision) -> None:
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     from understudy.evaluation.gate.words import OUTCOMES, demand, number, rule_name
 
     table = Table("verdict", "rule", "measured", "limits", "wanted", "prompts", "more")
     for rule in decision.rules:
         limits = "" if rule.low is None else f"{number(rule, rule.low)} … {number(rule, rule.high)}"
-        table.add_row(
-            f"[{COLOURS[rule.verdict]}]{OUTCOMES[rule.verdict]}[/]",
+        texts = (
             f"{rule.kind} {rule_name(rule)}",
             number(rule, rule.value),
             limits,
@@ -90,6 +90,8 @@ def _show(decision: Decision) -> None:
             f"{rule.prompts} in {rule.groups}",
             f"{rule.more_prompts:,}" if rule.more_prompts else "",
         )
+        # As Text, so that brackets in the name of a judge or a slice are not read as markup.
+        table.add_row(Text(OUTCOMES[rule.verdict], COLOURS[rule.verdict]), *map(Text, texts))
     console = Console()
     console.print(table)
     _say_undecided(decision.rules)

@@ -42,6 +42,7 @@ def list_models(workdir: options.Workdir = options.WORKDIR, as_json: options.AsJ
 def _table(versions: list[Version], width: int) -> Table:
     """Return one row per version; a narrow screen loses columns, never a part of a name that one would copy."""
     from rich.table import Table
+    from rich.text import Text
 
     rows = [
         {
@@ -63,7 +64,8 @@ def _table(versions: list[Version], width: int) -> Table:
             shown.append(column)
             table.add_column(column, no_wrap=True, overflow="fold")
     for row in rows:
-        table.add_row(*(row[column] for column in shown))
+        # As Text, so that brackets in a name are not read as markup.
+        table.add_row(*(Text(row[column]) for column in shown))
     return table
 
 

@@ -37,6 +37,9 @@ def compare(
     ] = None,
     seed: Annotated[int, typer.Option(help="The same seed gives the same texts.")] = 0,
     workdir: options.Workdir = options.WORKDIR,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object; what --blind shows and asks goes to stderr.")
+    ] = False,
 ) -> None:
     """Show two registered models' answers side by side as they are written; --blind asks which is better."""
     from understudy.cli.model import open_registry
@@ -51,22 +54,32 @@ def compare(
         raise ConfigError(f"{first} and {second} are both {names[0]}. Name two versions.")
     answerers = [Answerer(registry, version, max_new_tokens, temperature) for version in versions]
     tally: dict[str, int] = dict.fromkeys([*names, "tie"], 0)
+    compared: list[dict[str, Any]] = []
     for number, text in enumerate(prompt or _typed_prompts()):
         order = [0, 1]
         if blind:
             # Not from --seed: whoever knows it could tell which is which.
             SystemRandom().shuffle(order)
         sides = [answerers[index] for index in order]
-        show(sides, text, seed + number, ["left", "right"] if blind else [side.name for side in sides])
+        titles = ["left", "right"] if blind else names
+        if not as_json:
+            show(sides, text, seed + number, titles)
+        else:
+            answers = write(sides, text, seed + number, titles, to_stderr=True, silent=not blind)
+            compared.append({"prompt": text, "answers": answers, "verdict": None})
         if not blind:
             continue
-        verdict = ask()
+        verdict = ask(to_stderr=as_json)
         if verdict == "quit":
             break
         if verdict != "skip":
             _enter(workdir, [versions[index] for index in order], verdict, tally)
-        typer.echo(f"left was {sides[0].name}, right was {sides[1].name}")
-    if any(tally.values()):
+        if compared:
+            compared[-1]["verdict"] = {"left": sides[0].name, "right": sides[1].name}.get(verdict, verdict)
+        typer.echo(f"left was {sides[0].name}, right was {sides[1].name}", err=as_json)
+    if as_json:
+        typer.echo(json.dumps({"models": names, "compared": compared, "tally": tally}, indent=1, ensure_ascii=False))
+    elif any(tally.values()):
         typer.echo("  ".join(f"{name}: {count}" for name, count in tally.items()))
 
 
@@ -98,10 +111,7 @@ def ladder(
 def show(sides: list[Answerer], prompt: str, seed: int, titles: list[str]) -> None:
     """Write both answers: in two columns as they come on a terminal, else one below the other."""
     if not sys.stdout.isatty():
-        for side, title in zip(sides, titles, strict=True):
-            typer.echo(f"--- {title}")
-            side.answer(prompt, seed, lambda text: typer.echo(text, nl=False))
-            typer.echo()
+        write(sides, prompt, seed, titles)
         return
     from rich.live import Live
 
@@ -112,20 +122,36 @@ def show(sides: list[Answerer], prompt: str, seed: int, titles: list[str]) -> No
             live.update(_columns(titles, texts))
 
 
-def ask() -> str:
+def write(
+    sides: list[Answerer], prompt: str, seed: int, titles: list[str], to_stderr: bool = False, silent: bool = False
+) -> list[dict[str, Any]]:
+    """Write the answers one below the other, and return them with the models' names."""
+    answers = []
+    for side, title in zip(sides, titles, strict=True):
+        if silent:
+            answers.append({"model": side.name, **side.answer(prompt, seed)})
+            continue
+        typer.echo(f"--- {title}", err=to_stderr)
+        answer = side.answer(prompt, seed, lambda text: typer.echo(text, nl=False, err=to_stderr))
+        answers.append({"model": side.name, **answer})
+        typer.echo(err=to_stderr)
+    return answers
+
+
+def ask(to_stderr: bool = False) -> str:
     """Return left, right, tie, skip or quit; the end of the input quits."""
     while True:
-        typer.echo(QUESTION, nl=False)
+        typer.echo(QUESTION, nl=False, err=to_stderr)
         line = sys.stdin.readline()
         if not line:
-            typer.echo()
+            typer.echo(err=to_stderr)
             return "quit"
         word = line.strip().lower()
         if not sys.stdin.isatty():
-            typer.echo(word)
+            typer.echo(word, err=to_stderr)
         if word and (word in VERDICTS or word in VERDICTS.values()):
             return VERDICTS[word[0]]
-        typer.echo(f"{word!r} is none of {', '.join(VERDICTS.values())}.")
+        typer.echo(f"{word!r} is none of {', '.join(VERDICTS.values())}.", err=to_stderr)
 
 
 def _typed_prompts() -> Iterator[str]:

@@ -141,6 +141,7 @@ def provenance(
     sign: Annotated[bool, typer.Option("--sign", help="Sign with the configured key and keep it.")] = False,
     output: Annotated[Path | None, typer.Option("--output", help="Write there instead of printing.")] = None,
     workdir: options.Workdir = options.WORKDIR,
+    as_json: options.AsJson = False,
 ) -> None:
     """Print the in-toto statement of a version (SLSA v1), or its signed envelope where there is one."""
     from understudy.cli.model import open_registry, storage_of_params
@@ -161,8 +162,8 @@ def provenance(
     if sign:
         require_key()
         entry = sign_version(registry, store, entry)
-    tags = entry.tags
-    if tags.get("provenance_sha256"):
+    tags = {name: value for name, value in entry.tags.items() if value}
+    if "provenance_sha256" in tags:
         text = (store.fetch(tags["provenance_uri"], tags["provenance_sha256"]) / form.FILE).read_text("utf-8")
     else:
         lineage = read_lineage(store.fetch(tags["lineage_uri"], tags["lineage_sha256"]))
@@ -170,7 +171,11 @@ def provenance(
         text = json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
     if output is not None:
         write_atomically(output, text.encode())
-    else:
+    if as_json:
+        shown = {"model": f"{version.name}/{version.version}", "signed": "provenance_sha256" in tags}
+        shown |= {"output": None if output is None else str(output), "provenance": json.loads(text)}
+        typer.echo(json.dumps(shown, indent=1, ensure_ascii=False))
+    elif output is None:
         typer.echo(text, nl=False)
 
 

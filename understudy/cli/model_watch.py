@@ -152,6 +152,7 @@ def _show(windows: list[Window]) -> None:
         return
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     console = Console()
     wide = console.width >= WIDE
@@ -163,7 +164,8 @@ def _show(windows: list[Window]) -> None:
         window, worst = max(pairs, key=lambda pair: (pair[1].drift, (pair[1].distance or 0) - (pair[1].threshold or 0)))
         numbers = map(_number, (worst.distance, worst.threshold, worst.median, worst.reference_median))
         last = [f"{window.number} of {len(windows)}"] if wide else []
-        table.add_row(worst.metric, "[red]yes[/]" if worst.drift else "no", *numbers, *last)
+        drift = Text("yes", "red") if worst.drift else Text("no")
+        table.add_row(Text(worst.metric), drift, *map(Text, (*numbers, *last)))
     console.print(table)
 
 

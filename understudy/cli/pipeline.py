@@ -118,11 +118,13 @@ def cancel_command(
     endpoint: options.Endpoint = None,
     namespace: options.Namespace = None,
     token_file: options.TokenFile = None,
+    as_json: options.AsJson = False,
 ) -> None:
     """End a run: its steps get SIGTERM, save their state and delete their TrainJobs."""
     where = namespace or load_params(params, overrides or []).platform.namespace
     _runs(endpoint, where, token_file).cancel(run_id)
-    typer.echo(f"run {run_id}: asked to end")
+    shown = {"run_id": run_id, "namespace": where, "asked_to_end": True}
+    typer.echo(json.dumps(shown) if as_json else f"run {run_id}: asked to end")
 
 
 def _runs(endpoint: str | None, namespace: str, token_file: Path | None) -> Runs:
