@@ -73,6 +73,26 @@ def test_quitting_and_the_end_of_the_input_enter_nothing(call):
     assert [row["matches"] for row in json.loads(said.out)] == [0, 0]
 
 
+def test_as_json_there_is_one_object_and_a_person_is_asked_on_stderr(call):
+    code, alone = call("generate", "tiny/1", "--prompt", "install nginx", "--max-new-tokens", "5", "--json")
+    code, said = call(*COMPARE, "--json", "--prompt", "install nginx")
+    found = json.loads(said.out)
+    assert (
+        code == 0 and found["models"] == ["tiny/1", "tiny/2"] and found["tally"] == {"tiny/1": 0, "tiny/2": 0, "tie": 0}
+    )
+    ((first, second),) = [row["answers"] for row in found["compared"]]
+    assert first == {key: value for key, value in json.loads(alone.out).items() if key != "prompt"}
+    assert second == first | {"model": "tiny/2"}  # the same weights
+    assert (found["compared"][0]["prompt"], found["compared"][0]["verdict"]) == ("install nginx", None)
+    prompts = ("--prompt", "a", "--prompt", "b", "--prompt", "c")
+    code, said = call(*COMPARE, "--json", "--blind", *prompts, typed="l\ntie\nq\n")
+    found = json.loads(said.out)
+    left = said.err.partition("left was ")[2].partition(",")[0]
+    assert [row["verdict"] for row in found["compared"]] == [left, "tie", None]
+    assert found["tally"][left] == found["tally"]["tie"] == 1 and said.err.count("Which is better?") == 3
+    assert found["compared"][0]["answers"][0]["model"] == left and "--- left" in said.err
+
+
 def test_sides_are_shuffled(call):
     prompts = [part for number in range(12) for part in ("--prompt", str(number))]
     code, said = call(*COMPARE, "--blind", *prompts, typed="s\n" * 12)

@@ -30,7 +30,7 @@ SOURCE = ["--set", "data.source=s3://bucket/demonstrations.jsonl"]
 def here(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(sys, "argv", ["understudy", "pipeline"])  # by it the group decides what to import
-    for name in ("KFP_ENDPOINT", "KFP_TOKEN", "KF_PIPELINES_ENDPOINT", "KF_PIPELINES_SA_TOKEN_PATH"):
+    for name in ("KFP_ENDPOINT", "KFP_TOKEN", "KF_PIPELINES_SA_TOKEN_PATH"):
         monkeypatch.delenv(name, raising=False)
 
 
@@ -163,11 +163,18 @@ def test_ctrl_c_ends_with_75_and_leaves_or_cancels_the_run(
     assert (f"goes on; cancel it with `understudy pipeline cancel {run_id}`" in told) != cancel
 
 
-def test_cancel_asks_kfp_to_end_a_run(api: KfpApi, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cancel_asks_kfp_to_end_a_run(
+    api: KfpApi, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setenv("KFP_TOKEN", TOKEN)
     assert cli.call(submitted(api)) == 0
     (run_id,) = api.runs
     assert cli.call(["pipeline", "cancel", run_id, "--endpoint", api.url]) == 0
+    assert api.runs[run_id]["state"] == "CANCELING"
+    api.finish(run_id, "RUNNING")
+    capsys.readouterr()
+    assert cli.call(["pipeline", "cancel", run_id, "--endpoint", api.url, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"run_id": run_id, "namespace": "understudy", "asked_to_end": True}
     assert api.runs[run_id]["state"] == "CANCELING"
 
 

@@ -25,7 +25,7 @@ def api(monkeypatch: pytest.MonkeyPatch) -> Iterator[KfpApi]:
     with KfpApi() as server:
         names = ("pipeline.yaml", "pipeline-version.yaml")
         server.apply(yaml.load((COMPILED / name).read_text(), Loader=yaml.CSafeLoader) for name in names)
-        monkeypatch.setenv("KF_PIPELINES_ENDPOINT", server.url)
+        monkeypatch.setenv("KFP_ENDPOINT", server.url)
         yield server
 
 

@@ -12,7 +12,8 @@ import yaml
 from k8s.checks.pods import templates
 from k8s.checks.render import Object
 from understudy.cli.schedule import FOLDER, app
-from understudy.platform.schedules_kfp import ENDPOINT_VARIABLE, TOKEN_PATH
+from understudy.platform.kfp_token import PATH
+from understudy.platform.schedules_kfp import ENDPOINT_VARIABLE
 
 ROOT = Path(__file__).parents[2]
 NAMES = ("apply", "drift", "enforce", "trigger")
@@ -46,7 +47,7 @@ def test_what_they_read_is_there(pods: dict[str, Any], rendered: dict[str, list[
         assert volumes["schedules"]["configMap"]["name"].startswith("understudy-schedules-")  # by content
         assert mounts["schedules"] == f"/app/{FOLDER}"
         token = volumes["kfp-token"]["projected"]["sources"][0]["serviceAccountToken"]
-        assert f"{mounts['kfp-token']}/{token['path']}" == TOKEN_PATH and token["audience"] == "pipelines.kubeflow.org"
+        assert f"{mounts['kfp-token']}/{token['path']}" == PATH and token["audience"] == "pipelines.kubeflow.org"
         assert pod["serviceAccountName"] == f"understudy-schedules-{name}"
         read_only = [{"secretRef": {"name": "understudy-source-storage"}}]
         assert container.get("envFrom") == (read_only if name == "trigger" else None)  # only it reads the source

@@ -135,3 +135,6 @@ def test_it_needs_a_server(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///m.db")
     with pytest.raises(ConfigError, match="'sqlite:///m.db', the exporter needs"):
         exporter.main([])
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "postgresql://u:ge/heim@h/db")
+    with pytest.raises(ConfigError, match="is 'postgresql://h/db', the exporter needs"):
+        exporter.main([])

@@ -17,7 +17,7 @@ def match(a, b, results, identity="", **more):
 @pytest.fixture
 def ladder(tmp_path, monkeypatch):
     monkeypatch.delenv("UNDERSTUDY_STORAGE_URI", raising=False)
-    return open_ladder(tmp_path)
+    return open_ladder(tmp_path, None)
 
 
 def test_ratings_are_elo_one_game_at_a_time(ladder):

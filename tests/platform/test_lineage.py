@@ -225,6 +225,17 @@ def test_the_provenance_is_an_in_toto_statement_in_a_dsse_envelope(world, capsys
     assert statement["predicate"]["runDetails"]["metadata"]["invocationId"] == "run-1"
 
 
+def test_the_provenance_as_json_says_of_what_it_is_and_whether_it_is_signed(world, tmp_path, capsys):
+    assert call("provenance", "tiny@challenger", "--workdir", world.workdir) == 0
+    envelope = json.loads(capsys.readouterr().out)
+    file = tmp_path / "provenance.json"
+    for more, output in (((), None), (("--output", file), str(file))):
+        assert call("provenance", "tiny@challenger", "--workdir", world.workdir, "--json", *more) == 0
+        found = json.loads(capsys.readouterr().out)
+        assert found == {"model": "tiny/1", "signed": True, "output": output, "provenance": envelope}
+    assert json.loads(file.read_text()) == envelope
+
+
 def test_the_signature_follows_the_specification(tmp_path, monkeypatch):
     """DSSE's own example: https://github.com/secure-systems-lab/dsse/blob/master/protocol.md."""
     monkeypatch.setattr(signing, "PAYLOAD_TYPE", "http://example.com/HelloWorld")

@@ -26,7 +26,7 @@ from understudy.config import load_params
 from understudy.errors import UnderstudyError
 from understudy.platform import local_run
 params = load_params(Path(sys.argv[1]) / "params.yaml")
-local_run.tracking_uri = lambda params, workdir: ""
+local_run.where.tracking_uri = lambda params, workdir: ""
 try:
     local_run.run("fake_dag:fake", json.loads(sys.argv[3]), params, Path(sys.argv[2]))
 except UnderstudyError as error:

@@ -64,7 +64,7 @@ def test_first_better_and_no_better(world, monkeypatch):
     first = decide(world, 1)
     assert (first.outcome, first.verdict, first.champion, first.previous) == ("promoted", "pass", "1", None)
     assert first.reason == "Pass: aligned may become the first champion." and first.commit is None
-    (decision,) = read_decisions(place_of(world.workdir, "tiny"))
+    (decision,) = read_decisions(place_of(world.workdir, "tiny", None))
     assert decision.sha256 == first.decision_sha256 and decision.transition.decided_by == "pipeline run run-1"
     # An attempt that was cut off after it had decided says the same the second time; another run changes nothing.
     assert decide(world, 1) == first
@@ -76,7 +76,7 @@ def test_first_better_and_no_better(world, monkeypatch):
     assert "tiny/3 is not promoted" in third.reason and "judge:quality (tuned)" in third.reason
     second = decide(world, 2)
     assert (second.outcome, second.champion, second.previous) == ("promoted", "2", "1")
-    assert len(read_decisions(place_of(world.workdir, "tiny"))) == 2
+    assert len(read_decisions(place_of(world.workdir, "tiny", None))) == 2
 
 
 def test_too_few_prompts_say_how_many_more(world):

@@ -169,7 +169,7 @@ def test_a_models_name_survives_the_manifest(model):
 
 def test_a_models_name_cannot_leave_its_folder(tmp_path, monkeypatch):
     monkeypatch.delenv("UNDERSTUDY_STORAGE_URI", raising=False)
-    found = [place_of(tmp_path, name).uri for name in (".", "..", "a/../b", "ü" * 200, "ü" * 201)]
+    found = [place_of(tmp_path, name, None).uri for name in (".", "..", "a/../b", "ü" * 200, "ü" * 201)]
     assert len(set(found)) == 5 and all(Path(uri).parent == tmp_path / "promotion" for uri in found)
     assert all(len(Path(uri).name) <= 200 for uri in found) and not any(Path(uri).name in (".", "..") for uri in found)
 

@@ -185,7 +185,7 @@ def test_more_recurring_runs_than_a_page(api: KfpApi, kfp: Kfp) -> None:
 
 
 def test_services_and_permissions_that_fail_say_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ConfigError, match="KF_PIPELINES_ENDPOINT"):
+    with pytest.raises(ConfigError, match="KFP_ENDPOINT"):
         Kfp("", "understudy")
     with pytest.raises(ServiceUnreachable, match="http://127.0.0.1:9 does not answer"):
         make_plan(wanted(schedule()), Kfp("http://127.0.0.1:9", "understudy"), NOWHERE)

@@ -8,7 +8,8 @@ import pytest
 import yaml
 
 from understudy.errors import ConfigError
-from understudy.platform.schedules_spec import Schedule, load_schedule, load_schedules, repinned, unmounted
+from understudy.platform.promotion.manifests import write_pin
+from understudy.platform.schedules_spec import Schedule, load_schedule, load_schedules, unmounted
 
 ROOT = Path(__file__).parents[2]
 TEXT = """\
@@ -128,14 +129,12 @@ def test_the_name_changes_with_the_spec_and_not_with_what_kfp_can_change(tmp_pat
 
 
 def test_a_new_pin_changes_one_line_only() -> None:
-    changed = repinned(TEXT, "toy-ffffffffffff")
+    changed = write_pin(TEXT, "toy-ffffffffffff")
     differing = [(a, b) for a, b in zip(TEXT.splitlines(), changed.splitlines(), strict=True) if a != b]
     assert differing == [
         ("pipeline_version: toy-0123456789ab   # pinned", "pipeline_version: toy-ffffffffffff   # pinned")
     ]
     assert yaml.safe_load(changed)["pipeline_version"] == "toy-ffffffffffff"
-    with pytest.raises(ConfigError, match="no single line"):
-        repinned("name: x\n", "toy-ffffffffffff")
 
 
 def test_overrides_reach_the_params(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import pytest
 
 from understudy.errors import ConfigError, ContentMissing, IntegrityError, ServiceUnreachable, UnderstudyError
 from understudy.platform.manifest import Entry, manifest_bytes, parse_manifest
-from understudy.platform.storage import open_store, without_secrets
+from understudy.platform.storage import first_line, open_store, without_secrets
 
 
 @pytest.fixture
@@ -177,7 +177,14 @@ def test_what_cannot_be_stored_is_refused(store, folder, tmp_path):
 
 def test_a_place_is_named_without_its_secrets():
     assert without_secrets("postgresql://me:secret@db:5432/mlflow?sslkey=x") == "postgresql://db:5432/mlflow"
-    assert without_secrets("sqlite:////tmp/mlflow.db") == "sqlite:////tmp/mlflow.db"
+    assert without_secrets("http://u:ge/heim@127.0.0.1:1") == "http://127.0.0.1:1"
+    assert without_secrets("http://u:g?e#h@e/im@127.0.0.1:1/x?token=y") == "http://127.0.0.1:1/x"
+    assert without_secrets("u:geheim@127.0.0.1:18301") == "127.0.0.1:18301"
+    assert without_secrets("sqlite:////home/me@work/mlflow.db") == "sqlite:////home/me@work/mlflow.db"
+    assert without_secrets("/data/me@work") == "/data/me@work"
+    error = ValueError("Failed to parse: http://u:ge/heim@127.0.0.1:1, given\nby you")
+    assert first_line(error) == "Failed to parse: http://127.0.0.1:1, given"
+    assert first_line(ValueError()) == "ValueError"
     with pytest.raises(ConfigError, match="gs:// is not known"):
         open_store("gs://bucket/x", Path("."))
     with pytest.raises(ConfigError, match="'s3://bucket/x' is not of the form"):

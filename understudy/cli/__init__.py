@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+import traceback
 from typing import Any
 
 import typer
@@ -77,7 +78,7 @@ def main() -> None:
 
 
 def call(arguments: list[str]) -> int:
-    """Run one command line and return its exit code; `--debug` anywhere shows tracebacks."""
+    """Run one command line and return its exit code; `--debug` anywhere adds tracebacks, and changes nothing else."""
     debug = "--debug" in arguments
     arguments = [argument for argument in arguments if argument != "--debug"]
     try:
@@ -93,13 +94,13 @@ def call(arguments: list[str]) -> int:
         return 0
     except UnderstudyError as error:
         if debug:
-            raise
+            traceback.print_exception(error)
         return _say(str(error), error.exit_code)
     except Exception as error:
         if debug:
-            raise
-        message = f"Unexpected {type(error).__name__}: {error}. Run the command with --debug to see where."
-        return _say(message, UnderstudyError.exit_code)
+            traceback.print_exception(error)
+        remedy = "" if debug else " Run the command with --debug to see where."
+        return _say(f"Unexpected {type(error).__name__}: {error}.{remedy}", UnderstudyError.exit_code)
     if result == _TYPER_INTERRUPTED:
         return _say(_INTERRUPTED, Preempted.exit_code)
     return result if isinstance(result, int) else 0

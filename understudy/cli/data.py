@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from understudy.cli import options
+
 if TYPE_CHECKING:
     from understudy.config import DataConfig
 
@@ -24,11 +26,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-Workdir = Annotated[
-    Path, typer.Option(help="Where everything is written; safe to delete.", envvar="UNDERSTUDY_WORKDIR")
-]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
-DEFAULT_WORKDIR = Path(".understudy")
 # For a folder without params.yaml; with one, its data section holds. A test keeps the two equal.
 DEFAULTS: dict[str, Any] = {
     "max_prompt_chars": 2000,
@@ -57,11 +54,11 @@ def _ended_like_ctrl_c() -> Iterator[None]:
 @_ended_like_ctrl_c()
 def ingest(
     source: Annotated[str, typer.Argument(help="File, directory, Hugging Face dataset folder, or s3://bucket/prefix.")],
-    workdir: Workdir = DEFAULT_WORKDIR,
+    workdir: options.Workdir = options.WORKDIR,
     params: Annotated[Path | None, typer.Option(help="Params file [default: params.yaml here, if any].")] = None,
     overrides: Annotated[list[str] | None, typer.Option("--set", help="E.g. data.unicode_form=NFC")] = None,
     shards: Annotated[int, typer.Option(help="Processes that read it, at most one a file or MiB.", min=1)] = 1,
-    as_json: Json = False,
+    as_json: options.AsJson = False,
 ) -> None:
     """Validate, deduplicate, split and version demonstrations."""
     from understudy.platform.steps.ingest import ingest_source
@@ -81,7 +78,7 @@ def ingest(
 
 
 @app.command()
-def show(workdir: Workdir = DEFAULT_WORKDIR, as_json: Json = False) -> None:
+def show(workdir: options.Workdir = options.WORKDIR, as_json: options.AsJson = False) -> None:
     """Show the current dataset version and what its ingest found."""
     from understudy.data.summary import read_summary
     from understudy.platform.datasets import POINTER_NAME, read_record
@@ -93,7 +90,7 @@ def show(workdir: Workdir = DEFAULT_WORKDIR, as_json: Json = False) -> None:
 
 @app.command()
 @_ended_like_ctrl_c()
-def verify(workdir: Workdir = DEFAULT_WORKDIR, as_json: Json = False) -> None:
+def verify(workdir: options.Workdir = options.WORKDIR, as_json: options.AsJson = False) -> None:
     """Check every file of the current version against its digest, and count its rows."""
     from understudy.platform import datasets
     from understudy.platform.workdir import prepare
@@ -105,7 +102,7 @@ def verify(workdir: Workdir = DEFAULT_WORKDIR, as_json: Json = False) -> None:
 
 @app.command()
 @_ended_like_ctrl_c()
-def pull(workdir: Workdir = DEFAULT_WORKDIR, as_json: Json = False) -> None:
+def pull(workdir: options.Workdir = options.WORKDIR, as_json: options.AsJson = False) -> None:
     """Bring the current version from its remote into the working directory."""
     from understudy.platform import datasets
     from understudy.platform.workdir import prepare
@@ -117,9 +114,9 @@ def pull(workdir: Workdir = DEFAULT_WORKDIR, as_json: Json = False) -> None:
 
 @app.command()
 def commit(
-    workdir: Workdir = DEFAULT_WORKDIR,
+    workdir: options.Workdir = options.WORKDIR,
     folder: Annotated[Path, typer.Option(help="Where in the Git repository the pointer goes.")] = Path("."),
-    as_json: Json = False,
+    as_json: options.AsJson = False,
 ) -> None:
     """Commit the version's DVC pointer, and nothing else, to the enclosing Git repository."""
     from understudy.platform import datasets
@@ -133,16 +130,19 @@ def commit(
 def expire(
     days: Annotated[int, typer.Option(help="Only what was written more days ago than this.", min=1)] = 14,
     storage: Annotated[
-        str | None, typer.Option(help="Folder or s3://… [default: below --workdir].", envvar="UNDERSTUDY_STORAGE_URI")
+        str | None, typer.Option(help="Folder or s3://…; else storage.uri of params.yaml, UNDERSTUDY_STORAGE_URI.")
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would go, and delete nothing.")] = False,
-    workdir: Workdir = DEFAULT_WORKDIR,
-    as_json: Json = False,
+    workdir: options.Workdir = options.WORKDIR,
+    as_json: options.AsJson = False,
 ) -> None:
     """Delete old pieces of ingests in shards; a merge that should still need one reads its part again."""
+    from understudy.platform import where
     from understudy.platform.storage import INGEST_SHARDS, open_store
 
-    gone = open_store(storage, workdir).expire(INGEST_SHARDS, days, dry_run)
+    params = where.params_here()
+    where.use_endpoint(params)
+    gone = open_store(where.storage_uri(params, storage), workdir).expire(INGEST_SHARDS, days, dry_run)
     pieces = {piece.uri: f"{piece.num_bytes:,} bytes, {piece.age_days:.1f} days" for piece in gone}
     shown = {"pieces": len(gone), "bytes": sum(piece.num_bytes for piece in gone), **pieces}
     if as_json:

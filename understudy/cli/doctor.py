@@ -9,10 +9,10 @@ import shutil
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Annotated
 
 import typer
 
+from understudy.cli import options
 from understudy.errors import UnderstudyError
 
 HELP = "Check this machine: versions, disk, memory, GPU, services."
@@ -34,8 +34,8 @@ class Finding:
 
 @app.command(help=HELP)
 def doctor(
-    workdir: Annotated[Path, typer.Option("--workdir", help="Where a run would keep its state.")] = Path(".understudy"),
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")] = False,
+    workdir: options.Workdir = options.WORKDIR,
+    as_json: options.AsJson = False,
 ) -> None:
     """Look, say, and end with exit code 1 if something is wrong."""
     findings = [_python(), *_versions(Path("constraints.txt")), *_machine(workdir), _gpu(), *_services(workdir)]
@@ -103,18 +103,12 @@ def _gpu() -> Finding:
 
 
 def _services(workdir: Path) -> list[Finding]:
+    from understudy.platform import where
     from understudy.platform.steps.preflight import service_problems
 
-    tracking, storage = os.environ.get("MLFLOW_TRACKING_URI"), os.environ.get("UNDERSTUDY_STORAGE_URI")
-    params = Path("params.yaml")
-    if params.is_file():
-        from understudy.config import load_params
-
-        loaded = load_params(params)
-        tracking, storage = loaded.tracking.uri or tracking, loaded.storage.uri or storage
-        for name, value in (("AWS_ENDPOINT_URL", loaded.storage.endpoint_url),):
-            if value:
-                os.environ[name] = value
+    params = where.params_here()
+    where.use_endpoint(params)
+    tracking, storage = where.named_tracking_uri(params), where.storage_uri(params)
     return [
         _service("mlflow", tracking, service_problems(tracking, None, workdir) if tracking else []),
         _service("storage", storage, service_problems(None, storage, workdir) if storage else []),

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from understudy.cli import options
 from understudy.errors import ConfigError, GateRefused
 
 if TYPE_CHECKING:
@@ -18,19 +18,16 @@ Report = Annotated[
     str | None,
     typer.Argument(help="report.json, its folder, NAME@alias or NAME/version; none: the sample that the rules need"),
 ]
-GateFile = Annotated[Path, typer.Option("--gate", help="The reviewed rules.", envvar="UNDERSTUDY_GATE")]
-Workdir = Annotated[Path, typer.Option("--workdir", help="Working directory of the runs.", envvar="UNDERSTUDY_WORKDIR")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 COLOURS = {"pass": "green", "fail": "red", "not_enough_evidence": "yellow", "skipped": "dim"}
 
 
 def gate(
     report: Report = None,
-    gate_file: GateFile = Path("gate.yaml"),
+    gate_file: options.Gate = Path("gate.yaml"),
     challenger: Annotated[str | None, typer.Option(help="Policy in the report. Default: aligned.")] = None,
     champion: Annotated[str | None, typer.Option(help="Policy in the report, or none. Default: its champion.")] = None,
-    workdir: Workdir = Path(".understudy"),
-    as_json: AsJson = False,
+    workdir: options.Workdir = options.WORKDIR,
+    as_json: options.AsJson = False,
 ) -> None:
     """Say whether the challenger of a report may replace its champion; ends with 4 if not."""
     from understudy.evaluation.gate import decide, load_gate
@@ -61,12 +58,12 @@ def _read(report: str, workdir: Path) -> tuple[dict[str, Any], str | None]:
     if not path.is_file():
         if report.endswith(".json") or report.startswith((".", "/")):
             raise ConfigError(f"There is no report at {str(path)!r}. Name report.json, its folder, or a model.")
-        from understudy.cli.model import open_registry
+        from understudy.cli.model import open_registry, storage_of_params
         from understudy.platform.storage import open_store
 
         tags = open_registry(workdir).find(report).tags
         weights = tags.get("weights_sha256")
-        store = open_store(os.environ.get("UNDERSTUDY_STORAGE_URI") or None, workdir)
+        store = open_store(storage_of_params(), workdir)
         path = store.fetch(tags["report_uri"], tags["report_sha256"]) / "report.json"
     try:
         found: Any = json.loads(path.read_text(encoding="utf-8"))
@@ -80,14 +77,14 @@ def _read(report: str, workdir: Path) -> tuple[dict[str, Any], str | None]:
 def _show(decision: Decision) -> None:
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     from understudy.evaluation.gate.words import OUTCOMES, demand, number, rule_name
 
     table = Table("verdict", "rule", "measured", "limits", "wanted", "prompts", "more")
     for rule in decision.rules:
         limits = "" if rule.low is None else f"{number(rule, rule.low)} … {number(rule, rule.high)}"
-        table.add_row(
-            f"[{COLOURS[rule.verdict]}]{OUTCOMES[rule.verdict]}[/]",
+        texts = (
             f"{rule.kind} {rule_name(rule)}",
             number(rule, rule.value),
             limits,
@@ -95,6 +92,8 @@ def _show(decision: Decision) -> None:
             f"{rule.prompts} in {rule.groups}",
             f"{rule.more_prompts:,}" if rule.more_prompts else "",
         )
+        # As Text, so that brackets in the name of a judge or a slice are not read as markup.
+        table.add_row(Text(OUTCOMES[rule.verdict], COLOURS[rule.verdict]), *map(Text, texts))
     console = Console()
     console.print(table)
     _say_undecided(decision.rules)

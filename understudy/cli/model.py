@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from understudy.cli import gate as model_gate
-from understudy.cli import model_compare, model_promotion, model_watch
+from understudy.cli import model_compare, model_promotion, model_watch, options
 from understudy.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -23,13 +22,9 @@ app = typer.Typer(
     help="List, show, use, promote, roll back and verify registered models.", no_args_is_help=True, add_completion=False
 )
 
-Workdir = Annotated[Path, typer.Option("--workdir", help="Working directory of the runs.", envvar="UNDERSTUDY_WORKDIR")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-WORKDIR = Path(".understudy")
-
 
 @app.command("list")
-def list_models(workdir: Workdir = WORKDIR, as_json: AsJson = False) -> None:
+def list_models(workdir: options.Workdir = options.WORKDIR, as_json: options.AsJson = False) -> None:
     """List every version in the registry."""
     versions = open_registry(workdir).versions()
     if as_json:
@@ -47,6 +42,7 @@ def list_models(workdir: Workdir = WORKDIR, as_json: AsJson = False) -> None:
 def _table(versions: list[Version], width: int) -> Table:
     """Return one row per version; a narrow screen loses columns, never a part of a name that one would copy."""
     from rich.table import Table
+    from rich.text import Text
 
     rows = [
         {
@@ -68,15 +64,16 @@ def _table(versions: list[Version], width: int) -> Table:
             shown.append(column)
             table.add_column(column, no_wrap=True, overflow="fold")
     for row in rows:
-        table.add_row(*(row[column] for column in shown))
+        # As Text, so that brackets in a name are not read as markup.
+        table.add_row(*(Text(row[column]) for column in shown))
     return table
 
 
 @app.command()
 def show(
-    model: Annotated[str, typer.Argument(help="NAME, NAME@alias or NAME/version")],
-    workdir: Workdir = WORKDIR,
-    as_json: AsJson = False,
+    model: options.Model,
+    workdir: options.Workdir = options.WORKDIR,
+    as_json: options.AsJson = False,
 ) -> None:
     """Show one version: where it came from and how it did."""
     version = open_registry(workdir).find(model)
@@ -93,13 +90,13 @@ def show(
 
 @app.command()
 def generate(
-    model: Annotated[str, typer.Argument(help="NAME, NAME@alias or NAME/version")],
+    model: options.Model,
     prompt: Annotated[str, typer.Option("--prompt", help="What to answer.")],
     max_new_tokens: Annotated[int | None, typer.Option(min=1, help="Default: the version's own.")] = None,
     temperature: Annotated[float | None, typer.Option(min=0.0, help="0 is greedy. Default: the version's own.")] = None,
     seed: Annotated[int, typer.Option(help="The same seed gives the same text.")] = 0,
-    workdir: Workdir = WORKDIR,
-    as_json: AsJson = False,
+    workdir: options.Workdir = options.WORKDIR,
+    as_json: options.AsJson = False,
 ) -> None:
     """Answer a prompt with a registered model, shown as it is written."""
     if not prompt.strip():
@@ -122,16 +119,26 @@ app.command()(model_watch.watch)
 
 
 def open_registry(workdir: Path) -> Registry:
-    """Return the registry at MLFLOW_TRACKING_URI, else the sqlite store of the working directory."""
+    """Return the registry that params.yaml or MLFLOW_TRACKING_URI names, else that of the working directory."""
+    from understudy.platform import where
     from understudy.platform.registry import Registry
 
-    uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{workdir.absolute() / 'mlflow.db'}"
+    params = where.params_here()
+    where.use_endpoint(params)
+    uri = where.tracking_uri(workdir, params)
     if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
         raise ConfigError(
             f"There is no registry at {uri}. Run `understudy run` first, name its folder with --workdir, "
-            "or set MLFLOW_TRACKING_URI."
+            "or set tracking.uri in params.yaml or MLFLOW_TRACKING_URI."
         )
     return Registry(uri, workdir)
+
+
+def storage_of_params() -> str | None:
+    """Return the store that params.yaml or UNDERSTUDY_STORAGE_URI names, None for that of the working directory."""
+    from understudy.platform import where
+
+    return where.storage_uri(where.params_here())
 
 
 def _generate(

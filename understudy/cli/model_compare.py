@@ -13,14 +13,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from understudy.cli import options
 from understudy.errors import ConfigError
 
 if TYPE_CHECKING:
     from understudy.cli.model_stream import Answerer
     from understudy.platform.registry import Version
 
-Workdir = Annotated[Path, typer.Option("--workdir", help="Working directory of the runs.", envvar="UNDERSTUDY_WORKDIR")]
-WORKDIR = Path(".understudy")
 VERDICTS = {"l": "left", "r": "right", "t": "tie", "s": "skip", "q": "quit"}
 QUESTION = "Which is better? [l]eft [r]ight [t]ie [s]kip [q]uit: "
 
@@ -37,7 +36,10 @@ def compare(
         float | None, typer.Option(min=0.0, help="0 is greedy. Default: each version's own.")
     ] = None,
     seed: Annotated[int, typer.Option(help="The same seed gives the same texts.")] = 0,
-    workdir: Workdir = WORKDIR,
+    workdir: options.Workdir = options.WORKDIR,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object; what --blind shows and asks goes to stderr.")
+    ] = False,
 ) -> None:
     """Show two registered models' answers side by side as they are written; --blind asks which is better."""
     from understudy.cli.model import open_registry
@@ -52,36 +54,46 @@ def compare(
         raise ConfigError(f"{first} and {second} are both {names[0]}. Name two versions.")
     answerers = [Answerer(registry, version, max_new_tokens, temperature) for version in versions]
     tally: dict[str, int] = dict.fromkeys([*names, "tie"], 0)
+    compared: list[dict[str, Any]] = []
     for number, text in enumerate(prompt or _typed_prompts()):
         order = [0, 1]
         if blind:
             # Not from --seed: whoever knows it could tell which is which.
             SystemRandom().shuffle(order)
         sides = [answerers[index] for index in order]
-        show(sides, text, seed + number, ["left", "right"] if blind else [side.name for side in sides])
+        titles = ["left", "right"] if blind else names
+        if not as_json:
+            show(sides, text, seed + number, titles)
+        else:
+            answers = write(sides, text, seed + number, titles, to_stderr=True, silent=not blind)
+            compared.append({"prompt": text, "answers": answers, "verdict": None})
         if not blind:
             continue
-        verdict = ask()
+        verdict = ask(to_stderr=as_json)
         if verdict == "quit":
             break
         if verdict != "skip":
             _enter(workdir, [versions[index] for index in order], verdict, tally)
-        typer.echo(f"left was {sides[0].name}, right was {sides[1].name}")
-    if any(tally.values()):
+        if compared:
+            compared[-1]["verdict"] = {"left": sides[0].name, "right": sides[1].name}.get(verdict, verdict)
+        typer.echo(f"left was {sides[0].name}, right was {sides[1].name}", err=as_json)
+    if as_json:
+        typer.echo(json.dumps({"models": names, "compared": compared, "tally": tally}, indent=1, ensure_ascii=False))
+    elif any(tally.values()):
         typer.echo("  ".join(f"{name}: {count}" for name, count in tally.items()))
 
 
 def ladder(
-    workdir: Workdir = WORKDIR,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    workdir: options.Workdir = options.WORKDIR,
+    as_json: options.AsJson = False,
     plot: Annotated[Path | None, typer.Option("--plot", help="Write an SVG there.")] = None,
 ) -> None:
     """Show the Elo ratings of all registered versions."""
-    from understudy.cli.model import open_registry
+    from understudy.cli.model import open_registry, storage_of_params
     from understudy.platform.ladder import open_ladder, ratings, rows
 
     registered = [f"{version.name}/{version.version}" for version in open_registry(workdir).versions()]
-    found = ratings(open_ladder(workdir).matches(), registered)
+    found = ratings(open_ladder(workdir, storage_of_params()).matches(), registered)
     if plot is not None:
         _plot(plot, rows(found))
     if as_json:
@@ -99,10 +111,7 @@ def ladder(
 def show(sides: list[Answerer], prompt: str, seed: int, titles: list[str]) -> None:
     """Write both answers: in two columns as they come on a terminal, else one below the other."""
     if not sys.stdout.isatty():
-        for side, title in zip(sides, titles, strict=True):
-            typer.echo(f"--- {title}")
-            side.answer(prompt, seed, lambda text: typer.echo(text, nl=False))
-            typer.echo()
+        write(sides, prompt, seed, titles)
         return
     from rich.live import Live
 
@@ -113,20 +122,36 @@ def show(sides: list[Answerer], prompt: str, seed: int, titles: list[str]) -> No
             live.update(_columns(titles, texts))
 
 
-def ask() -> str:
+def write(
+    sides: list[Answerer], prompt: str, seed: int, titles: list[str], to_stderr: bool = False, silent: bool = False
+) -> list[dict[str, Any]]:
+    """Write the answers one below the other, and return them with the models' names."""
+    answers = []
+    for side, title in zip(sides, titles, strict=True):
+        if silent:
+            answers.append({"model": side.name, **side.answer(prompt, seed)})
+            continue
+        typer.echo(f"--- {title}", err=to_stderr)
+        answer = side.answer(prompt, seed, lambda text: typer.echo(text, nl=False, err=to_stderr))
+        answers.append({"model": side.name, **answer})
+        typer.echo(err=to_stderr)
+    return answers
+
+
+def ask(to_stderr: bool = False) -> str:
     """Return left, right, tie, skip or quit; the end of the input quits."""
     while True:
-        typer.echo(QUESTION, nl=False)
+        typer.echo(QUESTION, nl=False, err=to_stderr)
         line = sys.stdin.readline()
         if not line:
-            typer.echo()
+            typer.echo(err=to_stderr)
             return "quit"
         word = line.strip().lower()
         if not sys.stdin.isatty():
-            typer.echo(word)
+            typer.echo(word, err=to_stderr)
         if word and (word in VERDICTS or word in VERDICTS.values()):
             return VERDICTS[word[0]]
-        typer.echo(f"{word!r} is none of {', '.join(VERDICTS.values())}.")
+        typer.echo(f"{word!r} is none of {', '.join(VERDICTS.values())}.", err=to_stderr)
 
 
 def _typed_prompts() -> Iterator[str]:
@@ -177,12 +202,13 @@ def _columns(titles: list[str], texts: list[str]) -> Any:
 
 
 def _enter(workdir: Path, sides: list[Version], verdict: str, tally: dict[str, int]) -> None:
+    from understudy.cli.model import storage_of_params
     from understudy.platform.ladder import STEP_PERSON, Match, open_ladder
 
     left, right = (f"{side.name}/{side.version}" for side in sides)
     weights = [side.tags.get("weights_sha256", "") for side in sides]
     result = {"left": "W", "right": "L", "tie": "T"}[verdict]
-    open_ladder(workdir).add(Match(left, right, result, "person", STEP_PERSON, "", *weights))
+    open_ladder(workdir, storage_of_params()).add(Match(left, right, result, "person", STEP_PERSON, "", *weights))
     tally[{"left": left, "right": right, "tie": "tie"}[verdict]] += 1
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from understudy.cli import options
 from understudy.errors import ConfigError, IntegrityError
 
 if TYPE_CHECKING:
@@ -19,9 +20,6 @@ if TYPE_CHECKING:
     from understudy.platform.promotion.change import Outcome
     from understudy.platform.promotion.gitops import GitOps
 
-Model = Annotated[str, typer.Argument(help="NAME, NAME@alias or NAME/version")]
-Workdir = Annotated[Path, typer.Option("--workdir", help="Working directory of the runs.", envvar="UNDERSTUDY_WORKDIR")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Repository = Annotated[
     Path | None,
     typer.Option("--gitops", help="Repository to deploy from. Default: deploy nothing.", envvar="UNDERSTUDY_GITOPS"),
@@ -34,26 +32,24 @@ Branch = Annotated[
     typer.Option("--branch", help="Commit there. Default: what is checked out.", envvar="UNDERSTUDY_GITOPS_BRANCH"),
 ]
 Remote = Annotated[str | None, typer.Option("--push", help="Push to this remote.", envvar="UNDERSTUDY_GITOPS_REMOTE")]
-Gate = Annotated[Path, typer.Option("--gate", help="The reviewed rules.", envvar="UNDERSTUDY_GATE")]
 Wait = Annotated[float, typer.Option("--wait", min=0.0, help="Seconds to wait for another promotion.")]
-WORKDIR = Path(".understudy")
 _MARKS = {"ok": "[green]✓[/]", "damaged": "[red]✗[/]", "absent": "[yellow]?[/]", "noted": "[dim]·[/]"}
 
 
 def promote(
-    model: Model,
-    gate: Gate = Path("gate.yaml"),
+    model: options.Model,
+    gate: options.Gate = Path("gate.yaml"),
     approve: Annotated[str | None, typer.Option("--approve", help="Decide as a person, for this reason.")] = None,
     gitops: Repository = None,
     environment: Environments = ["staging"],  # noqa: B006 - typer reads it, nobody writes it
     branch: Branch = None,
     push: Remote = None,
     wait: Wait = 300.0,
-    workdir: Workdir = WORKDIR,
-    as_json: AsJson = False,
+    workdir: options.Workdir = options.WORKDIR,
+    as_json: options.AsJson = False,
 ) -> None:
     """Make a version the champion, if the gate passes and nothing forbids it."""
-    from understudy.cli.model import open_registry
+    from understudy.cli.model import open_registry, storage_of_params
     from understudy.platform.promotion.aliases import MlflowAliases
     from understudy.platform.promotion.change import actor
     from understudy.platform.promotion.change import promote as change
@@ -66,9 +62,9 @@ def promote(
     repository = _gitops(gitops, environment, branch, push)
     registry = open_registry(workdir)
     version = registry.find(model)
-    examination = Examination(registry, gate, approve, _storage_uri())
+    examination = Examination(registry, gate, approve, storage_of_params())
     candidate = examination.candidate(version, deployed=repository is not None)
-    ledger = Ledger(MlflowAliases(registry), place_of(workdir, version.name), repository)
+    ledger = Ledger(MlflowAliases(registry), place_of(workdir, version.name, storage_of_params()), repository)
     reason = approve.strip() if approve else "The gate passed."
     outcome = change(
         ledger, candidate, lambda before: examination.examine(version, before), actor(), reason, wait_seconds=wait
@@ -85,11 +81,11 @@ def rollback(
     branch: Branch = None,
     push: Remote = None,
     wait: Wait = 300.0,
-    workdir: Workdir = WORKDIR,
-    as_json: AsJson = False,
+    workdir: options.Workdir = options.WORKDIR,
+    as_json: options.AsJson = False,
 ) -> None:
     """Go back to an earlier champion: alias, deployed URI and pinned pipeline versions, in one commit."""
-    from understudy.cli.model import open_registry
+    from understudy.cli.model import open_registry, storage_of_params
     from understudy.platform.promotion.aliases import MlflowAliases
     from understudy.platform.promotion.change import Candidate, actor
     from understudy.platform.promotion.change import rollback as change
@@ -102,12 +98,12 @@ def rollback(
     name = registry.find(model.partition("@")[0].partition("/")[0]).name
     if to is not None and to != "none":
         to = registry.find(f"{name}/{to.rpartition('/')[2]}").version
-    examination = Examination(registry, Path("gate.yaml"), None, _storage_uri())
+    examination = Examination(registry, Path("gate.yaml"), None, storage_of_params())
 
     def candidate_of(version: str) -> Candidate:
         return examination.candidate(registry.find(f"{name}/{version}"), deployed=repository is not None)
 
-    ledger = Ledger(MlflowAliases(registry), place_of(workdir, name), repository)
+    ledger = Ledger(MlflowAliases(registry), place_of(workdir, name, storage_of_params()), repository)
     _say(name, change(ledger, name, to, candidate_of, actor(), reason, wait_seconds=wait), as_json)
 
 
@@ -116,8 +112,8 @@ def verify(
     artifacts: Annotated[Path | None, typer.Option("--artifacts", help="Verify a folder of copies, offline.")] = None,
     copy: Annotated[Path | None, typer.Option("--copy", help="Copy all that is verified into a new folder.")] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Fail also on what is not kept here.")] = False,
-    workdir: Workdir = WORKDIR,
-    as_json: AsJson = False,
+    workdir: options.Workdir = options.WORKDIR,
+    as_json: options.AsJson = False,
 ) -> None:
     """Walk from a version to its raw source and recompute every digest on the way."""
     from understudy.platform.lineage.artifacts import CopiedArtifacts, copy_artifacts
@@ -129,11 +125,11 @@ def verify(
         with tempfile.TemporaryDirectory(prefix="understudy-verify-") as scratch:
             found = walk(CopiedArtifacts(artifacts, Path(scratch)))
     else:
-        from understudy.cli.model import open_registry
+        from understudy.cli.model import open_registry, storage_of_params
         from understudy.platform.promotion.examine import stored_artifacts
 
         registry = open_registry(workdir)
-        with stored_artifacts(registry, registry.find(str(model)), _storage_uri()) as stored:
+        with stored_artifacts(registry, registry.find(str(model)), storage_of_params()) as stored:
             found = walk(stored)
             if copy is not None and not found.damaged:
                 copy_artifacts(stored, found.lineage, copy)
@@ -141,13 +137,14 @@ def verify(
 
 
 def provenance(
-    model: Model,
+    model: options.Model,
     sign: Annotated[bool, typer.Option("--sign", help="Sign with the configured key and keep it.")] = False,
     output: Annotated[Path | None, typer.Option("--output", help="Write there instead of printing.")] = None,
-    workdir: Workdir = WORKDIR,
+    workdir: options.Workdir = options.WORKDIR,
+    as_json: options.AsJson = False,
 ) -> None:
     """Print the in-toto statement of a version (SLSA v1), or its signed envelope where there is one."""
-    from understudy.cli.model import open_registry
+    from understudy.cli.model import open_registry, storage_of_params
     from understudy.data.files import write_atomically
     from understudy.platform.lineage import provenance as form
     from understudy.platform.lineage.record import read_lineage
@@ -157,7 +154,7 @@ def provenance(
 
     registry = open_registry(workdir)
     version = registry.find(model)
-    store = open_store(_storage_uri(), workdir)
+    store = open_store(storage_of_params(), workdir)
     entry = RegistryEntry(version.name, version.version, "", "", version.tags)
     missing = [tag for tag in ("lineage_uri", "lineage_sha256", "registered_sha256") if tag not in entry.tags]
     if missing:
@@ -165,8 +162,8 @@ def provenance(
     if sign:
         require_key()
         entry = sign_version(registry, store, entry)
-    tags = entry.tags
-    if tags.get("provenance_sha256"):
+    tags = {name: value for name, value in entry.tags.items() if value}
+    if "provenance_sha256" in tags:
         text = (store.fetch(tags["provenance_uri"], tags["provenance_sha256"]) / form.FILE).read_text("utf-8")
     else:
         lineage = read_lineage(store.fetch(tags["lineage_uri"], tags["lineage_sha256"]))
@@ -174,12 +171,12 @@ def provenance(
         text = json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
     if output is not None:
         write_atomically(output, text.encode())
-    else:
+    if as_json:
+        shown = {"model": f"{version.name}/{version.version}", "signed": "provenance_sha256" in tags}
+        shown |= {"output": None if output is None else str(output), "provenance": json.loads(text)}
+        typer.echo(json.dumps(shown, indent=1, ensure_ascii=False))
+    elif output is None:
         typer.echo(text, nl=False)
-
-
-def _storage_uri() -> str | None:
-    return os.environ.get("UNDERSTUDY_STORAGE_URI") or None
 
 
 def _gitops(repository: Path | None, environments: list[str], branch: str | None, remote: str | None) -> GitOps | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,6 +10,7 @@ from urllib.parse import quote
 
 import typer
 
+from understudy.cli import options
 from understudy.errors import ConfigError, DataRefused, DriftFound
 
 if TYPE_CHECKING:
@@ -18,13 +18,12 @@ if TYPE_CHECKING:
     from understudy.platform.watch import Scorer, Watched
     from understudy.platform.watch_stream import Stream
 
-WORKDIR = Path(".understudy")
 SEED = 0
 WIDE = 72  # screen columns with which the table says in which window, too
 
 
 def watch(
-    model: Annotated[str, typer.Argument(help="NAME, NAME@alias or NAME/version")],
+    model: options.Model,
     stream: Annotated[str, typer.Option("--stream", help="A file of {prompt, response} lines, or - for stdin.")],
     against: Annotated[
         str, typer.Option("--against", help="Whose responses: demonstrations (experts') or samples (the model's).")
@@ -38,13 +37,11 @@ def watch(
     metrics_port: Annotated[int | None, typer.Option("--metrics-port", min=0, help="Serve Prometheus there.")] = None,
     metrics_host: Annotated[str, typer.Option("--metrics-host", help="Address to listen on.")] = "127.0.0.1",
     metrics_file: Annotated[Path | None, typer.Option("--metrics-file", help="Write Prometheus text there.")] = None,
-    workdir: Annotated[
-        Path, typer.Option("--workdir", help="Working directory of the runs.", envvar="UNDERSTUDY_WORKDIR")
-    ] = WORKDIR,
+    workdir: options.Workdir = options.WORKDIR,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON; with --follow one line a window.")] = False,
 ) -> None:
     """Compare a stream of prompts and responses with what a model was trained on; ends with 6 on drift."""
-    from understudy.cli.model import open_registry
+    from understudy.cli.model import open_registry, storage_of_params
     from understudy.evaluation.drift import DriftMonitor
     from understudy.platform.watch import load_watched
     from understudy.platform.watch_metrics import WatchMetrics
@@ -58,8 +55,7 @@ def watch(
     with Stream(stream, follow, bad) as rows:
         metrics = WatchMetrics(version.name, version.version, metrics_port, metrics_host, metrics_file)
         try:
-            storage = os.environ.get("UNDERSTUDY_STORAGE_URI") or None
-            watched = load_watched(registry, version, storage, against, SEED)
+            watched = load_watched(registry, version, storage_of_params(), against, SEED)
             monitor = DriftMonitor(watched.reference, false_alarm, window, SEED)
             if not as_json:
                 _say_start(watched, monitor, metrics.port)
@@ -157,6 +153,7 @@ def _show(windows: list[Window]) -> None:
         return
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     console = Console()
     wide = console.width >= WIDE
@@ -168,7 +165,8 @@ def _show(windows: list[Window]) -> None:
         window, worst = max(pairs, key=lambda pair: (pair[1].drift, (pair[1].distance or 0) - (pair[1].threshold or 0)))
         numbers = map(_number, (worst.distance, worst.threshold, worst.median, worst.reference_median))
         last = [f"{window.number} of {len(windows)}"] if wide else []
-        table.add_row(worst.metric, "[red]yes[/]" if worst.drift else "no", *numbers, *last)
+        drift = Text("yes", "red") if worst.drift else Text("no")
+        table.add_row(Text(worst.metric), drift, *map(Text, (*numbers, *last)))
     console.print(table)
 
 

@@ -28,12 +28,12 @@ def list_objectives(as_json: bool = JSON) -> None:
     if as_json:
         typer.echo(json.dumps(table, indent=2))
         return
-    from rich.markup import escape
     from rich.table import Table
+    from rich.text import Text
 
     shown = Table("setting", "value", "what it is", "source", title="Objectives")
     for row in table:
-        shown.add_row(*(escape(row[key]) for key in ("setting", "name", "what", "source")))
+        shown.add_row(*(Text(row[key]) for key in ("setting", "name", "what", "source")))
     _console().print(shown)
 
 
@@ -94,11 +94,12 @@ def show(
         typer.echo(json.dumps(result, indent=2))
         return
     from rich.table import Table
+    from rich.text import Text
 
     table = Table("divergence", "coverage", "precision", "width", "entropy", title="A policy too small for its expert")
     for item in [*path, *named]:
         numbers = (item.coverage, item.precision, item.width, item.entropy)
-        table.add_row(item.name, *(f"{number:.3f}" for number in numbers))
+        table.add_row(Text(item.name), *(f"{number:.3f}" for number in numbers))
     _console().print(table)
     _console().print(
         "coverage: expert mass that the policy can write; precision: policy mass that is typical of the expert; "
@@ -142,13 +143,14 @@ def _first_line(function: Any) -> str:
 
 
 def _proof_table(rows: list[Row]) -> Any:
-    from rich.markup import escape
     from rich.table import Table
+    from rich.text import Text
 
     table = Table("proof", "system", "statement", "error", "bound", "", title="Proofs")
     for row in rows:
-        mark = "[green]ok[/]" if row.passed else "[bold red]FAIL[/]"
-        table.add_row(str(row.proof), row.system, escape(row.statement), f"{row.error:.2e}", f"{row.bound:.1e}", mark)
+        mark = Text("ok", "green") if row.passed else Text("FAIL", "bold red")
+        texts = (str(row.proof), row.system, row.statement, f"{row.error:.2e}", f"{row.bound:.1e}")
+        table.add_row(*map(Text, texts), mark)
     return table
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from understudy.cli import options
 from understudy.config import Params, load_params
 from understudy.data.files import told_when_unwritable, write_atomically
 from understudy.errors import ConfigError
@@ -19,19 +20,6 @@ if TYPE_CHECKING:
     from understudy.platform.submit import Runs
 
 COMPILED = Path("pipelines/compiled")
-EndpointOption = Annotated[
-    str | None,
-    typer.Option("--endpoint", envvar="KFP_ENDPOINT", help="KFP's API server, http(s)://HOST:PORT."),
-]
-NamespaceOption = Annotated[str | None, typer.Option("--namespace", help="Else platform.namespace of the params.")]
-TokenOption = Annotated[
-    Path | None,
-    typer.Option("--token-file", help="File with a bearer token; else KFP_TOKEN, else the service account's."),
-]
-ParamsOption = Annotated[Path, typer.Option("--params", help="The run's params.")]
-PresetOption = Annotated[list[Path] | None, typer.Option("--preset", help="Params laid over it; repeatable.")]
-SetOption = Annotated[list[str] | None, typer.Option("--set", help="section.key=value; repeatable.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object; progress goes to stderr.")]
 app = typer.Typer(
     help="Compile the pipeline for the cluster; run it there.", add_completion=False, no_args_is_help=True
 )
@@ -77,17 +65,17 @@ def compile_command(
 
 @app.command("submit")
 def submit_command(
-    params: ParamsOption = Path("params.yaml"),
-    presets: PresetOption = None,
-    overrides: SetOption = None,
-    endpoint: EndpointOption = None,
-    namespace: NamespaceOption = None,
-    token_file: TokenOption = None,
+    params: options.Params = options.PARAMS,
+    presets: options.Presets = None,
+    overrides: options.Overrides = None,
+    endpoint: options.Endpoint = None,
+    namespace: options.Namespace = None,
+    token_file: options.TokenFile = None,
     version: Annotated[str | None, typer.Option("--version", help="A deployed version, not this checkout.")] = None,
     wait: Annotated[bool, typer.Option("--wait", help="Follow the run to its end, with its steps' logs.")] = False,
     poll_seconds: Annotated[float, typer.Option("--poll-seconds", min=0.05, help="How often to look.")] = 5.0,
     cancel_on_interrupt: Annotated[bool, typer.Option("--cancel-on-interrupt", help="Ctrl-C ends the run.")] = False,
-    as_json: JsonOption = False,
+    as_json: options.AsJsonWithProgress = False,
 ) -> None:
     """Start a run on the cluster, in the ad-hoc queue, with the arguments that `understudy run` would use."""
     loaded = load_params(params, overrides or [], presets or [])
@@ -124,22 +112,25 @@ def submit_command(
 @app.command("cancel")
 def cancel_command(
     run_id: Annotated[str, typer.Argument(help="As `submit` printed it.")],
-    params: ParamsOption = Path("params.yaml"),
-    overrides: SetOption = None,
-    endpoint: EndpointOption = None,
-    namespace: NamespaceOption = None,
-    token_file: TokenOption = None,
+    params: options.Params = options.PARAMS,
+    overrides: options.Overrides = None,
+    endpoint: options.Endpoint = None,
+    namespace: options.Namespace = None,
+    token_file: options.TokenFile = None,
+    as_json: options.AsJson = False,
 ) -> None:
     """End a run: its steps get SIGTERM, save their state and delete their TrainJobs."""
     where = namespace or load_params(params, overrides or []).platform.namespace
     _runs(endpoint, where, token_file).cancel(run_id)
-    typer.echo(f"run {run_id}: asked to end")
+    shown = {"run_id": run_id, "namespace": where, "asked_to_end": True}
+    typer.echo(json.dumps(shown) if as_json else f"run {run_id}: asked to end")
 
 
 def _runs(endpoint: str | None, namespace: str, token_file: Path | None) -> Runs:
-    from understudy.platform import submit
+    from understudy.platform.kfp_token import bearer_token
+    from understudy.platform.submit import Runs
 
-    return submit.Runs(endpoint, namespace, submit.token(token_file))
+    return Runs(endpoint, namespace, bearer_token(token_file))
 
 
 def _refuse_unreachable_inputs(params: Params, version: str | None) -> None:

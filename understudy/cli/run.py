@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
+from understudy.cli import options
 from understudy.config import load_params
 from understudy.errors import ConfigError, DataRefused
 
@@ -22,16 +23,11 @@ app = typer.Typer(help=HELP, add_completion=False, rich_markup_mode=None)
 
 @app.command(help=HELP)
 def run(
-    params: Annotated[Path, typer.Option("--params", help="The run's params.")] = Path("params.yaml"),
-    workdir: Annotated[Path, typer.Option("--workdir", help="Where all state is kept; safe to delete.")] = Path(
-        ".understudy"
-    ),
-    presets: Annotated[
-        list[Path] | None,
-        typer.Option("--preset", help="Params laid over it, e.g. pipelines/runs/cpu.yaml; repeatable."),
-    ] = None,
-    overrides: Annotated[list[str] | None, typer.Option("--set", help="E.g. data.source=my.jsonl; repeatable.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object; progress goes to stderr.")] = False,
+    params: options.Params = options.PARAMS,
+    workdir: options.Workdir = options.WORKDIR,
+    presets: options.Presets = None,
+    overrides: options.Overrides = None,
+    as_json: options.AsJsonWithProgress = False,
 ) -> None:
     """Run the pipeline, show it, and print what came out."""
     loaded = load_params(params, overrides or [], presets or [])
@@ -39,14 +35,13 @@ def run(
     from pipelines.arguments import arguments
     from understudy.cli.live import LiveView
     from understudy.cli.summary import print_summary
-    from understudy.platform import local_run
+    from understudy.platform import local_run, where
     from understudy.platform.steps.preflight import config_problems, raise_for, service_problems
     from understudy.platform.workdir import prepare
 
     folder = prepare(workdir)
-    if loaded.storage.endpoint_url:  # this process, too, reads s3:// sources and checks the storage
-        os.environ["AWS_ENDPOINT_URL"] = loaded.storage.endpoint_url
-    raise_for([], service_problems(local_run.tracking_uri(loaded, folder), loaded.storage.uri, folder))
+    where.use_endpoint(loaded)  # this process, too, reads s3:// sources and checks the storage
+    raise_for([], service_problems(where.tracking_uri(folder, loaded), where.storage_uri(loaded), folder))
     view = LiveView(loaded, to_stderr=as_json)
     try:
         given = arguments(loaded)

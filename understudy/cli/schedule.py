@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from understudy.cli import options
 from understudy.config import Params, load_params
 from understudy.errors import ConfigError, GateRefused
 
@@ -32,14 +33,7 @@ EnvironmentOption = Annotated[
     str | None,
     typer.Option("--environment", envvar="UNDERSTUDY_ENVIRONMENT", help="Only schedules that run there."),
 ]
-EndpointOption = Annotated[
-    str | None, typer.Option("--endpoint", help="KFP's API server, http(s)://HOST:PORT [KF_PIPELINES_ENDPOINT].")
-]
-NamespaceOption = Annotated[
-    str | None, typer.Option("--namespace", help="Namespace of the runs; by default that of platform.namespace.")
-]
 CompiledOption = Annotated[Path, typer.Option("--compiled", help="Folder of the PipelineVersion manifests in Git.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 FOLDER = Path("pipelines/schedules")
 COMPILED = Path("pipelines/compiled/kubernetes")
 PARAMS = Path("params.yaml")
@@ -50,7 +44,7 @@ def check_command(
     folder: FolderOption = FOLDER,
     params: ParamsOption = PARAMS,
     compiled: CompiledOption = COMPILED,
-    as_json: JsonOption = False,
+    as_json: options.AsJson = False,
 ) -> None:
     """Validate every schedule offline: schema, params, estimate and deadlines against the budget."""
     from understudy.platform.schedules import compiled_versions, pin_problems
@@ -78,16 +72,17 @@ def plan_command(
     params: ParamsOption = PARAMS,
     compiled: CompiledOption = COMPILED,
     environment: EnvironmentOption = None,
-    endpoint: EndpointOption = None,
-    namespace: NamespaceOption = None,
+    endpoint: options.Endpoint = None,
+    namespace: options.Namespace = None,
+    token_file: options.TokenFile = None,
     exit_code: Annotated[bool, typer.Option("--exit-code", help="End with 4 if anything differs.")] = False,
-    as_json: JsonOption = False,
+    as_json: options.AsJson = False,
 ) -> None:
     """Show the difference between Git and KFP, and each schedule's estimate; change nothing."""
     from understudy.platform.schedules import make_plan
 
     wanted = _wanted(folder, params, environment)
-    plan = make_plan(wanted, _kfp(endpoint, namespace, params), compiled)
+    plan = make_plan(wanted, _kfp(endpoint, namespace, token_file, params), compiled)
     _show(plan, wanted, as_json)
     if exit_code and plan.drifted:
         count = sum(action.kind != "unchanged" for action in plan.actions)
@@ -100,14 +95,15 @@ def apply_command(
     params: ParamsOption = PARAMS,
     compiled: CompiledOption = COMPILED,
     environment: EnvironmentOption = None,
-    endpoint: EndpointOption = None,
-    namespace: NamespaceOption = None,
-    as_json: JsonOption = False,
+    endpoint: options.Endpoint = None,
+    namespace: options.Namespace = None,
+    token_file: options.TokenFile = None,
+    as_json: options.AsJson = False,
 ) -> None:
     """Make KFP's recurring runs what Git says; only those that this command made are ever touched."""
     from understudy.platform.schedules import apply, make_plan
 
-    wanted, kfp = _wanted(folder, params, environment), _kfp(endpoint, namespace, params)
+    wanted, kfp = _wanted(folder, params, environment), _kfp(endpoint, namespace, token_file, params)
     plan = make_plan(wanted, kfp, compiled)
     apply(plan, wanted, kfp, lambda line: None if as_json else typer.echo(line))
     if as_json:
@@ -121,12 +117,13 @@ def trigger_command(
     folder: FolderOption = FOLDER,
     params: ParamsOption = PARAMS,
     environment: EnvironmentOption = None,
-    endpoint: EndpointOption = None,
-    namespace: NamespaceOption = None,
+    endpoint: options.Endpoint = None,
+    namespace: options.Namespace = None,
+    token_file: options.TokenFile = None,
     only: Annotated[list[str] | None, typer.Option("--schedule", help="Only this one; may be repeated.")] = None,
     again: Annotated[bool, typer.Option("--again", help="Start even if the last run of this content failed.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be started.")] = False,
-    as_json: JsonOption = False,
+    as_json: options.AsJson = False,
 ) -> None:
     """Start a run of every schedule with `on_new_data` whose source holds content that no run has seen."""
     from pipelines.arguments import arguments
@@ -136,7 +133,7 @@ def trigger_command(
     def with_digest(run_params: Params, digest: str) -> Mapping[str, Any]:
         return arguments(run_params, lambda source: digest)
 
-    kfp, results = _kfp(endpoint, namespace, params), []
+    kfp, results = _kfp(endpoint, namespace, token_file, params), []
     for schedule in _schedules(folder, environment, only).values():
         result = trigger(schedule, params, kfp, source_sha256, with_digest, again, dry_run)
         results.append(result)
@@ -152,16 +149,17 @@ def enforce_command(
     folder: FolderOption = FOLDER,
     params: ParamsOption = PARAMS,
     environment: EnvironmentOption = None,
-    endpoint: EndpointOption = None,
-    namespace: NamespaceOption = None,
+    endpoint: options.Endpoint = None,
+    namespace: options.Namespace = None,
+    token_file: options.TokenFile = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be terminated.")] = False,
-    as_json: JsonOption = False,
+    as_json: options.AsJson = False,
 ) -> None:
     """Terminate scheduled and triggered runs that hold GPUs for longer than their budget allows."""
     from understudy.platform.budget import deadline_seconds, overdue
 
     limits: dict[str, float] = {}
-    kfp = _kfp(endpoint, namespace, params)
+    kfp = _kfp(endpoint, namespace, token_file, params)
     for name, schedule in _schedules(folder, environment, None).items():
         limit = deadline_seconds(schedule.run_params(params), schedule.budget_gpu_hours)
         limits |= {run.id: limit for run in kfp.recurring_runs_of(name)}
@@ -185,23 +183,25 @@ def cost_command(
     folder: FolderOption = FOLDER,
     params: ParamsOption = PARAMS,
     environment: EnvironmentOption = None,
-    endpoint: EndpointOption = None,
-    namespace: NamespaceOption = None,
-    as_json: JsonOption = False,
+    endpoint: options.Endpoint = None,
+    namespace: options.Namespace = None,
+    token_file: options.TokenFile = None,
+    as_json: options.AsJson = False,
 ) -> None:
     """Show estimate, budget and what the latest runs really cost, with the rate for the next estimate."""
     from mlflow import MlflowClient
 
+    from understudy.platform import where
     from understudy.platform.budget import actual
     from understudy.platform.tracking import check_reachable
 
     run_params = load_params(params)
-    uri = run_params.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI")
+    uri = where.named_tracking_uri(run_params)
     if not uri:
         raise ConfigError("No MLflow is named: set tracking.uri or MLFLOW_TRACKING_URI; actual costs are its metrics.")
     check_reachable(uri)
     experiment = os.environ.get("MLFLOW_EXPERIMENT_NAME", run_params.tracking.experiment)
-    kfp, client, found = _kfp(endpoint, namespace, params), MlflowClient(tracking_uri=uri), {}
+    kfp, client, found = _kfp(endpoint, namespace, token_file, params), MlflowClient(tracking_uri=uri), {}
     runs = list(kfp.runs())
     for name, item in _wanted(folder, params, environment).items():
         ids = {run.id for run in kfp.recurring_runs_of(name)}
@@ -238,10 +238,11 @@ def _wanted(folder: Path, params: Path, environment: str | None) -> dict[str, Wa
     return work_out(_schedules(folder, environment, None), params, lambda item: arguments(item, lambda source: None))
 
 
-def _kfp(endpoint: str | None, namespace: str | None, params: Path) -> Kfp:
+def _kfp(endpoint: str | None, namespace: str | None, token_file: Path | None, params: Path) -> Kfp:
+    from understudy.platform.kfp_token import bearer_token
     from understudy.platform.schedules_kfp import Kfp
 
-    return Kfp(endpoint, namespace or load_params(params).platform.namespace)
+    return Kfp(endpoint, namespace or load_params(params).platform.namespace, bearer_token(token_file))
 
 
 def _show(plan: Plan, wanted: Mapping[str, Wanted], as_json: bool) -> None:

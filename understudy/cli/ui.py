@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from understudy.cli import options
 from understudy.errors import ConfigError
 
 app = typer.Typer(add_completion=False)
@@ -20,23 +21,28 @@ _HOST = "127.0.0.1"
 @app.command()
 def ui(
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port on this machine.")] = 5000,
-    workdir: Annotated[Path, typer.Option("--workdir", envvar="UNDERSTUDY_WORKDIR")] = Path(".understudy"),
+    workdir: options.Workdir = options.WORKDIR,
     as_json: Annotated[bool, typer.Option("--json", help="Print where it will be as JSON, then serve.")] = False,
 ) -> None:
     """Serve MLflow's web interface here, for this machine only, until Ctrl-C."""
+    from understudy.platform import where
+    from understudy.platform.storage import without_secrets
+
     url = f"http://{_HOST}:{port}"
-    store = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{workdir.absolute() / 'mlflow.db'}"
+    store = where.tracking_uri(workdir, where.params_here())
     if store.startswith(("http://", "https://")):
-        raise ConfigError("MLFLOW_TRACKING_URI names a server, which has its own web interface. Open it there.")
+        raise ConfigError(
+            f"MLflow is a server, {without_secrets(store)}, which has its own web interface. Open it there."
+        )
     if store.startswith("sqlite:///") and not Path(store.removeprefix("sqlite:///")).exists():
         raise ConfigError(f"There are no runs at {store}. Run `understudy run` first, or name its --workdir.")
     check_port_free(port)
     typer.echo(f'{{"url": "{url}"}}' if as_json else f"MLflow on {url} (Ctrl-C ends it)")
     sys.stdout.flush()
-    environment = dict(os.environ, MLFLOW_SERVER_ENABLE_JOB_EXECUTION="false")
+    # Not as an argument, which every process of the machine can read: it may hold a password.
+    environment = dict(os.environ, MLFLOW_BACKEND_STORE_URI=store, MLFLOW_SERVER_ENABLE_JOB_EXECUTION="false")
     artifacts = (workdir.absolute() / "mlartifacts").as_uri()
-    arguments = ["--backend-store-uri", store, "--default-artifact-root", artifacts]
-    arguments += ["--host", _HOST, "--port", str(port), "--workers", "1"]
+    arguments = ["--default-artifact-root", artifacts, "--host", _HOST, "--port", str(port), "--workers", "1"]
     os.execve(sys.executable, [sys.executable, "-m", "mlflow", "server", *arguments], environment)
 
 

@@ -28,10 +28,11 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from understudy.errors import ConfigError, Preempted, UnderstudyError
+from understudy.platform import where
 from understudy.platform.budget import report
 from understudy.platform.events import FILE_NAME, CompositeTracker, EventLog, EventTracker, Kind
 from understudy.platform.quick_exit import leave_quickly_when_done
-from understudy.platform.workdir import current, new_run_id, run_folder, step_lock
+from understudy.platform.workdir import new_run_id, run_folder, step_lock
 from understudy.records import Record
 from understudy.tracker import Tracker
 
@@ -63,7 +64,7 @@ class RunFolder:
     @classmethod
     def from_environment(cls) -> RunFolder:
         """Find (or make) the folder; a pod without a writable working directory gets a temporary one."""
-        workdir = current()
+        workdir = where.workdir()
         run_id = os.environ.get("UNDERSTUDY_RUN_ID") or new_run_id()
         given = os.environ.get("UNDERSTUDY_RUN_DIR")
         try:
@@ -103,7 +104,7 @@ class StepContext:
         """The content-addressed store; opened when first used."""
         from understudy.platform.storage import open_store
 
-        return open_store(os.environ.get("UNDERSTUDY_STORAGE_URI") or None, self.workdir)
+        return open_store(where.storage_uri(), self.workdir)
 
     def checkpoint_dir(self, lineage: str) -> Path:
         """Return the folder for checkpoints of this step with this lineage, created.

@@ -21,6 +21,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 from understudy.errors import ConfigError, UnderstudyError
+from understudy.platform.storage import without_secrets
 
 UP = "understudy_exporter_up"
 RUN_STARTED = "understudy_run_started_timestamp_seconds"
@@ -191,7 +192,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     uri = os.environ.get("MLFLOW_TRACKING_URI", "")
     if not uri.startswith(("http://", "https://")):
-        raise ConfigError(f"MLFLOW_TRACKING_URI is {uri!r}, the exporter needs the http(s):// address of a server.")
+        shown = without_secrets(uri)
+        raise ConfigError(f"MLFLOW_TRACKING_URI is {shown!r}, the exporter needs the http(s):// address of a server.")
     models = [name for name in options.models.split(",") if name]
     with server(uri, os.environ.get("MLFLOW_EXPERIMENT_NAME", "understudy"), models, options.port) as running:
         running.serve_forever()

@@ -7,7 +7,6 @@ next free one, so two writers never lose a match. The ratings are online: one up
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -16,6 +15,7 @@ from typing import Any
 
 from understudy.errors import IntegrityError
 from understudy.platform.promotion.places import Place, open_place
+from understudy.platform.where import shared_root
 
 START = 1500.0
 STEP_PERSON, STEP_JUDGE = 32.0, 4.0  # a person gives few verdicts and a judge one for each prompt
@@ -100,11 +100,9 @@ class Ladder:
             ) from error
 
 
-def open_ladder(workdir: Path) -> Ladder:
-    """Return the ladder of a working directory, or of the bucket that UNDERSTUDY_STORAGE_URI names."""
-    store = os.environ.get("UNDERSTUDY_STORAGE_URI", "")
-    root = store.rstrip("/") if store.startswith("s3://") else str(workdir.absolute())
-    return Ladder(open_place(f"{root}/ladder"))
+def open_ladder(workdir: Path, storage_uri: str | None) -> Ladder:
+    """Return the ladder of a working directory, or of the bucket that holds the content."""
+    return Ladder(open_place(f"{shared_root(workdir, storage_uri)}/ladder"))
 
 
 def ratings(matches: Iterable[Match], versions: Iterable[str] = ()) -> list[Rating]:

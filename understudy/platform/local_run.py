@@ -23,6 +23,7 @@ from typing import Any
 from understudy import errors
 from understudy.config import Params
 from understudy.errors import Preempted, UnderstudyError
+from understudy.platform import where
 from understudy.platform import workdir as workdirs
 from understudy.platform.context import FAILURE_NAME, RESUME, STOP_NAME
 from understudy.platform.events import FILE_NAME, EventReader
@@ -76,7 +77,7 @@ def run(
         run_dir = workdirs.run_folder(workdir, run_id)
         request = {"pipeline": pipeline, "arguments": arguments, "name": f"run {run_id}", "params": _shown(params)}
         (run_dir / REQUEST_NAME).write_text(json.dumps(request, indent=1), encoding="utf-8")
-        forget_unconfirmed(workdir, tracking_uri(params, workdir))
+        forget_unconfirmed(workdir, where.tracking_uri(workdir, params))
         on_start(run_id, run_dir)
         started = time.monotonic()
         seen = _watch(run_dir, environment(params, workdir, run_id, run_dir), on_events)
@@ -106,12 +107,12 @@ def environment(params: Params, workdir: Path, run_id: str, run_dir: Path) -> di
         "UNDERSTUDY_WORKDIR": str(workdir),
         "UNDERSTUDY_RUN_ID": run_id,
         "UNDERSTUDY_RUN_DIR": str(run_dir),
-        "UNDERSTUDY_STORAGE_URI": params.storage.uri,
+        "UNDERSTUDY_STORAGE_URI": where.storage_uri(params),
         "UNDERSTUDY_DVC_REMOTE": params.storage.dvc_remote,
         "UNDERSTUDY_THREADS": str(params.runtime.threads),
         "UNDERSTUDY_DEVICE": params.runtime.device,
         "AWS_ENDPOINT_URL": params.storage.endpoint_url,
-        "MLFLOW_TRACKING_URI": tracking_uri(params, workdir),
+        "MLFLOW_TRACKING_URI": where.tracking_uri(workdir, params),
         "MLFLOW_EXPERIMENT_NAME": params.tracking.experiment,
         "MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING": str(params.tracking.system_metrics).lower(),
         # Independent of where the command is run from and of what the user's shell buffers.
@@ -121,11 +122,6 @@ def environment(params: Params, workdir: Path, run_id: str, run_dir: Path) -> di
     given = {name: value for name, value in settings.items() if value is not None}
     defaults = {"OMP_WAIT_POLICY": "PASSIVE", "OMP_NUM_THREADS": str(params.runtime.threads)}
     return {**defaults, **os.environ, **given}
-
-
-def tracking_uri(params: Params, workdir: Path) -> str:
-    """Return MLflow's tracking URI: from the params, the environment, or a sqlite store in the working directory."""
-    return params.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{workdir / 'mlflow.db'}"
 
 
 def _shown(params: Params) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from typing import Any
 from understudy.errors import ConfigError, IntegrityError, ServiceUnreachable, UnderstudyError
 from understudy.platform.git import git
 from understudy.platform.manifest import MANIFEST, describe_folder, manifest_bytes, manifest_sha256
-from understudy.platform.storage import without_secrets
+from understudy.platform.storage import first_line, without_secrets
 from understudy.platform.tracking import check_reachable, store_lock
 from understudy.records import RegistryEntry
 
@@ -201,9 +201,8 @@ class Registry:
                 "Restore it, or move it away: `understudy run` makes a new one."
             ) from error
         except (RequestException, MlflowException) as error:
-            first = next(iter(str(error).splitlines()), type(error).__name__)[:300]
             raise ServiceUnreachable(
-                f"MLflow at {without_secrets(self.uri)} did not do what was asked: {without_secrets(first)}. "
+                f"MLflow at {without_secrets(self.uri)} did not do what was asked: {first_line(error)}. "
                 "Check tracking.uri and the server, then run the same command again; nothing is registered twice."
             ) from error
 

@@ -1,6 +1,8 @@
 """What schedules ask of KFP: the real client's API objects, with a timeout on each call and errors for people.
 
 kfp.Client's own methods wait for ever, print links, and delete a recurring run together with the runs it has started.
+Its API objects follow redirects and make None of every field that an answer lacks, so that the login page of a proxy
+whose session has ended reads as "there is nothing": here only JSON from the address that was asked is an answer.
 """
 
 from __future__ import annotations
@@ -13,18 +15,21 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
+from urllib.parse import urlsplit
 
 from understudy.errors import ConfigError, ServiceUnreachable
+from understudy.platform.kfp_token import TOKEN_VARIABLE, projected_token
 from understudy.platform.schedules_spec import HASH_CHARS, PREFIX
 from understudy.platform.storage import without_secrets
 
-ENDPOINT_VARIABLE = "KF_PIPELINES_ENDPOINT"
-TOKEN_VARIABLE = "KF_PIPELINES_SA_TOKEN_PATH"
-TOKEN_PATH = "/var/run/secrets/kubeflow/pipelines/token"
+ENDPOINT_VARIABLE = "KFP_ENDPOINT"
 EXPERIMENT = "understudy-schedules"
 OWNER = "understudy schedule"  # in the description of every recurring run that we made
-ACTIVE = ("PENDING", "RUNNING", "PAUSED")
-_TIMEOUT_SECONDS = 60.0
+_LOG_IN = (
+    f"If the session or the token has ended, log in again: a new token goes into --token-file or {TOKEN_VARIABLE}."
+)
+_TIMEOUT_SECONDS = (10.0, 60.0)  # to connect, to read; the client takes a lone float for no timeout at all
+_RETRIES = 3  # of what did not reach the server, and of a read: urllib3's own number
 _PAGE_SIZE = 200
 
 
@@ -48,59 +53,92 @@ class RecurringRun:
 class Kfp:
     """One KFP API server and one namespace of it."""
 
-    def __init__(self, endpoint: str | None, namespace: str) -> None:
+    def __init__(self, endpoint: str | None, namespace: str, token: str | None = None) -> None:
         self.endpoint = endpoint or os.environ.get(ENDPOINT_VARIABLE, "")
         self.namespace = namespace
+        self._token = token
         if not self.endpoint.startswith(("http://", "https://")):
             raise ConfigError(
-                f"The KFP endpoint is {self.endpoint!r}; give http(s)://HOST:PORT with --endpoint or "
+                f"The KFP endpoint is {without_secrets(self.endpoint)!r}; give http(s)://HOST:PORT with --endpoint or "
                 f"{ENDPOINT_VARIABLE}."
             )
 
     @cached_property
     def client(self) -> Any:
-        """The real client; with the projected token of a service account if there is one."""
-        token = os.environ.get(TOKEN_VARIABLE, TOKEN_PATH)
+        """The real client, with the given token, else with the projected one of a service account if there is one."""
+        from urllib3 import Retry
+
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # "only works with v2.0.0-beta.2 and later"
             import kfp
-            from kfp.client import ServiceAccountTokenVolumeCredentials
 
-            credentials = ServiceAccountTokenVolumeCredentials(path=token) if os.path.exists(token) else None
-            return kfp.Client(host=self.endpoint, namespace=self.namespace, credentials=credentials)
+            client = kfp.Client(
+                host=self.endpoint,
+                namespace=self.namespace,
+                existing_token=self._token,
+                credentials=None if self._token else projected_token(),
+            )
+        pool = client.runs.api_client.rest_client.pool_manager
+        pool.connection_pool_kw["retries"] = Retry(_RETRIES, redirect=False)
+        return client
 
     def call(self, what: str, method: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
-        """Call a generated API method.
+        """Call a generated API method and return its answer, which is KFP's and no other server's.
 
         Raises:
-            ConfigError: KFP refuses the request; its own words are in the message.
+            ConfigError: KFP refuses the request, its own words are in the message; or somebody else answers.
             ServiceUnreachable: it does not answer, or fails.
+        """
+        answer = self.exchange(what, method, *arguments, **named)
+        response = self.client.runs.api_client.last_response
+        kind = str(response.getheader("Content-Type") or "no type").partition(";")[0]
+        if kind != "application/json" or not response.data.lstrip().startswith("{"):
+            raise ConfigError(
+                f"{without_secrets(self.endpoint)} answers with {kind} when asked to {what}, not with KFP's JSON; it "
+                f"was not done. {_LOG_IN} Otherwise check --endpoint."
+            )
+        return answer
+
+    def exchange(self, what: str, method: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
+        """Call a method of the generated client, whatever type its answer has.
+
+        Raises:
+            ConfigError: the request is refused, or sent to another address, which is not followed.
+            ServiceUnreachable: there is no answer, or a failure.
         """
         from kfp_server_api import ApiException
         from urllib3.exceptions import HTTPError
 
-        where = without_secrets(self.endpoint)
         try:
             return method(*arguments, **named, _request_timeout=_TIMEOUT_SECONDS)
         except ApiException as error:
-            said = _said(error)
-            if error.status in (401, 403):
-                raise ConfigError(
-                    f"KFP at {where} does not let this account {what} in namespace {self.namespace!r}: {said} "
-                    "Check the account's Role (k8s/apps/base/platform/schedules.yaml) and the token's audience "
-                    "pipelines.kubeflow.org."
-                ) from error
-            if error.status and 400 <= error.status < 500:
-                raise ConfigError(f"KFP at {where} refuses to {what}: {said}") from error
-            raise ServiceUnreachable(
-                f"KFP at {where} failed to {what} (status {error.status}): {said} Run the same command again; it goes "
-                "on from what was done."
-            ) from error
+            raise self._refusal(what, error) from error
         except (HTTPError, OSError) as error:
             raise ServiceUnreachable(
-                f"KFP at {where} does not answer ({type(error).__name__}) to: {what}. Check --endpoint and the server, "
-                "then run the same command again; it goes on from what was done."
+                f"KFP at {without_secrets(self.endpoint)} does not answer ({type(error).__name__}) to: {what}. Check "
+                "--endpoint and the server, then run the same command again; it goes on from what was done."
             ) from error
+
+    def _refusal(self, what: str, error: Any) -> ConfigError | ServiceUnreachable:
+        where, said, status = without_secrets(self.endpoint), _said(error), error.status or 0
+        if 300 <= status < 400:
+            target = urlsplit(str((error.headers or {}).get("Location", "")))._replace(query="", fragment="").geturl()
+            return ConfigError(
+                f"{where} sends elsewhere (status {status}, to {without_secrets(target)!r}) when asked to {what}; it "
+                f"was not done. {_LOG_IN} Otherwise check --endpoint."
+            )
+        if status in (401, 403):
+            return ConfigError(
+                f"KFP at {where} does not let this account {what} in namespace {self.namespace!r}: {said} {_LOG_IN} "
+                "In a pod, check the account's Role (k8s/apps/base/platform/schedules.yaml) and the token's audience "
+                "pipelines.kubeflow.org."
+            )
+        if 400 <= status < 500:
+            return ConfigError(f"KFP at {where} refuses to {what}: {said}")
+        return ServiceUnreachable(
+            f"KFP at {where} failed to {what} (status {error.status}): {said} Run the same command again; it goes "
+            "on from what was done."
+        )
 
     def pages(self, what: str, method: Callable[..., Any], key: str, **named: Any) -> Iterator[Any]:
         """Yield every item of a list, over all pages."""
@@ -137,20 +175,36 @@ class Kfp:
                 found[item.name or item.display_name] = (pipeline_id, item.pipeline_version_id)
         return found
 
-    def experiment_id(self, create: bool) -> str | None:
-        """Return the id of the experiment that holds scheduled runs, made if wanted."""
+    def made(self, what: str, key: str, method: Callable[..., Any], **named: Any) -> Any:
+        """Call a method that makes something; the answer has its id under `key`.
+
+        Raises:
+            ConfigError: as `call` does.
+            ServiceUnreachable: as `call` does, and where the answer has no id.
+        """
+        answer = self.call(what, method, **named)
+        if not getattr(answer, key):
+            raise ServiceUnreachable(
+                f"{without_secrets(self.endpoint)} was asked to {what} and answers without its {key}, so it is unknown "
+                f"whether it was done. {_LOG_IN} Otherwise check that --endpoint is KFP's API server."
+            )
+        return answer
+
+    def experiment_id(self, name: str = EXPERIMENT) -> str | None:
+        """Return the id of an experiment of the namespace, None if there is none of that name."""
+        method = self.client.experiments.experiment_service_list_experiments
+        listed = self.pages("list experiments", method, "experiments", namespace=self.namespace)
+        return next((str(item.experiment_id) for item in listed if item.display_name == name), None)
+
+    def experiment(self, name: str = EXPERIMENT) -> str:
+        """Return the id of an experiment of the namespace, made if there is none of that name."""
         from kfp_server_api import V2beta1Experiment
 
-        service = self.client.experiments
-        method = service.experiment_service_list_experiments
-        for item in self.pages("list experiments", method, "experiments", namespace=self.namespace):
-            if item.display_name == EXPERIMENT:
-                return str(item.experiment_id)
-        if not create:
-            return None
-        body = V2beta1Experiment(display_name=EXPERIMENT, namespace=self.namespace)
-        made = self.call("create an experiment", service.experiment_service_create_experiment, experiment=body)
-        return str(made.experiment_id)
+        if found := self.experiment_id(name):
+            return found
+        body = V2beta1Experiment(display_name=name, namespace=self.namespace)
+        method = self.client.experiments.experiment_service_create_experiment
+        return str(self.made("create an experiment", "experiment_id", method, experiment=body).experiment_id)
 
     def create(
         self,
@@ -171,7 +225,7 @@ class Kfp:
         body = api.V2beta1RecurringRun(
             display_name=name,
             description=f"{OWNER}: {note}",
-            experiment_id=self.experiment_id(create=True),
+            experiment_id=self.experiment(),
             service_account=account,
             mode=api.RecurringRunMode.ENABLE if enabled else api.RecurringRunMode.DISABLE,
             trigger=api.V2beta1Trigger(cron_schedule=api.V2beta1CronSchedule(cron=cron)),
@@ -183,7 +237,7 @@ class Kfp:
             runtime_config=api.V2beta1RuntimeConfig(parameters=dict(arguments)),
         )
         method = self.client.recurring_runs.recurring_run_service_create_recurring_run
-        made = self.call(f"create the recurring run {name}", method, recurring_run=body)
+        made = self.made(f"create the recurring run {name}", "recurring_run_id", method, recurring_run=body)
         return str(made.recurring_run_id)
 
     def set_enabled(self, recurring_run_id: str, enabled: bool) -> None:
@@ -201,7 +255,7 @@ class Kfp:
 
     def runs(self, sort_by: str = "created_at desc") -> Iterator[Any]:
         """Yield the runs of the schedules' experiment, newest first."""
-        experiment_id = self.experiment_id(create=False)
+        experiment_id = self.experiment_id()
         if experiment_id is not None:
             method = self.client.runs.run_service_list_runs
             yield from self.pages("list runs", method, "runs", experiment_id=experiment_id, sort_by=sort_by)

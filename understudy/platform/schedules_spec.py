@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -19,12 +18,12 @@ from pydantic import AfterValidator, BeforeValidator, Field, StrictBool
 from understudy.config import Params, apply_override, load_params, validate
 from understudy.errors import ConfigError
 from understudy.platform.cron import cron_problem
+from understudy.platform.promotion.manifests import read_pin
 from understudy.sections import Section, read_yaml
 
 FOLDER = Path("pipelines/schedules")
 PREFIX = "understudy-"
 HASH_CHARS = 12
-_PIN_LINE = re.compile(r"^(pipeline_version:[ \t]*)([^\s#]+)(.*)$", re.MULTILINE)
 
 
 def _six_fields(text: str) -> str:
@@ -135,7 +134,7 @@ def load_schedule(path: Path) -> Schedule:
             raise ConfigError(f"{path}: params.{name}: {error}; put it in quotes.") from error
         except ValueError as error:  # an anchor within itself, no number, half of a surrogate pair
             raise ConfigError(f"{path}: params.{name} cannot be written as JSON: {error}.") from error
-    if len(_PIN_LINE.findall(path.read_text(encoding="utf-8"))) != 1:
+    if read_pin(path.read_text(encoding="utf-8")) != schedule.pipeline_version:
         raise ConfigError(f"{path}: pipeline_version must stand on one line of its own, as `pipeline_version: NAME`.")
     return schedule
 
@@ -154,14 +153,3 @@ def unmounted(folder: Path) -> str | None:
     if named == there:
         return None
     return f"{path} names {sorted(named)}, the folder holds {sorted(there)}; name every schedule under `files`."
-
-
-def repinned(text: str, version: str) -> str:
-    """Return a schedule's YAML with another pinned version: one line changes, comments and order stay.
-
-    Raises:
-        ConfigError: the text has no such line, or more than one.
-    """
-    if len(_PIN_LINE.findall(text)) != 1:
-        raise ConfigError("The schedule has no single line `pipeline_version: NAME` to change.")
-    return _PIN_LINE.sub(lambda match: match[1] + version + match[3], text)

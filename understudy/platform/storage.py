@@ -208,10 +208,23 @@ def open_store(uri: str | None, workdir: Path) -> Store:
 
 
 def without_secrets(uri: str) -> str:
-    """Return a URI fit for messages: no user, no password, no query."""
+    """Return a URI, with or without a scheme, fit for messages: no user, no password, no query.
+
+    A password may hold `/`, `?` and `#` that ought to be percent-encoded, so everything up to the last `@` goes, also
+    where that stands in a path.
+    """
     scheme, separator, rest = uri.partition("://")
-    authority, slash, path = rest.partition("?")[0].partition("/")
-    return scheme if not separator else f"{scheme}://{authority.rpartition('@')[2]}{slash}{path}"
+    if not separator:
+        scheme, rest = "", uri
+    if not rest.startswith("/"):  # sqlite:///…, file:///… and paths have no user
+        rest = rest.rpartition("@")[2]
+    return f"{scheme}{separator}{rest.partition('?')[0]}"
+
+
+def first_line(error: BaseException) -> str:
+    """Return what an error says first, without secrets in URIs."""
+    first = next(iter(str(error).splitlines()), "") or type(error).__name__
+    return " ".join(without_secrets(word) if "://" in word else word for word in first.split(" "))[:500]
 
 
 @contextmanager

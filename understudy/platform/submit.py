@@ -7,19 +7,16 @@ offer: events, why a pod waits (Kueue, image pulls), logs of a TrainJob's pods (
 
 from __future__ import annotations
 
-import os
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from understudy.errors import ConfigError, Preempted, ServiceUnreachable, UnderstudyError
 from understudy.platform.schedules_kfp import Kfp
 
 EXPERIMENT = "understudy-adhoc"
-TOKEN_VARIABLE = "KFP_TOKEN"
 ENDED = ("SUCCEEDED", "FAILED", "CANCELED", "SKIPPED")
 LAST_LINES = 15
 # A restart of the API server takes about a minute; the run does not need it.
@@ -54,36 +51,8 @@ class Outcome:
     steps: dict[str, str] = field(default_factory=dict)
 
 
-def token(token_file: Path | None) -> str | None:
-    """Return the bearer token from a file, else from KFP_TOKEN; None leaves it to the service account's.
-
-    Raises:
-        ConfigError: the file cannot be read or is empty. The message never holds the token.
-    """
-    if token_file is None:
-        return os.environ.get(TOKEN_VARIABLE) or None
-    try:
-        text = token_file.read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"Token file {str(token_file)!r} cannot be read ({type(error).__name__}).") from error
-    if not text:
-        raise ConfigError(f"Token file {str(token_file)!r} is empty; write a bearer token into it.")
-    return text
-
-
 class Runs(Kfp):
     """The ad-hoc runs of one namespace."""
-
-    def __init__(self, endpoint: str | None, namespace: str, bearer: str | None = None) -> None:
-        super().__init__(endpoint, namespace)
-        if bearer:
-            import warnings
-
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # "only works with v2.0.0-beta.2 and later"
-                import kfp
-
-                self.__dict__["client"] = kfp.Client(host=self.endpoint, namespace=namespace, existing_token=bearer)
 
     def submit(
         self, name: str, spec: Mapping[str, Any] | tuple[str, str], arguments: Mapping[str, Any], account: str
@@ -96,7 +65,7 @@ class Runs(Kfp):
         """
         import kfp_server_api as api
 
-        experiment = self._experiment()
+        experiment = self.experiment(EXPERIMENT)
         version = isinstance(spec, tuple)
         body = api.V2beta1Run(
             display_name=name,
@@ -111,7 +80,7 @@ class Runs(Kfp):
             runtime_config=api.V2beta1RuntimeConfig(parameters=dict(arguments)),
         )
         try:
-            made = self.call("start a run", self.client.runs.run_service_create_run, run=body)
+            made = self.made("start a run", "run_id", self.client.runs.run_service_create_run, run=body)
         except ServiceUnreachable:
             # The answer may be what was lost: a second run would take the GPUs twice.
             found = self._find(name, experiment)
@@ -131,7 +100,7 @@ class Runs(Kfp):
         """Return what a pod has written so far; nothing where it has not started or is gone."""
         client = self.client.runs.api_client
         try:
-            answer = self.call(
+            answer = self.exchange(
                 "read a log",
                 client.call_api,
                 _LOG_ADDRESS,
@@ -144,25 +113,13 @@ class Runs(Kfp):
             )
         except (ConfigError, ServiceUnreachable):
             return ""
+        if "html" in answer.headers.get("Content-Type", ""):  # a proxy's page is no line of a pod
+            return ""
         return bytes(answer.data).decode("utf-8", errors="replace")
 
     def cancel(self, run_id: str) -> None:
         """Ask KFP to end a run; its steps get SIGTERM, save, and delete their TrainJobs."""
         self.terminate(run_id)
-
-    def _experiment(self) -> str:
-        from kfp_server_api import V2beta1Experiment
-
-        service = self.client.experiments
-        listed = self.pages(
-            "list experiments", service.experiment_service_list_experiments, "experiments", namespace=self.namespace
-        )
-        for item in listed:
-            if item.display_name == EXPERIMENT:
-                return str(item.experiment_id)
-        body = V2beta1Experiment(display_name=EXPERIMENT, namespace=self.namespace)
-        made = self.call("create an experiment", service.experiment_service_create_experiment, experiment=body)
-        return str(made.experiment_id)
 
     def _find(self, name: str, experiment: str) -> Any:
         method = self.client.runs.run_service_list_runs
@@ -175,6 +132,7 @@ def wait(runs: Runs, outcome: Outcome, say: Say, poll_seconds: float = 5.0, on_i
 
     Raises:
         UnderstudyError: the run failed or was cancelled; names the step and its last lines.
+        ConfigError: KFP no longer lets this account look. The run goes on.
         Preempted: Ctrl-C. The run goes on, or is asked to end with `on_interrupt="cancel"`.
         ServiceUnreachable: KFP has not answered for three minutes. The run goes on.
     """
@@ -191,6 +149,8 @@ def wait(runs: Runs, outcome: Outcome, say: Say, poll_seconds: float = 5.0, on_i
                     raise ServiceUnreachable(f"{error} {_goes_on(outcome)}") from error
                 time.sleep(poll_seconds)
                 continue
+            except ConfigError as error:
+                raise ConfigError(f"{error} {_goes_on(outcome)}") from error
             seen.update(state, tasks)
             if state in ENDED:
                 break

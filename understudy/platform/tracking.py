@@ -26,6 +26,7 @@ from urllib.parse import urlsplit
 
 from understudy.config import section_sha256
 from understudy.errors import ConfigError, Preempted, ServiceUnreachable, UnderstudyError
+from understudy.platform import where
 from understudy.platform.storage import without_secrets
 from understudy.platform.tracking_channel import SOCKET_VARIABLE, Channel, WorkerProcess, open_channel
 from understudy.records import DatasetRef, Record
@@ -199,15 +200,18 @@ def check_reachable(uri: str) -> None:
     Raises:
         ConfigError: it is not a URL.
     """
+    if uri.startswith("sqlite"):
+        return
     try:
         parts = urlsplit(uri)
         port = parts.port or {"https": 443, "http": 80}.get(parts.scheme, 5432)
-    except ValueError as error:
+    except ValueError:  # its words hold a part of the password
         raise ConfigError(
-            f"The tracking URI {without_secrets(uri)!r} is not a URL: {error}. "
-            "Correct tracking.uri (MLFLOW_TRACKING_URI): http(s)://host:port, or sqlite:///file."
-        ) from error
-    if parts.scheme.startswith("sqlite") or not parts.hostname:
+            f"The tracking URI {without_secrets(uri)!r} is not a URL: host and port cannot be told. Correct "
+            "tracking.uri (MLFLOW_TRACKING_URI): http(s)://host:port, or sqlite:///file; in user and password, write / ? # [ ] @ "
+            "and % as %2F %3F %23 %5B %5D %40 and %25."
+        ) from None
+    if not parts.hostname:
         return
     try:
         if parts.scheme in ("http", "https"):
@@ -264,7 +268,7 @@ def _opened(
         return
     uri = os.environ["MLFLOW_TRACKING_URI"]
     check_reachable(uri)
-    workdir = Path(os.environ.get("UNDERSTUDY_WORKDIR", ".understudy")).absolute()
+    workdir = where.workdir()
     tracker = MlflowTracker(
         {
             "uri": uri,

@@ -9,6 +9,8 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+from understudy.platform.storage import first_line
+
 _FLUSH_SECONDS = 5.0
 _GIVE_UP_SECONDS = 45.0
 _METRICS_PER_BATCH = 1000
@@ -228,14 +230,6 @@ def _fit(text: str) -> str:
         return text
     digest = hashlib.sha256(text.encode()).hexdigest()
     return f"{text[: _PARAM_CHARS - 100]}… (sha256 {digest})"
-
-
-def first_line(error: BaseException) -> str:
-    """Return what an error says first, without secrets in URIs."""
-    from understudy.platform.storage import without_secrets
-
-    first = next(iter(str(error).splitlines()), "")
-    return " ".join(without_secrets(word) if "://" in word else word for word in first.split(" "))[:500]
 
 
 def _quiet(names: Iterable[str] = ("mlflow", "alembic", "urllib3")) -> None:

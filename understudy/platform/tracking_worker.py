@@ -18,7 +18,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import IO, Any
 
-from understudy.platform.tracking_run import Message, RunWriter, first_line
+from understudy.platform.storage import first_line
+from understudy.platform.tracking_run import Message, RunWriter
 
 _PARENT_SECONDS = 60.0
 _DEFAULTS = {

@@ -103,5 +103,5 @@ def _start(schedule: Schedule, name: str, digest: str, arguments: Mapping[str, A
         pipeline_version_reference=api.V2beta1PipelineVersionReference(pipeline_id=ids[0], pipeline_version_id=ids[1]),
         runtime_config=api.V2beta1RuntimeConfig(parameters=dict(arguments)),
     )
-    made = kfp.call(f"start the run {name}", kfp.client.runs.run_service_create_run, run=body)
+    made = kfp.made(f"start the run {name}", "run_id", kfp.client.runs.run_service_create_run, run=body)
     return str(made.run_id)

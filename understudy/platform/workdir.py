@@ -18,7 +18,6 @@ from typing import IO, Any
 
 from understudy.errors import ConfigError, WorkdirBusy
 
-DEFAULT = ".understudy"
 LOCK_NAME = "run.lock"
 STEP_LOCK_NAME = "step.lock"
 
@@ -43,11 +42,6 @@ def prepare(workdir: Path) -> Path:
             "Change its owner, or name another one with --workdir DIR."
         )
     return workdir
-
-
-def current() -> Path:
-    """Return the working directory of this process, by the environment."""
-    return Path(os.environ.get("UNDERSTUDY_WORKDIR", DEFAULT)).absolute()
 
 
 def new_run_id() -> str:

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Protocol
 
 from understudy.errors import ConfigError, ServiceUnreachable
-from understudy.platform.storage import without_secrets
+from understudy.platform.storage import first_line, without_secrets
 
 if TYPE_CHECKING:
     from understudy.platform.registry import Registry
@@ -77,8 +77,7 @@ class MlflowAliases:
         try:
             yield
         except (RequestException, MlflowException) as error:
-            first = next(iter(str(error).splitlines()), type(error).__name__)[:300]
             raise ServiceUnreachable(
-                f"MLflow at {without_secrets(self.registry.uri)} did not do what was asked: {without_secrets(first)}. "
+                f"MLflow at {without_secrets(self.registry.uri)} did not do what was asked: {first_line(error)}. "
                 "Check the server, then run the same command again: what was begun is finished or undone first."
             ) from error

@@ -17,7 +17,7 @@ _LINES = {
     "version": r"([ \t]+understudy\.dev/version:[ \t]*)(\S.*?)",
     "stop": r"([ \t]+serving\.kserve\.io/stop:[ \t]*)(\S.*?)",
 }
-_PIPELINE_VERSION = re.compile(r"(?m)^(\s*pipeline_version:[ \t]*)([^\s#]+)(?=[ \t\r]*(?:#.*)?$)")
+_PIPELINE_VERSION = re.compile(r"(?m)^(pipeline_version:[ \t]*)([^\s#]+)(?=[ \t\r]*(?:#.*)?$)")
 _PLAIN = re.compile(r"[A-Za-z][A-Za-z0-9._/:-]*")
 _WORDS_OF_YAML = {"true", "false", "null", "yes", "no", "on", "off", "y", "n"}
 

@@ -19,6 +19,7 @@ from urllib.parse import quote
 
 from understudy.errors import ConfigError
 from understudy.platform.object_storage import Location, reachable
+from understudy.platform.where import shared_root
 
 _CONFLICT = {"PreconditionFailed", "412", "ConditionalRequestConflict", "409"}
 _LONGEST = 200  # file systems take names of 255 bytes
@@ -59,10 +60,9 @@ def open_place(uri: str) -> Place:
     return S3Place(uri) if uri.startswith("s3://") else LocalPlace(Path(uri))
 
 
-def place_of(workdir: Path, model: str) -> Place:
+def place_of(workdir: Path, model: str, storage_uri: str | None) -> Place:
     """Return where a model's lease, journal and decisions lie: beside the store, so that all who use it meet."""
-    store = os.environ.get("UNDERSTUDY_STORAGE_URI", "")
-    return open_place(place_uri(store if store.startswith("s3://") else str(workdir.absolute()), model))
+    return open_place(place_uri(shared_root(workdir, storage_uri), model))
 
 
 def place_uri(root: str, model: str) -> str:

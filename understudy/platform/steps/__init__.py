@@ -7,7 +7,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -78,8 +77,8 @@ def unpack(text: str, record_type: type[R]) -> R:
 
 
 def _page(record: Any, name: str) -> bytes:
+    from understudy.platform import where
     from understudy.platform.storage import open_store
-    from understudy.platform.workdir import current
 
-    store = open_store(os.environ.get("UNDERSTUDY_STORAGE_URI") or None, current())
+    store = open_store(where.storage_uri(), where.workdir())
     return (store.fetch(record.uri, record.sha256) / name).read_bytes()

@@ -7,10 +7,10 @@ evaluation, the same one a cache hit.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from typing import Any
 
+from understudy.platform import where
 from understudy.platform.context import step_context
 from understudy.platform.current_champion import current_champion
 from understudy.records import PolicyRef
@@ -26,7 +26,7 @@ def run(config: Mapping[str, Any], aligned: PolicyRef) -> str:
         IntegrityError: the champion does not say which weights it has.
     """
     with step_context(NAME, config) as context:
-        uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{context.workdir / 'mlflow.db'}"
+        uri = where.tracking_uri(context.workdir)
         champion = current_champion(uri, str(config["name"]), context.workdir)
         # Compared with itself it would say nothing, and a run that repeats the champion's would miss the cache.
         if champion is None or champion.sha256 == aligned.sha256:

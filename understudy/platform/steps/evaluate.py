@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from understudy.config import EvaluationConfig, ModelConfig, validate
+from understudy.platform import where
 from understudy.platform.context import StepContext, current_run, step_context
 from understudy.platform.ladder import ladder_for_report, open_ladder
 from understudy.platform.steps.training import (
@@ -195,7 +196,7 @@ def _store(
     whole = result.to_json() | {"provenance": provenance, "protocol": _protocol(context, records, policies)}
     if (aligned := policies.get("aligned")) and aligned.stopped_by is not None:
         whole["stopped_by"] = aligned.stopped_by
-    if ladder := ladder_for_report(open_ladder(context.workdir), whole):
+    if ladder := ladder_for_report(open_ladder(context.workdir, where.storage_uri()), whole):
         whole["ladder"] = ladder
     answer = ask_gate(Path(os.environ.get("UNDERSTUDY_GATE", "gate.yaml")), whole)
     page = render_report(result, histories, provenance, title, answer, whole)

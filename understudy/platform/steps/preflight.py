@@ -27,6 +27,7 @@ from understudy.config import (
     validate,
 )
 from understudy.errors import ConfigError, DataRefused, ServiceUnreachable, UnderstudyError
+from understudy.platform import where
 from understudy.platform.context import step_context
 from understudy.platform.steps.objective_warnings import objective_warnings
 
@@ -57,9 +58,7 @@ def run(config: Mapping[str, Any]) -> str:
         problems += _device_problems(context.device)
         if "gate_yaml" in config:
             problems += _promotion_problems(config)
-        unreachable = service_problems(
-            os.environ.get("MLFLOW_TRACKING_URI"), os.environ.get("UNDERSTUDY_STORAGE_URI"), context.workdir
-        )
+        unreachable = service_problems(where.named_tracking_uri(), where.storage_uri(), context.workdir)
         raise_for(problems, unreachable)
         for warning in objective_warnings(sections["align"]):
             context.note(f"Warning: {warning}.")

@@ -6,7 +6,6 @@ promoted (damage, test rows in training data, another champion than the one it w
 
 from __future__ import annotations
 
-import os
 import tempfile
 from collections.abc import Mapping
 from dataclasses import replace
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from understudy.config import PromotionConfig, validate
+from understudy.platform import where
 from understudy.platform.context import step_context
 from understudy.platform.promotion.aliases import MlflowAliases
 from understudy.platform.promotion.change import actor, promote
@@ -44,9 +44,9 @@ def run(config: Mapping[str, Any], entry: RegistryEntry) -> Promotion:
     """
     with step_context(NAME, config) as context:
         settings = validate(PromotionConfig, config["promotion"], where="promotion")
-        uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{context.workdir / 'mlflow.db'}"
+        uri = where.tracking_uri(context.workdir)
         registry = Registry(uri, context.workdir)
-        place = place_of(context.workdir, entry.name)
+        place = place_of(context.workdir, entry.name, where.storage_uri())
         with tempfile.TemporaryDirectory(prefix="understudy-promote-") as scratch:
             gate = Path(scratch) / "gate.yaml"
             gate.write_text(str(config["gate_yaml"]), encoding="utf-8")
@@ -59,8 +59,7 @@ def run(config: Mapping[str, Any], entry: RegistryEntry) -> Promotion:
 
 def _decide(registry: Registry, entry: RegistryEntry, gate: Path, ledger: Ledger, wait_seconds: float) -> Promotion:
     version = registry.find(f"{entry.name}/{entry.version}")
-    storage_uri = os.environ.get("UNDERSTUDY_STORAGE_URI") or None
-    examination = Examination(registry, gate, None, storage_uri)
+    examination = Examination(registry, gate, None, where.storage_uri())
     candidate = examination.candidate(version, deployed=ledger.gitops is not None)
     try:
         outcome = promote(

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from understudy.config import PromotionConfig
 from understudy.errors import UnderstudyError
+from understudy.platform import where
 
 if TYPE_CHECKING:
     from understudy.evaluation.gate.schema import ProvenanceRules
@@ -71,7 +72,7 @@ def _key_problems(rules: ProvenanceRules) -> Iterator[str]:
 def _deployment_problems(promotion: PromotionConfig, scratch: Path, here: bool) -> Iterator[str]:
     from understudy.platform.promotion.gitops import open_or_clone
 
-    store = os.environ.get("UNDERSTUDY_STORAGE_URI", "")
+    store = where.storage_uri() or ""
     if not store.startswith("s3://"):
         yield (
             f"promotion.gitops deploys to a cluster, which cannot read weights in {store or 'the working directory'}; "

@@ -9,8 +9,7 @@ from typing import Any
 
 from understudy.config import RegistryConfig, section_sha256, validate
 from understudy.errors import IntegrityError
-from understudy.platform import tracking
-from understudy.platform import workdir as workdirs
+from understudy.platform import tracking, where
 from understudy.platform.context import step_context
 from understudy.platform.ladder import enter_report, open_ladder
 from understudy.platform.lineage.record import build_lineage, store_lineage
@@ -31,7 +30,7 @@ def run(config: dict[str, Any], policy: PolicyRef, report: EvaluationReport, dat
     with step_context("register", config) as context:
         check_belonging(policy, report, dataset)
         folder = context.store.fetch(policy.uri, policy.sha256)
-        uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{context.workdir / 'mlflow.db'}"
+        uri = where.tracking_uri(context.workdir)
         run_of_step = tracking.current()
         report_folder = context.store.fetch(report.uri, report.sha256)
         temperature = tuned_temperature(report_folder, policy, report)
@@ -51,7 +50,8 @@ def run(config: dict[str, Any], policy: PolicyRef, report: EvaluationReport, dat
         )
         entry = sign_version(registry, context.store, entry)
         numbers = json.loads((report_folder / "report.json").read_text(encoding="utf-8"))
-        enter_report(open_ladder(context.workdir), numbers, registry.versions(entry.name), report.sha256)
+        ladder = open_ladder(context.workdir, where.storage_uri())
+        enter_report(ladder, numbers, registry.versions(entry.name), report.sha256)
         write_receipt(context.workdir, uri, entry)
         context.finish(entry)
     return entry
@@ -59,7 +59,7 @@ def run(config: dict[str, Any], policy: PolicyRef, report: EvaluationReport, dat
 
 def receipt_uri(entry: RegistryEntry) -> str:
     """Return the URI of the KFP artifact: the receipt, which is there as long as the registry confirms the entry."""
-    return str(receipt(workdirs.current(), entry))
+    return str(receipt(where.workdir(), entry))
 
 
 def check_belonging(policy: PolicyRef, report: EvaluationReport, dataset: DatasetRef) -> None:

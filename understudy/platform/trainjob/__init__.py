@@ -11,6 +11,7 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 from understudy.errors import ConfigError
+from understudy.platform import where
 from understudy.platform.launch_request import Exchange, Request
 from understudy.records import Record
 
@@ -28,7 +29,7 @@ def launch_train_job(request: Request, settings: LaunchSettings) -> tuple[Record
     from understudy.platform.trainjob.job import job_name, train_job
     from understudy.platform.trainjob.launcher import Launcher
 
-    root = os.environ.get("UNDERSTUDY_STORAGE_URI", "").rstrip("/")
+    root = (where.storage_uri() or "").rstrip("/")
     if not root:
         raise ConfigError(
             f"Step {settings.step} runs on {settings.nodes} nodes, which need storage that all of them share: set "

@@ -1,0 +1,50 @@
+"""What tables print is data: brackets in a name are neither markup nor gone."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from understudy.cli import gate, model, model_watch, objectives
+from understudy.config import RegistryConfig
+from understudy.evaluation.gate import RuleVerdict
+from understudy.platform.registry import Version
+
+NAME = "demo[v2]"
+
+
+@pytest.fixture(autouse=True)
+def wide(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+
+
+def test_the_list_of_models_shows_the_name_that_one_would_copy(capsys: pytest.CaptureFixture[str]) -> None:
+    assert RegistryConfig(name=NAME, alias="challenger").name == NAME
+    tags = {"stage": "[red]aligned", "pipeline_run": "[/]"}
+    Console(width=200).print(model._table([Version(NAME, "1", ["champion[x]"], tags, {})], 200))
+    assert capsys.readouterr().out.splitlines()[1].split() == [NAME, "1", "champion[x]", "[red]aligned", "[/]"]
+
+
+def test_the_gates_table(capsys: pytest.CaptureFixture[str]) -> None:
+    fields: dict[str, Any] = {
+        "kind": "primary", "metric": f"judge:{NAME}", "decoding": "tuned[0]", "against": "[b]sft", "limit": "margin",
+        "verdict": "pass", "value": 0.25, "low": 0.125, "high": 0.5, "bound": 0.0, "prompts": 40, "groups": 20,
+        "more_prompts": None, "undecided": {}, "text": "",
+    }  # fmt: skip
+    rule: RuleVerdict = SimpleNamespace(**fields)  # type: ignore[assignment]
+    gate._show(SimpleNamespace(rules=[rule], headline="Pass.", confidence=0.95, correction="holm"))  # type: ignore[arg-type]
+    shown = capsys.readouterr().out
+    assert f"primary judge:{NAME} (tuned[0]) against [b]sft" in shown and "Pass" in shown
+
+
+def test_the_tables_of_watch_and_objectives(capsys: pytest.CaptureFixture[str]) -> None:
+    metric = SimpleNamespace(metric=NAME, drift=True, distance=0.5, threshold=0.25, median=1.0, reference_median=2.0)
+    model_watch._show([SimpleNamespace(number=1, metrics=[metric])])  # type: ignore[list-item]
+    assert capsys.readouterr().out.splitlines()[1].split()[:4] == [NAME, "yes", "0.500", "0.250"]
+    row = SimpleNamespace(proof="(3)[a]", system="sys[b]", statement="f[c] = 0", error=0.0, bound=1.0, passed=True)
+    Console(width=200).print(objectives._proof_table([row]))  # type: ignore[list-item]
+    shown = capsys.readouterr().out
+    assert all(text in shown for text in ("(3)[a]", "sys[b]", "f[c] = 0", "ok"))
