@@ -96,10 +96,9 @@ def show(workdir: Workdir = DEFAULT_WORKDIR, as_json: Json = False) -> None:
 def verify(workdir: Workdir = DEFAULT_WORKDIR, as_json: Json = False) -> None:
     """Check every file of the current version against its digest, and count its rows."""
     from understudy.platform import datasets
-    from understudy.platform.workdir import prepare
 
     ref = datasets.read_record(workdir)
-    counts = datasets.verify(ref, prepare(workdir.absolute()))
+    counts = datasets.verify(ref, workdir.absolute())
     _print({"verified": True, "md5": ref.md5, "rows": ref.rows, "splits": counts}, as_json, "Verified")
 
 
@@ -108,10 +107,9 @@ def verify(workdir: Workdir = DEFAULT_WORKDIR, as_json: Json = False) -> None:
 def pull(workdir: Workdir = DEFAULT_WORKDIR, as_json: Json = False) -> None:
     """Bring the current version from its remote into the working directory."""
     from understudy.platform import datasets
-    from understudy.platform.workdir import prepare
 
     ref = datasets.read_record(workdir)
-    folder = datasets.materialise(ref, prepare(workdir.absolute()))
+    folder = datasets.materialise(ref, workdir.absolute())
     _print({"md5": ref.md5, "path": str(folder), "rows": ref.rows}, as_json, "Pulled")
 
 
