@@ -123,6 +123,20 @@ def test_a_file_of_the_version_is_gone(
     assert_said(words, said)
 
 
+def test_a_version_is_verified_where_nothing_may_be_written_and_pulled_where_it_may(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    Path("w").chmod(0o555)
+    assert told(monkeypatch, capsys, "data", "verify", "--workdir", "w") == (0, "")
+    Path("w").chmod(0o755)
+    shutil.rmtree(f"w/datasets/{version_of(project)}")
+    Path("w").chmod(0o555)
+    code, said = told(monkeypatch, capsys, "data", "pull", "--workdir", "w")
+    Path("w").chmod(0o755)
+    assert code == 2, said
+    assert_said("w' is not writable for user", said)
+
+
 @pytest.mark.parametrize("content", ["{", "[]", "1", '{"md5": "1f.dir"}', '"\\ud800"', "null"])
 @pytest.mark.parametrize(
     ("damaged", "command"),

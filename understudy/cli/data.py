@@ -93,10 +93,9 @@ def show(workdir: options.Workdir = options.WORKDIR, as_json: options.AsJson = F
 def verify(workdir: options.Workdir = options.WORKDIR, as_json: options.AsJson = False) -> None:
     """Check every file of the current version against its digest, and count its rows."""
     from understudy.platform import datasets
-    from understudy.platform.workdir import prepare
 
     ref = datasets.read_record(workdir)
-    counts = datasets.verify(ref, prepare(workdir.absolute()))
+    counts = datasets.verify(ref, workdir.absolute())
     _print({"verified": True, "md5": ref.md5, "rows": ref.rows, "splits": counts}, as_json, "Verified")
 
 
@@ -105,10 +104,9 @@ def verify(workdir: options.Workdir = options.WORKDIR, as_json: options.AsJson =
 def pull(workdir: options.Workdir = options.WORKDIR, as_json: options.AsJson = False) -> None:
     """Bring the current version from its remote into the working directory."""
     from understudy.platform import datasets
-    from understudy.platform.workdir import prepare
 
     ref = datasets.read_record(workdir)
-    folder = datasets.materialise(ref, prepare(workdir.absolute()))
+    folder = datasets.materialise(ref, workdir.absolute())
     _print({"md5": ref.md5, "path": str(folder), "rows": ref.rows}, as_json, "Pulled")
 
 

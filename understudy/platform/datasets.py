@@ -22,6 +22,7 @@ from understudy.data.files import FULL_DISK, temporary_folder, told_when_full, w
 from understudy.errors import ConfigError, IntegrityError, ServiceUnreachable, UnderstudyError
 from understudy.platform.git import git
 from understudy.platform.object_storage import Location, reachable
+from understudy.platform.workdir import prepare
 from understudy.records import DatasetRef
 
 RECORD_NAME = "dataset.json"
@@ -126,6 +127,7 @@ def materialise(ref: DatasetRef, workdir: Path) -> Path:
     A folder that is there is checked and used; a damaged one is an error, not silently replaced.
 
     Raises:
+        ConfigError: it has to be brought, and the working directory cannot be written.
         IntegrityError: a file or the listing does not have the digest it should have; names both.
         ServiceUnreachable: the remote does not answer.
     """
@@ -137,6 +139,7 @@ def materialise(ref: DatasetRef, workdir: Path) -> Path:
             raise _not_as_pulled(folder / ".dir", error) from error
         _verify_folder(folder, _listing(listing, ref.md5, str(folder / ".dir")))
         return folder
+    prepare(workdir)  # not before: what is there can be checked where nothing may be written
     with told_when_full(workdir), temporary_folder(workdir) as scratch:
         target = scratch / "dataset"
         target.mkdir()
