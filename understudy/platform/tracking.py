@@ -208,8 +208,8 @@ def check_reachable(uri: str) -> None:
     except ValueError:  # its words hold a part of the password
         raise ConfigError(
             f"The tracking URI {without_secrets(uri)!r} is not a URL: host and port cannot be told. Correct "
-            "tracking.uri (MLFLOW_TRACKING_URI): http(s)://host:port, or sqlite:///file; in user and password, write / ? # [ ] @ "
-            "and % as %2F %3F %23 %5B %5D %40 and %25."
+            "tracking.uri (MLFLOW_TRACKING_URI): http(s)://host:port, or sqlite:///file; in user and password, write "
+            "/ ? # [ ] @ and % as %2F %3F %23 %5B %5D %40 and %25."
         ) from None
     if not parts.hostname:
         return
