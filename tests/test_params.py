@@ -109,10 +109,3 @@ def test_a_discriminator_that_starts_with_the_policy_is_accepted_and_so_is_one_t
     untaught = ["align.discriminator.warmup_rounds=0", "align.discriminator.updates_per_round=0"]
     assert load_params(PARAMS, untaught[:1]).align.discriminator.warmup_rounds == 0
     assert load_params(PARAMS, [*untaught, "align.method=selfplay"]).align.discriminator.updates_per_round == 0
-
-
-def test_remote_code_is_refused_before_anything_is_trained() -> None:
-    with pytest.raises(ConfigError, match="trust_remote_code is true, but code that comes with a model is never run"):
-        load_params(
-            PARAMS, ["model.init=pretrained", "model.path=x", "model.revision=v1", "model.trust_remote_code=true"]
-        )

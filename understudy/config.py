@@ -92,7 +92,6 @@ class ModelConfig(Section):
     path: str | None
     gguf_file: str | None
     revision: str | None
-    trust_remote_code: bool
     lora: LoraConfig | None
     precision: Literal["fp32", "bf16"]  # no fp16, which needs a loss scale: docs/decisions/0013
 
@@ -102,11 +101,6 @@ class ModelConfig(Section):
             raise ValueError("init is scratch but model.scratch is null; give its shape")
         if self.init == "pretrained" and not self.path:
             raise ValueError("init is pretrained but model.path is null; name a folder or a model")
-        if self.trust_remote_code:
-            raise ValueError(
-                "trust_remote_code is true, but code that comes with a model is never run, neither here nor where its "
-                "successors are loaded; set it to false and name a model whose architecture transformers has itself"
-            )
         return self
 
 

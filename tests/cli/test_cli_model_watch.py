@@ -50,7 +50,7 @@ class RealWorld(World):
         scratch = {"vocab_size": 300, "hidden_size": 16, "intermediate_size": 24, "num_layers": 1, "num_heads": 2}
         scratch |= {"num_kv_heads": 1, "context_tokens": 200}
         empty = dict.fromkeys(("path", "gguf_file", "revision", "lora"))
-        model = {"init": "scratch", "scratch": scratch, "trust_remote_code": False, "precision": "fp32"} | empty
+        model = {"init": "scratch", "scratch": scratch, "precision": "fp32"} | empty
         policy = create_policy(ModelConfig.model_validate(model), [row["response"] for row in rows(99, 1)], seed=1)
         policy.save(folder)
         if name == "v1":

@@ -27,7 +27,6 @@ MODEL = {
     "path": None,
     "gguf_file": None,
     "revision": None,
-    "trust_remote_code": False,
     "lora": None,
     "precision": "fp32",
 }

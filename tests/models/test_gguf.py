@@ -19,7 +19,7 @@ def test_a_gguf_file_gives_the_policys_logits_before_and_after_saving(tmp_path: 
     write_gguf(folder, tmp_path / "small.gguf")
     config = ModelConfig(
         init="pretrained", scratch=None, path=str(tmp_path), gguf_file="small.gguf", revision=None,
-        trust_remote_code=False, lora=None, precision="fp32",
+        lora=None, precision="fp32",
     )  # fmt: skip
     original, read = load_policy(folder), create_policy(config, (), seed=0)
     ids = original.encode_prompt(MESSAGES)

@@ -25,7 +25,7 @@ def test_code_that_comes_with_a_model_is_neither_run_nor_asked_about(
     asked: list[str] = []
     monkeypatch.setattr(builtins, "input", lambda question="": asked.append(question) or "y")
     pretrained = ModelConfig(
-        init="pretrained", scratch=None, path=str(folder), gguf_file=None, revision=None, trust_remote_code=False,
+        init="pretrained", scratch=None, path=str(folder), gguf_file=None, revision=None,
         lora=None, precision="fp32",
     )  # fmt: skip
     said = "comes with code of its own, and such code is never run. Name a model whose architecture transformers has"

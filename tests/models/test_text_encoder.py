@@ -38,7 +38,7 @@ def policy(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     write_gguf(folder / "policy", folder / "small.gguf")
     config = ModelConfig(
         init="pretrained", scratch=None, path=str(folder), gguf_file="small.gguf", revision=None,
-        trust_remote_code=False, lora=None, precision="fp32",
+        lora=None, precision="fp32",
     )  # fmt: skip
     return create_policy(config, (), seed=0)
 

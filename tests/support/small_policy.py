@@ -14,7 +14,7 @@ SHAPE = ScratchConfig(
 
 def write_small_policy(folder: Path) -> Path:
     config = ModelConfig(
-        init="scratch", scratch=SHAPE, path=None, gguf_file=None, revision=None, trust_remote_code=False, lora=None,
+        init="scratch", scratch=SHAPE, path=None, gguf_file=None, revision=None, lora=None,
         precision="fp32",
     )  # fmt: skip
     create_policy(config, ["install nginx", "start the service"], seed=0).save(folder)
