@@ -15,7 +15,7 @@ import pytest
 
 from understudy.config import Params, load_params
 from understudy.errors import DataRefused, Preempted, UnderstudyError
-from understudy.platform import local_run
+from understudy.platform import local_run, where
 
 ROOT = Path(__file__).parents[2]
 PIPELINE = "fake_dag:fake"
@@ -39,7 +39,7 @@ except UnderstudyError as error:
 def params(monkeypatch: pytest.MonkeyPatch) -> Params:
     monkeypatch.setenv("PYTHONPATH", str(ROOT / "tests" / "pipelines"))
     # Tracking has its own tests; MLflow would cost each run here some seconds.
-    monkeypatch.setattr(local_run, "tracking_uri", lambda params, workdir: "")
+    monkeypatch.setattr(where, "tracking_uri", lambda folder, params: "")
     return load_params(ROOT / "params.yaml")
 
 
