@@ -105,7 +105,7 @@ def test_yes_is_no_number(tmp_path, key):
 
 def test_a_file_that_cannot_be_read_at_all(tmp_path):
     (tmp_path / "deep.yaml").write_text("[" * 5000)
-    with pytest.raises(ConfigError, match="deep.yaml is nested too deeply"):
+    with pytest.raises(ConfigError, match="deep.yaml is not valid YAML: it is nested too deeply"):
         load_gate(tmp_path / "deep.yaml")
     with pytest.raises(ConfigError, match="cannot be read"):
         load_gate(Path("/proc/self/mem"))

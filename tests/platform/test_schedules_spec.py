@@ -89,7 +89,7 @@ def test_files_that_are_no_schedule(tmp_path: Path, text: str, words: str) -> No
         ("{sft.learning_rate: .inf}", "Out of range float"),
         ('{data.source: "\\ud800"}', "surrogates not allowed"),
         ("{seed: " + "9" * 5000 + "}", "is not valid YAML"),
-        ("{seed: " + "[" * 3000 + "]" * 3000 + "}", "nests too deeply"),
+        ("{seed: " + "[" * 3000 + "]" * 3000 + "}", "is not valid YAML: it is nested too deeply"),
     ],
 )
 def test_params_that_no_json_can_hold_are_refused_with_their_file(tmp_path: Path, params: str, words: str) -> None:

@@ -119,8 +119,6 @@ def load_schedule(path: Path) -> Schedule:
         raise ConfigError(f"{path} cannot be read: {error.strerror}.") from error
     except (yaml.YAMLError, ValueError) as error:  # ValueError: bytes that are no UTF-8, a number of 5,000 digits
         raise ConfigError(f"{path} is not valid YAML: {error}. Correct the line it names.") from error
-    except RecursionError as error:
-        raise ConfigError(f"{path} nests too deeply. A schedule is a flat mapping.") from error
     if not isinstance(data, dict):
         raise ConfigError(f"{path} holds {type(data).__name__}, not a mapping such as `name:` and `cron:`.")
     schedule = validate(Schedule, data, where=str(path))

@@ -179,7 +179,5 @@ def _parsed(path: Path) -> Any:
         return read_yaml(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not valid YAML: {error}. Correct the line it names.") from error
-    except RecursionError as error:
-        raise ConfigError(f"{path} is nested too deeply for a gate; docs/gate.md has one.") from error
     except OSError as error:
         raise ConfigError(f"Gate file {str(path)!r} cannot be read: {error.strerror}.") from error
