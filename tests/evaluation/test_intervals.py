@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from scipy.stats import binom
+from scipy.stats import binom, binomtest
 
 from understudy.evaluation import inference
 from understudy.evaluation.inference import fewest_groups
@@ -102,6 +102,27 @@ def test_all_equal_values_leave_room_for_what_was_not_seen():
     assert same.low < -0.5 and same.high > 0.5
     assert mean_alone([7.0] * 10).low < 5
     assert of_set(1.0, [1.0] * 10, 10, CONFIDENCE, (0, 1)).low == pytest.approx(0.025 ** (1 / 10))
+
+
+def test_a_share_has_the_exact_limits_of_as_many_independent_prompts():
+    hits = np.zeros(150)
+    hits[:3] = 1.0
+    exact = binomtest(3, 150).proportion_ci(CONFIDENCE, "exact")
+    found = mean_alone(hits)
+    assert (found.low, found.high) == (pytest.approx(exact.low), pytest.approx(exact.high))
+    # Two by two: one group of two hits and one of one are worth fewer prompts than three hits apart.
+    pairs = mean(hits, np.arange(150) // 2, CONFIDENCE)
+    assert 0 < pairs.low < exact.low and exact.high < pairs.high < 0.08
+    groups = np.arange(100) // 5
+    for chance, alike in ((0.02, 0.0), (0.1, 0.3), (0.5, 0.3)):
+
+        def draw(generator, chance=chance, alike=alike):
+            size = (20, 1)
+            spread = 1 / alike - 1 if alike else math.inf
+            chances = generator.beta(chance * spread, (1 - chance) * spread, size) if alike else np.full(size, chance)
+            return (generator.random((20, 5)) < chances).ravel().astype(float)
+
+        assert coverage(draw, chance, lambda v: mean(v, groups, CONFIDENCE)) >= FEWEST
 
 
 def test_groups_that_agree_by_coincidence_are_not_prompts_that_all_agree():

@@ -93,7 +93,9 @@ def mean(
     if not len(value_P):
         return None
     span = inference.largest_value(value_P / weight_P.mean())
-    return _of_prompts(value_P, weight_P, label_P, confidence, span, bounds, bounds)
+    found = _of_prompts(value_P, weight_P, label_P, confidence, span, bounds, bounds)
+    is_share = weights is None and np.isin(value_P, SHARE).all() and 0 < found.value < 1
+    return _as_share(found, value_P, label_P, confidence) if is_share and found.measured else found
 
 
 def difference(
@@ -160,6 +162,25 @@ def _of_prompts(
         value = float(value_P.sum() / weight_P.sum())
         return Interval(value, math.nan, math.nan, len(value_P), num_groups)
     return _two_sided(inference.mean(value_P, label_P, span, weight_P, reach), confidence, bounds)
+
+
+def _as_share(found: Interval, value_P: Floats, label_P: NDArray[Any], confidence: float) -> Interval:
+    """The exact binomial limits of as many independent prompts as these are worth.
+
+    Korn and Graubard 1998, "Confidence intervals for proportions with small expected number of positive counts
+    estimated from survey data". What moves a mean of any shape safely is too wide for a share of a few prompts.
+    """
+    from scipy.special import betaincinv, stdtrit
+
+    tail, share = (1 - confidence) / 2, found.value
+    estimate = inference.mean(value_P, label_P)
+    apart = share * (1 - share) / (found.n - 1)  # the variance if prompts were independent
+    degrees = max(float(estimate.effective_groups) - 1, 1.0)
+    fewer = (stdtrit(found.n - 1, tail) / stdtrit(degrees, tail)) ** 2  # a variance of few groups is itself uncertain
+    worth = found.n * fewer * apart / max(float(estimate.variance), apart)  # groups never make prompts worth more
+    hits = share * worth
+    low, high = betaincinv(hits, worth - hits + 1, tail), betaincinv(hits + 1, worth - hits, 1 - tail)
+    return Interval(share, float(low), float(high), found.n, found.groups)
 
 
 def _two_sided(estimate: Estimate, confidence: float, bounds: tuple[float, float]) -> Interval:
