@@ -235,3 +235,9 @@ def test_replay_forgets_the_oldest_and_round_trips() -> None:
     other = Replay(2)
     other.restore(replay.tensors())
     assert other.rounds == replay.rounds
+
+
+def test_nothing_to_align_on_is_refused(tmp_path: Path) -> None:
+    config = align_config()
+    with pytest.raises(ConfigError, match="There is no demonstration to align on"):
+        align(_models(config), [], [], config, 1, loop(tmp_path))

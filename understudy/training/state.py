@@ -96,6 +96,8 @@ class AlignState:
         )
         self.train, self.held_out = within.examples, held_out_within.examples
         self.skipped, self.held_out_skipped = within.skipped, held_out_within.skipped
+        if not train:
+            raise ConfigError("There is no demonstration to align on. Give a dataset whose training split has rows.")
         if too_many(self.skipped, len(train)):
             raise ConfigError(
                 f"{len(self.skipped)} of {len(train)} demonstrations have a response that the policy may not sample "
