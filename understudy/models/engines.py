@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from understudy.errors import ConfigError
+from understudy.models.decoding import start
 from understudy.models.generation import Peers, Rollouts, SamplingSettings, generate, response_limits
 from understudy.models.graph_decoding import start_graph
 from understudy.models.language_model import LanguageModel
@@ -50,7 +51,7 @@ def create_engine(name: str, server_url: str | None = None) -> Generator:
     if name == "native":
         return Native()
     if name == "graph":
-        return Graph()
+        return Native(graph=True)
     if name == "transformers":
         return Transformers()
     if name == "vllm":
@@ -61,26 +62,14 @@ def create_engine(name: str, server_url: str | None = None) -> Generator:
 
 
 class Native:
-    """Our own decoding loop, in one process or several."""
+    """Our own decoding loop: eagerly in one process or several, or over a CUDA graph in one.
 
-    def generate(
-        self,
-        policy: LanguageModel,
-        prompts: Sequence[Sequence[int]],
-        settings: SamplingSettings,
-        generator: torch.Generator,
-        responses_per_prompt: int = 1,
-        peers: Peers | None = None,
-    ) -> Rollouts:
-        """Sample; see `understudy.models.generation.generate`."""
-        return generate(policy, prompts, settings, generator, responses_per_prompt, peers=peers)
-
-
-class Graph:
-    """Our own decoding loop over a CUDA graph; its replay has not been run on a GPU yet.
-
-    Rows that ended are decoded on until the batch is done, so they go on drawing: the responses are not `native`'s.
+    Over a graph rows that ended are decoded on until the batch is done, so they go on drawing: the responses are not
+    those of the eager loop. Its replay has not been run on a GPU yet.
     """
+
+    def __init__(self, graph: bool = False) -> None:
+        self._graph = graph
 
     def generate(
         self,
@@ -94,10 +83,12 @@ class Graph:
         """Sample; see `understudy.models.generation.generate`.
 
         Raises:
-            ConfigError: several processes, a policy that cannot be decoded so, or a prompt that leaves no room.
+            ConfigError: a prompt that leaves no room; over a graph several processes, or a policy that has none.
         """
-        refuse_several(peers, "graph")
-        return generate(policy, prompts, settings, generator, responses_per_prompt, begin=start_graph)
+        begin = start_graph if self._graph else start
+        if self._graph:
+            refuse_several(peers, "graph")
+        return generate(policy, prompts, settings, generator, responses_per_prompt, peers=peers, begin=begin)
 
 
 class Transformers:

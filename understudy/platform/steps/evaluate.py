@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from understudy.evaluation.policies import LoadedPolicies
     from understudy.evaluation.result import EvaluationResult
     from understudy.models.language_model import LanguageModel
+    from understudy.training.examples import Example
 
 RANDOM_BASE_PROMPTS = 20  # samples of random weights are worth a glance, not a measurement
 ORDER = ("base", "sft", "aligned", "sft_longer", "champion")
@@ -68,7 +69,7 @@ def run(
 
         left_out = _LeftOut(context, models)
         rows = left_out.drop("test", test, names), left_out.drop("validation", validation, names)
-        short = _too_little_room(models, rows[0], names, settings.max_response_tokens)
+        short = left_out.too_little_room("test", rows[0], settings.max_response_tokens)
         for line in short:
             context.note(f"Warning: {line}")
         brief = {"base": RANDOM_BASE_PROMPTS} if model.init == "scratch" else {}
@@ -134,6 +135,7 @@ class _LeftOut:
         self._context, self._models = context, models
         self.lines: list[dict[str, str]] = []
         self.notes: list[str] = []
+        self._examples: dict[tuple[str, str], list[Example]] = {}
 
     def drop(self, split: str, rows: Sequence[Demonstration], names: Sequence[str]) -> list[Demonstration]:
         """Return the rows that all of these policies can be given.
@@ -146,31 +148,26 @@ class _LeftOut:
         reasons: dict[str, str] = {}
         # The others have tokenizer and context of SFT's policy.
         for name in [name for name in ("sft", "champion") if name in names]:
-            for line in encode(self._models.policy(name), rows, f"policy {name}").skipped:
+            encoded = encode(self._models.policy(name), rows, f"policy {name}")
+            self._examples[split, name] = encoded.examples
+            for line in encoded.skipped:
                 reasons.setdefault(line["id"], f"policy {name}: {line['reason']}")
         skipped = [{"id": index, "reason": reason} for index, reason in reasons.items()]
         self.lines += account_for_skipped(self._context, split, skipped, len(rows))
         self.notes += [count_of_skipped(split, skipped, len(rows))] if skipped else []
         return [row for row in rows if row.id not in reasons]
 
+    def too_little_room(self, split: str, kept: Sequence[Demonstration], max_response_tokens: int) -> list[str]:
+        """Return a line for the policies of this run and one for the champion, where kept prompts leave too little."""
+        from understudy.training.examples import too_little_room
 
-def _too_little_room(
-    models: LoadedPolicies, rows: Sequence[Demonstration], names: Sequence[str], max_response_tokens: int
-) -> list[str]:
-    """Return a line for the policies of this run and one for the champion, where test prompts leave too little room."""
-    from understudy.training.examples import encode, too_little_room
-
-    lines = []
-    for name, whose in (("sft", "Of the test split"), ("champion", "For the champion, of the test split")):
-        if name not in names:
-            continue
-        policy = models.policy(name)
-        short = too_little_room(
-            policy, encode(policy, rows).examples, "evaluation.max_response_tokens", max_response_tokens
-        )
-        if short:
-            lines.append(f"{whose}, {short}.")
-    return lines
+        lines, kept_ids = [], {row.id for row in kept}
+        for name, whose in (("sft", "Of"), ("champion", "For the champion, of")):
+            examples = [each for each in self._examples.get((split, name), []) if each.id in kept_ids]
+            asked = "evaluation.max_response_tokens", max_response_tokens
+            if examples and (short := too_little_room(self._models.policy(name), examples, *asked)):
+                lines.append(f"{whose} the {split} split, {short}.")
+        return lines
 
 
 def _store(
