@@ -62,6 +62,9 @@ _NGRAMS = (
     "align.discriminator.warmup_updates_per_round=20",
     "align.discriminator.updates_per_round=10",
 )
+# Of many demonstrations the table must have met many, and each update of the policy has four times the samples. Chosen
+# on validation prompts of all Ansible demonstrations, seed 100: docs/lab-notes.md, 2026-11-29.
+_NGRAMS_WIDE = (*_NGRAMS, "align.rollout.prompts_per_round=96")
 ARMS: dict[str, Arm] = {
     arm.name: arm
     for arm in (
@@ -100,5 +103,21 @@ ARMS: dict[str, Arm] = {
         ),
         _longer("sft_longer_ngrams", " as by n-grams", "reverse_kl_ngrams", "best_nll"),
         _longer("sft_longer_ngrams_last", " as by n-grams", "reverse_kl_ngrams", "last"),
+        Arm(
+            "best_of_8_ngrams_wide",
+            f"SFT, best of {BEST_OF} by n-grams, 96 prompts a round",
+            "best_of_n",
+            _NGRAMS_WIDE,
+            "baseline",
+        ),
+        Arm(
+            "reverse_kl_ngrams_wide",
+            "reverse KL, sequence, by n-grams, 96 prompts a round",
+            "align",
+            (*_NGRAMS_WIDE, "align.learning_rate=2e-4"),
+            "ours",
+        ),
+        _longer("sft_longer_ngrams_wide", " as by n-grams, 96 prompts", "reverse_kl_ngrams_wide", "best_nll"),
+        _longer("sft_longer_ngrams_wide_last", " as by n-grams, 96 prompts", "reverse_kl_ngrams_wide", "last"),
     )
 }
