@@ -19,8 +19,8 @@ import yaml
 
 from pipelines.settings import Queue, on_platform
 from understudy.config import Params, PlatformConfig
+from understudy.config.platform import NO_RELEASE
 from understudy.errors import ConfigError
-from understudy.platform_config import NO_RELEASE
 
 PIPELINE_NAME = "understudy-retrain"
 HEADER = "# Written by `understudy pipeline compile`, never by hand.\n"

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal
 
-from understudy.platform_config import CpuStep, GpuStep, LaunchSettings, PlatformConfig, QueueConfig, Step, TrainStep
+from understudy.config.platform import CpuStep, GpuStep, LaunchSettings, PlatformConfig, QueueConfig, Step, TrainStep
 
 if TYPE_CHECKING:
     from kfp.dsl import PipelineTask

@@ -19,12 +19,12 @@ from experiments.real.arms import Arm
 from experiments.real.measure import Chooser, Place, measure
 from experiments.real.tasks import Rows, Task, load
 from understudy.config import Params, load_params
+from understudy.config.sections import section_sha256
 from understudy.data.demonstrations import Demonstration
 from understudy.data.withholding import for_alignment, for_warm_start
 from understudy.models.discriminator import create_discriminator
 from understudy.models.language_model import LanguageModel, TokenBatch
 from understudy.models.loading import create_policy, load_policy, with_lora
-from understudy.sections import section_sha256
 from understudy.tracker import ListTracker
 from understudy.training.adversarial import align, composed, num_discriminator_outputs, objective_from
 from understudy.training.checkpoint import Checkpoints

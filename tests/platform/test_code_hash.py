@@ -27,7 +27,11 @@ def test_the_report_does_not_retrain_and_training_does() -> None:
 def test_plumbing_does_not_count() -> None:
     plumbing = {f"understudy.platform.{name}" for name in ("context", "events", "tracking", "storage", "local_run")}
     assert not plumbing & modules_of("sft")
-    assert "understudy.config" not in modules_of("sft")
+
+
+def test_the_typed_params_do_not_count() -> None:
+    for step in ("ingest", "sft", "align", "evaluate"):
+        assert not [name for name in modules_of(step) if name.startswith("understudy.config")]
 
 
 def test_how_rows_come_in_does_not_retrain_but_how_they_are_read_does() -> None:

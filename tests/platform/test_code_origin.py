@@ -30,7 +30,7 @@ def install(top: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Put files of the code below a folder, and let the registry's module be one of them."""
     for name in (
         "understudy/platform/registry.py",
-        "understudy/config.py",
+        "understudy/config/params.py",
         "components/align.py",
         "pipelines/arguments.py",
         "examples/ansible/judge.py",
@@ -62,7 +62,7 @@ def test_a_clean_clone_is_its_commit(clone: Path) -> None:
     "name",
     [
         "understudy/platform/registry.py",
-        "understudy/config.py",
+        "understudy/config/params.py",
         "understudy/new.py",
         "components/align.py",
         "pipelines/arguments.py",

@@ -10,11 +10,11 @@ from typing import Any
 import yaml
 from support.kubernetes_api import NAMESPACE, Job, KubernetesApi
 
+from understudy.config.platform import EnvironmentSource, LaunchSettings, Toleration
 from understudy.platform.launch_request import Exchange, Request, write_result
 from understudy.platform.trainjob.cluster import Cluster
 from understudy.platform.trainjob.job import job_name, train_job
 from understudy.platform.trainjob.launcher import Launcher, Patience
-from understudy.platform_config import EnvironmentSource, LaunchSettings, Toleration
 from understudy.records import DatasetRef, PolicyRef, Record
 
 ROOT = Path(__file__).parents[2]

@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from understudy.config import Params
-from understudy.platform_config import GpuStep
+from understudy.config.platform import GpuStep
 
 if TYPE_CHECKING:
     from understudy.tracker import Tracker

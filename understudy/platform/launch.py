@@ -29,7 +29,7 @@ from understudy.platform.worker import WORKER
 from understudy.records import Record
 
 if TYPE_CHECKING:
-    from understudy.platform_config import LaunchSettings
+    from understudy.config.platform import LaunchSettings
 
 SETTINGS = "UNDERSTUDY_LAUNCH"
 CONFIGURATIONS = Path(__file__).parent / "accelerate"
@@ -71,7 +71,7 @@ def launch_settings() -> LaunchSettings | None:
         return None
     from pydantic import ValidationError
 
-    from understudy.platform_config import LaunchSettings
+    from understudy.config.platform import LaunchSettings
 
     try:
         return LaunchSettings.model_validate_json(text)

@@ -16,10 +16,10 @@ import yaml
 from pydantic import AfterValidator, BeforeValidator, Field, StrictBool
 
 from understudy.config import Params, apply_override, load_params, validate
+from understudy.config.sections import Section, read_yaml
 from understudy.errors import ConfigError
 from understudy.platform.cron import cron_problem
 from understudy.platform.promotion.manifests import read_pin
-from understudy.sections import Section, read_yaml
 
 FOLDER = Path("pipelines/schedules")
 PREFIX = "understudy-"

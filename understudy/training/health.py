@@ -18,7 +18,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from understudy.health_config import HealthConfig
+from understudy.config.health import HealthConfig
 from understudy.training.checkpoint import placed_like, restore_parameters, trainable_tensors
 from understudy.training.processes import Processes
 from understudy.training.replay import Sample

@@ -11,8 +11,8 @@ import yaml
 from pydantic import Field, model_validator
 
 from understudy.config import Section, validate
+from understudy.config.sections import did_you_mean, read_yaml
 from understudy.errors import ConfigError
-from understudy.sections import did_you_mean, read_yaml
 
 CHAMPION = "champion"
 EXPERT_TEXT = "expert_text"  # the "decoding" of metrics that read the expert's responses instead of sampling

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from understudy.config.sections import did_you_mean
 from understudy.errors import GateRefused
 from understudy.evaluation.gate.schema import EXPERT_TEXT, Rule
-from understudy.sections import did_you_mean
 
 Floats = NDArray[np.float64]
 _MOST = 1e100

@@ -16,7 +16,7 @@ from understudy.platform.launch_request import Exchange, Request
 from understudy.records import Record
 
 if TYPE_CHECKING:
-    from understudy.platform_config import LaunchSettings
+    from understudy.config.platform import LaunchSettings
 
 
 def launch_train_job(request: Request, settings: LaunchSettings) -> tuple[Record, ...]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from understudy.platform.launch_request import Request
 
 if TYPE_CHECKING:
-    from understudy.platform_config import EnvironmentSource, LaunchSettings
+    from understudy.config.platform import EnvironmentSource, LaunchSettings
 
 GROUP, VERSION, PLURAL = "trainer.kubeflow.org", "v1alpha1", "trainjobs"
 CONTAINER = "node"  # name of the job and of the container in the ClusterTrainingRuntimes

@@ -9,12 +9,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
+from understudy.config.platform import LaunchSettings
 from understudy.errors import IntegrityError, Preempted, ServiceUnreachable, UnderstudyError
 from understudy.platform.launch_request import FAILURE, REQUEST, Exchange, Request, read_failure, read_result
 from understudy.platform.trainjob import preflight, reading
 from understudy.platform.trainjob.cluster import AlreadyExists, Cluster, Object
 from understudy.platform.trainjob.progress import Progress
-from understudy.platform_config import LaunchSettings
 from understudy.records import Record
 
 T = TypeVar("T")

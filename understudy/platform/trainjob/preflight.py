@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from understudy.config.platform import LaunchSettings
 from understudy.errors import ConfigError
 from understudy.platform.trainjob.cluster import Cluster, Object
 from understudy.platform.trainjob.job import CONTAINER
-from understudy.platform_config import LaunchSettings
 
 
 def check(cluster: Cluster, settings: LaunchSettings) -> None:

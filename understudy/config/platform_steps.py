@@ -6,7 +6,7 @@ from typing import Literal, Self
 
 from pydantic import ConfigDict, Field, model_validator
 
-from understudy.kubernetes_types import (
+from understudy.config.kubernetes_types import (
     INT32_MAX,
     EnvName,
     LabelKey,
@@ -17,7 +17,7 @@ from understudy.kubernetes_types import (
     ResourceName,
     UserLabels,
 )
-from understudy.sections import Section
+from understudy.config.sections import Section
 
 
 class Toleration(Section):

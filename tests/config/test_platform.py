@@ -9,7 +9,7 @@ import pytest
 from understudy.config import load_params
 from understudy.errors import ConfigError
 
-PARAMS = Path(__file__).parents[1] / "params.yaml"
+PARAMS = Path(__file__).parents[2] / "params.yaml"
 
 REFUSED = {
     "namespace=Üser": "is not a name",

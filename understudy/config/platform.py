@@ -11,7 +11,7 @@ from typing import Literal, Self, get_args
 
 from pydantic import Field, model_validator
 
-from understudy.kubernetes_types import (
+from understudy.config.kubernetes_types import (
     INT32_MAX,
     EnvName,
     Image,
@@ -23,8 +23,8 @@ from understudy.kubernetes_types import (
     ResourceName,
     UserLabels,
 )
-from understudy.platform_steps import CpuStep, EnvironmentSource, GpuStep, StepsConfig, Toleration, TrainStep
-from understudy.sections import Section
+from understudy.config.platform_steps import CpuStep, EnvironmentSource, GpuStep, StepsConfig, Toleration, TrainStep
+from understudy.config.sections import Section
 
 __all__ = [
     "CpuStep",

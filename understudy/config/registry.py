@@ -7,7 +7,7 @@ from typing import Self
 
 from pydantic import Field, model_validator
 
-from understudy.sections import Section
+from understudy.config.sections import Section
 
 
 class RegistryConfig(Section):
