@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 from experiments.real.arms import ARMS
-from experiments.real.tasks import TASKS, pretrained_overrides
+from experiments.real.tasks import TASKS, pretrained_overrides, pretrained_rate
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
@@ -66,13 +66,9 @@ def _run(options: argparse.Namespace, results: Path) -> None:
 
     torch.set_num_threads(options.threads)
     transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    overrides = tuple(options.set)
-    if options.model:
-        overrides = (*pretrained_overrides(options.model, options.lora), *overrides)
-    if options.smoke:
-        overrides = (*overrides, *SMOKE, *(() if set(options.tasks) <= {"sort", "pick"} else SMOKE_SHORT))
+    under, over = _overrides(options)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    study = Study(Folders(results, options.work), overrides, device)
+    study = Study(Folders(results, options.work), under, over, device)
     cells = [
         Cell(TASKS[task], size, ARMS[arm], seed)
         for task in options.tasks
@@ -87,6 +83,17 @@ def _run(options: argparse.Namespace, results: Path) -> None:
         said = f"validation {made['validation']['T=1']:.3f}, {made['tuned']} {best:.3f}"
         line = f"{time.monotonic() - started:6.0f} s  {number} of {len(cells)}  {cell.name}: {said}"
         print(line, file=sys.stderr, flush=True)
+
+
+def _overrides(options: argparse.Namespace) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Under every arm's own, and over them."""
+    under: tuple[str, ...] = ()
+    over = tuple(options.set)
+    if options.model:
+        under, over = pretrained_overrides(options.model, options.lora), (pretrained_rate(options.lora), *over)
+    if options.smoke:
+        over = (*over, *SMOKE, *(() if set(options.tasks) <= {"sort", "pick"} else SMOKE_SHORT))
+    return under, over
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -60,14 +60,27 @@ class Folders:
 
 
 class Study:
-    """Trains and measures cells; SFT policies are trained once for all arms that start from them."""
+    """Trains and measures cells; SFT policies are trained once for all arms that start from them.
 
-    def __init__(self, folders: Folders, overrides: tuple[str, ...] = (), device: str = "cpu") -> None:
-        self.folders, self.overrides, self.device = folders, overrides, device
+    Args:
+        folders: of results and work.
+        under: overrides of the task's params that an arm's own stand over: where the policy comes from.
+        over: overrides that stand over every arm's.
+        device: to train on.
+    """
+
+    def __init__(
+        self, folders: Folders, under: tuple[str, ...] = (), over: tuple[str, ...] = (), device: str = "cpu"
+    ) -> None:
+        self.folders, self.under, self.over, self.device = folders, under, over, device
 
     def path(self, cell: Cell) -> Path:
         """Where a cell's JSON is."""
         return self.folders.results / f"{cell.name}.json"
+
+    def overrides(self, cell: Cell) -> tuple[str, ...]:
+        """Of params.yaml, the later over the earlier."""
+        return (*cell.task.overrides, *self.under, *cell.arm.overrides, *self.over)
 
     def run(self, cell: Cell) -> dict[str, Any]:
         """Train, measure and write one cell; one that is there is read."""
@@ -75,7 +88,8 @@ class Study:
             found: dict[str, Any] = json.loads(self.path(cell).read_text())
             return found
         started = time.monotonic()
-        params = load_params(ROOT / "params.yaml", (*cell.task.overrides, *self.overrides, *cell.arm.overrides))
+        overrides = self.overrides(cell)
+        params = load_params(ROOT / "params.yaml", overrides)
         splits, num_test = params.data.splits, params.evaluation.max_prompts
         rows = load(cell.task, cell.size, cell.seed, self.folders.work, num_test, splits)
         torch.manual_seed(cell.seed)
@@ -88,7 +102,7 @@ class Study:
             "size": cell.size,
             "arm": cell.arm.name,
             "seed": cell.seed,
-            "overrides": [*cell.task.overrides, *self.overrides, *cell.arm.overrides],
+            "overrides": list(overrides),
             "num_train": len(rows.train),
             "num_parameters": sum(parameter.numel() for parameter in policy.model.parameters()),
             **told,

@@ -45,7 +45,6 @@ _PRETRAINED = (
     "sft.learning_rate=1e-4",
     "sft.epochs=3",
     "align.num_rounds=400",
-    "align.learning_rate=2e-6",
     "align.discriminator.learning_rate=2e-5",
     "align.discriminator.warmup_rounds=20",
 )
@@ -91,12 +90,16 @@ def load(task: Task, size: int | None, seed: int, folder: Path, num_test: int, s
 
 
 def pretrained_overrides(folder: Path, lora: bool) -> tuple[str, ...]:
-    """Params for a folder of weights instead of a policy from scratch."""
+    """Params for a folder of weights instead of a policy from scratch; an arm's stand over them."""
     gguf = sorted(folder.glob("*.gguf"))
     named = () if (folder / "config.json").is_file() or not gguf else (f"model.gguf_file={gguf[0].name}",)
     adapters = ("model.lora={rank: 16, alpha: 32, dropout: 0.05, target_modules: all-linear}",) if lora else ()
-    faster = ("align.learning_rate=5e-5",) if lora else ()
-    return (*_PRETRAINED, f"model.path={folder}", *named, *adapters, *faster)
+    return (*_PRETRAINED, f"model.path={folder}", *named, *adapters)
+
+
+def pretrained_rate(lora: bool) -> str:
+    """The policy's rate in alignment, over an arm's own, which fits a policy from scratch."""
+    return f"align.learning_rate={'5e-5' if lora else '2e-6'}"
 
 
 def _arithmetic(kind: str) -> Callable[[Path], list[dict[str, Any]]]:

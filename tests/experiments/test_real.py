@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 from pathlib import Path
@@ -16,7 +17,7 @@ from experiments import blocks
 from experiments.real import cell as real_cell
 from experiments.real import study as real_study
 from experiments.real import tasks as real_tasks
-from experiments.real.__main__ import main
+from experiments.real.__main__ import _overrides, main
 from experiments.real.arms import ARMS
 from experiments.real.cell import Cell, ClosedFormReward, Folders, Study
 from experiments.real.measure import Chooser
@@ -50,13 +51,15 @@ def _params(task: Task, *overrides: str) -> Any:
 
 
 def test_every_arm_of_the_comparison_is_there_and_its_params_are_valid() -> None:
-    assert len(ARMS) == 22 and [name for name, arm in ARMS.items() if arm.role == "sft"] == [
+    assert len(ARMS) == 26 and [name for name, arm in ARMS.items() if arm.role == "sft"] == [
         "sft",
         "sft_longer",
         "sft_longer_last",
         "sft_smoothed",
         "sft_longer_ngrams",
         "sft_longer_ngrams_last",
+        "sft_longer_ngrams_wide",
+        "sft_longer_ngrams_wide_last",
     ]
     assert all((arm.kind == "sft_longer") == (arm.compute_of in ARMS) == bool(arm.keep) for arm in ARMS.values())
     for task in TASKS.values():
@@ -84,6 +87,20 @@ def test_pretrained_weights_are_named_with_their_gguf_file_and_adapters(tmp_path
     )
     (tmp_path / "config.json").touch()
     assert _params(TASKS["debian"], *pretrained_overrides(tmp_path, lora=False)).model.gguf_file is None
+
+
+@pytest.mark.parametrize(("lora", "rate"), [(False, 2e-6), (True, 5e-5)])
+def test_a_pretrained_policys_rate_and_what_is_set_stand_over_an_arms(tmp_path: Path, lora: bool, rate: float) -> None:
+    options = argparse.Namespace(
+        model=tmp_path, lora=lora, smoke=False, tasks=["ansible"], set=["align.discriminator.batch_pairs=7"]
+    )
+    study = Study(Folders(tmp_path, tmp_path), *_overrides(options))
+    align = load_params(
+        ROOT / "params.yaml", study.overrides(Cell(TASKS["ansible"], 500, ARMS["reverse_kl_ngrams"], 0))
+    ).align
+    # Its table learns at its own rate, which has nothing to do with the policy's size.
+    found = (align.learning_rate, align.discriminator.learning_rate, align.discriminator.batch_pairs)
+    assert found == (rate, 1e-3, 7)
 
 
 @pytest.mark.parametrize("name", ["sort", "pick"])
@@ -383,7 +400,7 @@ def test_withheld_demonstrations_are_for_alignment_and_for_the_longer_sft(
     monkeypatch.setattr(real_cell, "align", aligned)
     monkeypatch.setattr(real_tasks, "_ARITHMETIC_ROWS", 800)
     more = ("sft.withheld_fraction=0.4", "align.demonstrations=withheld")
-    study = Study(Folders(tmp_path / "results", tmp_path / "work"), more)
+    study = Study(Folders(tmp_path / "results", tmp_path / "work"), over=more)
     (tmp_path / "results").mkdir()
     study.path(Cell(TASKS["pick"], 100, ARMS["reverse_kl_sequence"], 0)).write_text('{"compute_token_passes": 77}')
     params = load_params(ROOT / "params.yaml", (*TASKS["pick"].overrides, *more))
@@ -408,11 +425,12 @@ def test_the_discriminator_of_best_of_n_learns_as_often_as_an_aligned_policys(
 
     monkeypatch.setattr(real_cell, "align", aligned)
     monkeypatch.setattr(real_tasks, "_ARITHMETIC_ROWS", 800)
-    study = Study(Folders(tmp_path / "results", tmp_path / "work"), ("sft.epochs=1",))
+    study = Study(Folders(tmp_path / "results", tmp_path / "work"), over=("sft.epochs=1",))
     rows = real_tasks.load(TASKS["pick"], 100, 0, tmp_path / "work", 8, SPLITS)
     for arm in ("best_of_8_ngrams", "reverse_kl_ngrams"):
-        params = load_params(ROOT / "params.yaml", (*TASKS["pick"].overrides, *study.overrides, *ARMS[arm].overrides))
-        _, choose, _ = study._policy(Cell(TASKS["pick"], 100, ARMS[arm], 0), params, rows)
+        cell = Cell(TASKS["pick"], 100, ARMS[arm], 0)
+        params = load_params(ROOT / "params.yaml", study.overrides(cell))
+        _, choose, _ = study._policy(cell, params, rows)
         assert (choose is None) == (arm == "reverse_kl_ngrams")
     (best, ours) = schedules
     assert best[:3] == ours[:3] and best[0].warmup_updates_per_round > best[0].updates_per_round
