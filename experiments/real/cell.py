@@ -103,6 +103,7 @@ class Study:
             "arm": cell.arm.name,
             "seed": cell.seed,
             "overrides": list(overrides),
+            "settings": [*self.under, *self.over],
             "num_train": len(rows.train),
             "num_parameters": sum(parameter.numel() for parameter in policy.model.parameters()),
             **told,

@@ -17,7 +17,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from experiments.real.arms import ARMS
-from experiments.real.tasks import TASKS
 from understudy.evaluation.intervals import Interval
 
 Floats = NDArray[np.float64]
@@ -85,10 +84,8 @@ def load_cells(folder: Path) -> Cells:
 
 
 def _key(cell: dict[str, Any]) -> Key:
-    """What may be compared: the same task, number of demonstrations and settings, but for what an arm is."""
-    known = {*TASKS[cell["task"]].overrides, *ARMS[cell["arm"]].overrides}
-    settings = ", ".join(each for each in cell["overrides"] if each not in known)
-    return Key(cell["task"], str(cell["size"] or "all"), settings)
+    """What may be compared: the same task, number of demonstrations and settings; a cell that names none has none."""
+    return Key(cell["task"], str(cell["size"] or "all"), ", ".join(cell.get("settings", ())))
 
 
 def mean(pairs: Paired) -> Interval | None:

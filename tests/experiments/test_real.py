@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -287,8 +288,7 @@ def test_cells_of_other_settings_are_not_compared(tmp_path: Path) -> None:
     _written(tmp_path, "js_token", 0, 0.5)  # its own overrides are no other settings
     assert {key: list(arms) for key, arms in load_cells(tmp_path).items()} == {("pick", "500", ""): ["sft", "js_token"]}
     for arm in ("sft", "js_token"):
-        overrides = [*TASKS["pick"].overrides, "align.num_rounds=8", *ARMS[arm].overrides]
-        _written(tmp_path, arm, 1, 0.5, prompts=30, overrides=overrides)
+        _written(tmp_path, arm, 1, 0.5, prompts=30, settings=["align.num_rounds=8"])
     cells = load_cells(tmp_path)
     assert {key: list(arms["js_token"]) for key, arms in cells.items()} == {
         ("pick", "500", ""): [0],
@@ -298,6 +298,20 @@ def test_cells_of_other_settings_are_not_compared(tmp_path: Path) -> None:
     assert "| pick, 500 (align.num_rounds=8) | 1, 2 |" in summary(cells)
     assert "<br>pick (align.num_rounds=8), one seed, so that intervals are over prompts alone: " in choice(cells)
     assert "| SFT |  |  |  |  | 0.600 | " in tables(cells)  # an interval over seeds needs two
+
+
+def test_a_setting_that_an_arm_has_too_sets_no_arm_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shared = "align.discriminator.warmup_rounds=20"
+    assert shared in ARMS["reverse_kl_ngrams"].overrides
+    linear = SimpleNamespace(model=torch.nn.Linear(1, 1))
+    monkeypatch.setattr(Study, "_policy", lambda *_: (linear, None, {}))
+    monkeypatch.setattr(real_cell, "measure", lambda *_: {"decodings": {"T=1": {"scores": [1.0]}}})
+    monkeypatch.setattr(real_tasks, "_ARITHMETIC_ROWS", 800)
+    study = Study(Folders(tmp_path / "results", tmp_path / "work"), over=(shared,))
+    for arm in ("sft", "reverse_kl_ngrams"):
+        study.run(Cell(TASKS["pick"], 100, ARMS[arm], 0))
+    found = {key: list(arms) for key, arms in load_cells(tmp_path / "results").items()}
+    assert found == {("pick", "100", shared): ["sft", "reverse_kl_ngrams"]}
 
 
 def test_cells_that_cannot_be_paired_are_refused_with_both_values(

@@ -29,10 +29,3 @@ class HealthConfig(Section):
                 "because the SFT policy itself has ratio 1"
             )
         return self
-
-    @property
-    def watches(self) -> bool:
-        """Whether any gate is on."""
-        limits = (self.length_ratio, self.min_entropy_fraction, self.min_distinct_2_fraction)
-        others = (self.max_kl_per_token, self.max_reward_clipped_fraction, self.max_held_out_auc)
-        return any(limit is not None for limit in (*limits, *others))
