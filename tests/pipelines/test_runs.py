@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 import yaml
 
+from experiments.real.arms import ARMS
+from experiments.real.tasks import TASKS
 from pipelines.arguments import arguments
 from understudy.config import load_params
 
@@ -29,14 +31,16 @@ def changed(preset: Path) -> dict[str, Any]:
 
 
 def test_there_is_one_for_each_kind_of_machine() -> None:
-    assert [path.stem for path in RUNS] == ["cpu", "one-gpu", "several-gpus"]
+    assert [path.stem for path in RUNS] == ["cpu-many", "cpu", "one-gpu", "several-gpus"]
 
 
 @pytest.mark.parametrize("path", RUNS, ids=lambda path: path.stem)
 def test_a_preset_is_valid_and_makes_the_pipelines_arguments(path: Path) -> None:
     params = load_params(ROOT / "params.yaml", presets=[path])
     given = arguments(params, digest_of=lambda source: None)
-    assert given["align_config"]["align"]["num_rounds"] == yaml.safe_load(path.read_text())["align"]["num_rounds"]
+    stated = yaml.safe_load(path.read_text())["align"]
+    given_align = leaves(given["align_config"]["align"])
+    assert {name: given_align[name] for name in leaves(stated)} == leaves(stated)
     assert params.registry.name == f"understudy-{path.stem}"
 
 
@@ -58,9 +62,17 @@ def test_the_cpu_preset_differs_only_where_it_says() -> None:
     }
 
 
+def test_the_preset_for_many_demonstrations_is_what_was_measured() -> None:
+    preset = load_params(ROOT / "params.yaml", presets=[ROOT / "pipelines/runs/cpu-many.yaml"])
+    overrides = (*TASKS["ansible_all"].overrides, *ARMS["reverse_kl_ngrams_wide"].overrides)
+    measured = load_params(ROOT / "params.yaml", overrides)
+    assert (preset.align, preset.evaluation) == (measured.align, measured.evaluation)
+    assert changed(ROOT / "pipelines/runs/cpu-many.yaml").keys() >= {"data.source", "align.discriminator.init"}
+
+
 def test_gpu_presets_say_that_they_are_unmeasured_and_train_what_fits_their_machines() -> None:
-    one, several = (load_params(ROOT / "params.yaml", presets=[path]) for path in RUNS[1:])
+    one, several = (load_params(ROOT / "params.yaml", presets=[path]) for path in RUNS[2:])
     assert one.model.lora is not None and one.align.discriminator.init == "shared_lora"
     assert several.model.lora is None and several.align.discriminator.init == "sft"
     assert several.platform.env == {"UNDERSTUDY_ACCELERATE": "fsdp"} and several.platform.steps.align.gpus == 8
-    assert all("NOT MEASURED" in path.read_text() for path in RUNS[1:])
+    assert all("NOT MEASURED" in path.read_text() for path in RUNS[2:])
