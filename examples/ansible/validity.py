@@ -75,6 +75,24 @@ def judge(prompt: str, response: str, reference: str) -> float:
     return 0.0 if check(response, schema) else 1.0
 
 
+def judge_module(prompt: str, response: str, reference: str) -> float:
+    """Like `judge`, but a call of another module than the expert's scores 0.0."""
+    return _of_what_was_asked(prompt, response, reference, parts=None)
+
+
+def judge_collection(prompt: str, response: str, reference: str) -> float:
+    """Like `judge`, but a call of a module of another collection than the expert's scores 0.0."""
+    return _of_what_was_asked(prompt, response, reference, parts=2)
+
+
+def _of_what_was_asked(prompt: str, response: str, reference: str, parts: int | None) -> float:
+    score, schema = judge(prompt, response, reference), _schema(_schema_path())
+    if score != 1.0 or schema is None:
+        return score
+    called, asked = (_module_name(text, schema).split(".")[:parts] for text in (response, reference))
+    return float(called == asked)
+
+
 def check(response: str, schema: Schema | None = None) -> list[str]:
     """Name every broken rule as `rule: what, where`; an empty list is a valid call.
 
@@ -129,6 +147,12 @@ def _names_known_module(reference: str, path: Path) -> bool:
         return schema is not None and _module(_call(reference)[0], schema) is not None
     except _NotOneCall:
         return False
+
+
+def _module_name(text: str, schema: Schema) -> str:
+    """The full name, of today, of the module that a call names."""
+    fqcn = _call(text)[0]
+    return str(schema["redirects"].get(fqcn, fqcn))
 
 
 def _module(fqcn: str, schema: Schema) -> Mapping[str, Any] | None:

@@ -6,7 +6,7 @@ Shapes: P prompts, B sequences.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -70,8 +70,12 @@ def measure(
     place: Place,
     choose: Chooser | None,
 ) -> dict[str, Any]:
-    """Return NLL, and at T=1 and at the decoding that validation chose, all that is measured of samples."""
-    (judge,) = [load_judge(judge, root=place.root) for judge in place.config.judges]
+    """Return NLL, and at T=1 and at the decoding that validation chose, all that is measured of samples.
+
+    The first judge of the params decides, the others tell more.
+    """
+    judges = {judge.name: load_judge(judge, root=place.root) for judge in place.config.judges}
+    judge = next(iter(judges.values()))
     tuning = {}
     for name, settings in decodings(place.config).items():
         texts, _ = sample(policy, validation, settings, step_seed(place.seed, "tuning"), choose)
@@ -81,7 +85,7 @@ def measure(
     for shown, name in {"T=1": "T=1", "tuned": best}.items():
         settings = decodings(place.config)[name]
         texts, finished = sample(policy, test, settings, step_seed(place.seed, "test"), choose)
-        made["decodings"][shown] = of_texts(texts, finished, judge, test, place)
+        made["decodings"][shown] = of_texts(texts, finished, judges, test, place)
     if choose is None:
         models = LoadedPolicies(lambda _: policy, place.config.max_response_tokens)
         sums, counts = models.expert_logps("policy", test)
@@ -122,9 +126,14 @@ def sample(
 
 
 def of_texts(
-    texts: Sequence[str], finished: Sequence[bool], judge: Judge, rows: Sequence[Demonstration], place: Place
+    texts: Sequence[str],
+    finished: Sequence[bool],
+    judges: Mapping[str, Judge],
+    rows: Sequence[Demonstration],
+    place: Place,
 ) -> dict[str, Any]:
     """Scores and lengths of each prompt, for pairing; and what only a set of texts has."""
+    score_P, *told = [_judged(judge, rows, texts) for judge in judges.values()]
     references = [row.response for row in rows]
     clusters = cluster_ids([row.group for row in rows], [row.prompt for row in rows])
     auc = metrics.classifier_auc(references, texts, clusters, 0.95, place.seed)
@@ -132,8 +141,11 @@ def of_texts(
     bleu = metrics.self_bleu(spelt, place.seed)
     chrf_P = metrics.chrf(texts, references)
     return {
-        "scores": [_short(value) for value in _judged(judge, rows, texts)],
-        "others": _others(texts, references, chrf_P, place),
+        "scores": [_short(value) for value in score_P],
+        "others": {
+            **_similarities(texts, references, chrf_P, place),
+            **{name: [_short(value) for value in told_P] for name, told_P in zip(list(judges)[1:], told, strict=True)},
+        },
         "lengths": [len(text) for text in texts],
         "clusters": [int(label) for label in clusters],
         "distinct_2": _finite(metrics.distinct_n(spelt, 2)),
@@ -144,7 +156,7 @@ def of_texts(
     }
 
 
-def _others(texts: Sequence[str], references: Sequence[str], chrf_P: Floats, place: Place) -> dict[str, Any]:
+def _similarities(texts: Sequence[str], references: Sequence[str], chrf_P: Floats, place: Place) -> dict[str, Any]:
     """Scores of each prompt by the judges that decide nothing: similarity to the expert's own response."""
     if place.encoder is None:
         return {}

@@ -25,7 +25,13 @@ from experiments.real.tasks import TASKS
 from understudy.evaluation.intervals import Interval
 
 Arms = dict[str, dict[int, dict[str, Any]]]
-OTHERS = {"minilm": "MiniLM", "chrf": "chrF"}  # judges that decide nothing, by their name in the cells
+# Judges that decide nothing, by their name in the cells.
+OTHERS = {
+    "module": "valid, of the module that was asked for",
+    "collection": "valid, of the collection that was asked for",
+    "minilm": "MiniLM",
+    "chrf": "chrF",
+}
 SIZES = {"500": "few demonstrations (500)", "2000": "many (2,000)", "all": "all"}
 SAYS_NOTHING = 0.05  # a score that both stay below: nobody is right, so nobody is better
 ROLES = {"sft": "SFT", "ours": "ours", "baseline": "the other baselines"}
@@ -100,14 +106,17 @@ def _of_one(key: Key, arms: Arms) -> list[str]:
     ]
     head = f"## {task.name}, {_num(key.size)} demonstrations{_with(key)}\n\n"
     head += f"{_seeds(arms)}{uneven}. Best on validation rows, with the score there: {'; '.join(chosen)}."
-    shown = [head, wins_table(arms, task.judge)]
-    shown += [wins_table(arms, label, judge) for judge, label in OTHERS.items() if _adds(judge, arms)]
+    best = best_sft(arms)
+    shown = [head, wins_table(arms, best, task.judge)]
+    for judge, label in OTHERS.items():
+        known = _asked(judge, arms)
+        if best.arm in known:
+            shown.append(wins_table(known, best, label, judge))
     return [*shown, samples_table(arms)]
 
 
-def wins_table(arms: Arms, label: str, judge: str = DECIDING) -> str:
+def wins_table(arms: Arms, best: Contender, label: str, judge: str = DECIDING) -> str:
     """Score by one judge at both decodings, and how often each arm beats the best SFT on the same prompt."""
-    best = best_sft(arms)
     wins_of = "tuned: wins over best SFT | at equal length | T=1: wins over best SFT | at equal length"
     lines = [f"| arm | {label}, T=1 | {label}, tuned | {wins_of} |", "|---" * 7 + "|"]
     for name, cells in arms.items():
@@ -150,11 +159,12 @@ def _wins_over_start(name: str, arms: Arms) -> list[str]:
     return [_percent(each) for each in (plain[0], *tuned, against)]
 
 
-def _adds(judge: str, arms: Arms) -> bool:
-    """Whether all cells have this judge's scores and they are not the deciding judge's again."""
-    plain = [cell["decodings"]["T=1"] for cells in arms.values() for cell in cells.values()]
-    judged_all = all(judge in each.get("others", {}) for each in plain)
-    return judged_all and any(each["others"][judge] != each["scores"] for each in plain)
+def _asked(judge: str, arms: Arms) -> Arms:
+    """The arms that this judge has judged in every cell; none where it says the deciding judge's again."""
+    plain = {name: [cell["decodings"]["T=1"] for cell in cells.values()] for name, cells in arms.items()}
+    known = {name: each for name, each in plain.items() if all(judge in one.get("others", {}) for one in each)}
+    says_more = any(one["others"][judge] != one["scores"] for each in known.values() for one in each)
+    return {name: arms[name] for name in known} if says_more else {}
 
 
 def _both_wins(ours: Contender, best: Contender, arms: Arms, judge: str = DECIDING) -> list[str]:

@@ -50,6 +50,15 @@ _PRETRAINED = (
 )
 
 
+# The first decides. It tests form: a call of another module than the expert's counts, which the others tell.
+_ANSIBLE_JUDGES = "evaluation.judges=[{}]".format(
+    ", ".join(
+        f'{{name: {name}, kind: callable, target: "examples/ansible/validity.py:{function}"}}'
+        for name, function in (("validity", "judge"), ("module", "judge_module"), ("collection", "judge_collection"))
+    )
+)
+
+
 @dataclass(frozen=True)
 class Task:
     """One source of demonstrations.
@@ -167,7 +176,7 @@ TASKS: dict[str, Task] = {
         Task(
             "ansible_all",
             False,
-            ("evaluation.max_prompts=300",),
+            ("evaluation.max_prompts=300", "evaluation.temperatures=[0.1, 0.3, 0.5, 0.7]", _ANSIBLE_JUDGES),
             _ansible("every", every_collection=True),
             "valid",
         ),

@@ -158,6 +158,28 @@ def test_judge_scores(workdir: Path) -> None:
     assert validity.judge("Add a VLAN", "acme.net.vlan: {number: 1}", GOOD) == 0.0
 
 
+def test_judges_of_what_was_asked_count_valid_calls_of_that_module_or_collection(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    option = {"options": {"name": {"type": "str"}}, "complete": True}
+    modules = {name: option for name in ("acme.net.vlan", "acme.net.port", "acme.cloud.vlan")}
+    (tmp_path / "raw").mkdir()
+    schema = {"modules": modules, "redirects": {"acme.old.vlan": "acme.net.vlan"}}
+    (tmp_path / "raw" / validity.SCHEMA_NAME).write_text(json.dumps(schema))
+    monkeypatch.setenv("UNDERSTUDY_WORKDIR", str(tmp_path))
+
+    def judged(response: str, reference: str = GOOD) -> list[float]:
+        judges = (validity.judge, validity.judge_collection, validity.judge_module)
+        return [judge("Add a VLAN", response, reference) for judge in judges]
+
+    assert judged("acme.net.vlan: {name: other}") == [1.0, 1.0, 1.0]
+    assert judged("acme.old.vlan: {name: other}") == [1.0, 1.0, 1.0]  # a module that was renamed
+    assert judged("acme.net.port: {name: office}") == [1.0, 1.0, 0.0]
+    assert judged("acme.cloud.vlan: {name: office}") == [1.0, 0.0, 0.0]
+    assert judged("acme.net.vlan: {number: 1}") == [0.0, 0.0, 0.0]
+    assert all(map(math.isnan, judged("Hello.", "Hello!")))
+
+
 def test_judge_is_undecided_on_other_demonstrations(workdir: Path) -> None:
     assert math.isnan(validity.judge("Say hello", "Hello.", "Hello!"))
 

@@ -364,8 +364,13 @@ def test_each_judge_has_a_table_unless_it_is_the_deciding_one(tmp_path: Path) ->
             each["others"] = {"minilm": [minilm] * 20, "chrf": each["scores"]}
         return made
 
-    arms = {"sft": {0: cell("sft", 0.4)}, "js_sequence": {0: cell("js_sequence", 0.7)}}
+    arms = {name: {0: cell(name, score)} for name, score in (("sft", 0.4), ("js_sequence", 0.7), ("spin", 0.5))}
+    for name in ("sft", "js_sequence"):
+        for each in arms[name][0]["decodings"].values():
+            each["others"]["module"] = [0.0] * 20
     made = tables({Key("debian", "500"): arms})
+    asked = made.split("| valid, of the module that was asked for, T=1 |")[1].split("\n\n")[0]
+    assert "| SFT | 0.000 " in asked and "| **JS**, sequence | 0.000 " in asked and "| SPIN |" not in asked
     assert "| MiniLM, T=1 |" in made and "| chrF, T=1 |" not in made and "| chrF to the expert, T=1 |" in made
     assert "| **JS**, sequence | 0.700 [0.700, 0.700] | 0.700 [0.700, 0.700] | 100.0% [100.0, 100.0] |" in made
 
@@ -495,7 +500,8 @@ def test_the_committed_cells_make_the_blocks_of_both_pages(committed: Any) -> No
         assert blocks.filled(text, made) == text, f"docs/{name}: run `python -m experiments.real --report`"
 
 
-def test_no_divergence_beats_the_best_sft_as_the_page_says(committed: Any) -> None:
+def test_one_recipe_and_no_other_beats_the_best_sft_as_the_page_says(committed: Any) -> None:
+    wins = set()
     for key, arms in committed.items():
         best = best_sft(arms)
         judges = [judge for judge in ("scores", "minilm", "chrf") if judge == "scores" or judge in _others(arms)]
@@ -503,7 +509,9 @@ def test_no_divergence_beats_the_best_sft_as_the_page_says(committed: Any) -> No
             for decoding in DECODINGS:
                 for judge in judges:
                     found = win_rate(arms[arm], decoding, arms[best.arm], best.decoding, judge)
-                    assert all(each is not None and each.low <= 0.5 for each in found), (key, arm, decoding, judge)
+                    if any(each is None or each.low > 0.5 for each in found):
+                        wins.add((key.task, arm, decoding, judge))
+    assert wins == {("ansible_all", "reverse_kl_ngrams_wide", "tuned", "scores")}
 
 
 def _others(arms: dict[str, dict[int, dict[str, Any]]]) -> set[str]:
