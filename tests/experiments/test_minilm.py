@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import subprocess
 import zipfile
 from pathlib import Path
@@ -101,15 +102,22 @@ def test_a_cell_keeps_the_further_judges_by_prompt_where_responses_are_language(
     texts = [TEXTS[0], "remove", "host", TEXTS[3]]
 
     class Judge:
+        def __init__(self, *scores: float) -> None:
+            self.made = torch.tensor(scores, dtype=torch.float64).numpy()
+
         def scores(self, *_: Any) -> Any:
-            return torch.tensor([1.0, 0.0, 0.5, 1.0], dtype=torch.float64).numpy()
+            return self.made
+
+    judges = {"validity": Judge(1.0, 0.0, 0.5, 1.0), "module": Judge(0.0, 0.0, math.nan, 1.0)}
 
     def made(encoder: Path | None) -> dict[str, Any]:
-        return of_texts(texts, [True] * 4, Judge(), rows, Place(config, 0, ROOT, encoder is None, encoder))  # type: ignore[arg-type]
+        return of_texts(texts, [True] * 4, judges, rows, Place(config, 0, ROOT, encoder is None, encoder))  # type: ignore[arg-type]
 
+    assert made(folder)["scores"] == [1, 0, 0.5, 1]
     others = made(folder)["others"]
-    assert list(others) == ["minilm", "chrf"]
+    assert list(others) == ["minilm", "chrf", "module"]
+    assert others["module"] == [0, 0, None, 1]
     assert others["minilm"] == pytest.approx(list(minilm.similarity(texts, TEXTS, folder)), abs=1e-4)
     assert (others["chrf"][0], others["chrf"][3]) == (1.0, 1.0) and others["chrf"][2] < 0.5
     assert made(folder)["chrf"] == pytest.approx(25 * sum(others["chrf"]), abs=0.02)  # the mean, of 100
-    assert made(None)["others"] == {}
+    assert made(None)["others"] == {"module": [0, 0, None, 1]}
