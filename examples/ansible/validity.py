@@ -89,7 +89,7 @@ def _of_what_was_asked(prompt: str, response: str, reference: str, parts: int | 
     score, schema = judge(prompt, response, reference), _schema(_schema_path())
     if score != 1.0 or schema is None:
         return score
-    called, asked = (_module_name(text, schema).split(".")[:parts] for text in (response, reference))
+    called, asked = (_today(_call(text)[0], schema).split(".")[:parts] for text in (response, reference))
     return float(called == asked)
 
 
@@ -149,14 +149,13 @@ def _names_known_module(reference: str, path: Path) -> bool:
         return False
 
 
-def _module_name(text: str, schema: Schema) -> str:
-    """The full name, of today, of the module that a call names."""
-    fqcn = _call(text)[0]
+def _today(fqcn: str, schema: Schema) -> str:
+    """The name that a module has now."""
     return str(schema["redirects"].get(fqcn, fqcn))
 
 
 def _module(fqcn: str, schema: Schema) -> Mapping[str, Any] | None:
-    module: Mapping[str, Any] | None = schema["modules"].get(schema["redirects"].get(fqcn, fqcn))
+    module: Mapping[str, Any] | None = schema["modules"].get(_today(fqcn, schema))
     return module
 
 

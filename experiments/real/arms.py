@@ -41,6 +41,18 @@ def _longer(name: str, compute: str, compute_of: str, keep: str) -> Arm:
     return Arm(name, f"SFT, as much compute{compute}, {kept}", "sft_longer", (), "sft", compute_of, keep)
 
 
+def _by_ngrams(name: str, label: str, short: str, overrides: tuple[str, ...]) -> tuple[Arm, ...]:
+    """Best of n, reverse KL and what SFT does with its compute."""
+    ours = f"reverse_kl_{name}"
+    aligned = (*overrides, "align.learning_rate=2e-4")
+    return (
+        Arm(f"best_of_8_{name}", f"SFT, best of {BEST_OF} by {label}", "best_of_n", overrides, "baseline"),
+        Arm(ours, f"reverse KL, sequence, by {label}", "align", aligned, "ours"),
+        _longer(f"sft_longer_{name}", f" as by {short}", ours, "best_nll"),
+        _longer(f"sft_longer_{name}_last", f" as by {short}", ours, "last"),
+    )
+
+
 _NEW = (
     "align.divergence=reverse_kl",
     "align.level=sequence",
@@ -93,31 +105,7 @@ ARMS: dict[str, Arm] = {
         _ours("forward_kl", "forward KL", "token"),
         # What the discriminator meets is new to the policy, and it reads the frozen policy: experiments/discriminators.
         Arm("reverse_kl_new", "reverse KL, sequence, a fifth withheld from SFT", "align", _NEW, "ours"),
-        Arm("best_of_8_ngrams", f"SFT, best of {BEST_OF} by a table of n-grams", "best_of_n", _NGRAMS, "baseline"),
-        Arm(
-            "reverse_kl_ngrams",
-            "reverse KL, sequence, by a table of n-grams",
-            "align",
-            (*_NGRAMS, "align.learning_rate=2e-4"),
-            "ours",
-        ),
-        _longer("sft_longer_ngrams", " as by n-grams", "reverse_kl_ngrams", "best_nll"),
-        _longer("sft_longer_ngrams_last", " as by n-grams", "reverse_kl_ngrams", "last"),
-        Arm(
-            "best_of_8_ngrams_wide",
-            f"SFT, best of {BEST_OF} by n-grams, 96 prompts a round",
-            "best_of_n",
-            _NGRAMS_WIDE,
-            "baseline",
-        ),
-        Arm(
-            "reverse_kl_ngrams_wide",
-            "reverse KL, sequence, by n-grams, 96 prompts a round",
-            "align",
-            (*_NGRAMS_WIDE, "align.learning_rate=2e-4"),
-            "ours",
-        ),
-        _longer("sft_longer_ngrams_wide", " as by n-grams, 96 prompts", "reverse_kl_ngrams_wide", "best_nll"),
-        _longer("sft_longer_ngrams_wide_last", " as by n-grams, 96 prompts", "reverse_kl_ngrams_wide", "last"),
+        *_by_ngrams("ngrams", "a table of n-grams", "n-grams", _NGRAMS),
+        *_by_ngrams("ngrams_wide", "n-grams, 96 prompts a round", "n-grams, 96 prompts", _NGRAMS_WIDE),
     )
 }

@@ -133,7 +133,8 @@ def of_texts(
     place: Place,
 ) -> dict[str, Any]:
     """Scores and lengths of each prompt, for pairing; and what only a set of texts has."""
-    score_P, *told = [_judged(judge, rows, texts) for judge in judges.values()]
+    told = {name: [_short(value) for value in _judged(judge, rows, texts)] for name, judge in judges.items()}
+    scores = told.pop(next(iter(judges)))
     references = [row.response for row in rows]
     clusters = cluster_ids([row.group for row in rows], [row.prompt for row in rows])
     auc = metrics.classifier_auc(references, texts, clusters, 0.95, place.seed)
@@ -141,11 +142,8 @@ def of_texts(
     bleu = metrics.self_bleu(spelt, place.seed)
     chrf_P = metrics.chrf(texts, references)
     return {
-        "scores": [_short(value) for value in score_P],
-        "others": {
-            **_similarities(texts, references, chrf_P, place),
-            **{name: [_short(value) for value in told_P] for name, told_P in zip(list(judges)[1:], told, strict=True)},
-        },
+        "scores": scores,
+        "others": _similarities(texts, references, chrf_P, place) | told,
         "lengths": [len(text) for text in texts],
         "clusters": [int(label) for label in clusters],
         "distinct_2": _finite(metrics.distinct_n(spelt, 2)),

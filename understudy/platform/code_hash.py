@@ -83,7 +83,7 @@ def reachable(root: Path, start: str) -> tuple[dict[str, Path], set[str]]:
 
 
 def _counts(name: str) -> bool:
-    if name in _NOT_COUNTED or name.startswith("understudy.config."):
+    if any(f"{name}.".startswith(f"{plumbing}.") for plumbing in _NOT_COUNTED):
         return False
     if name.startswith("understudy.platform.steps."):
         return True

@@ -143,13 +143,6 @@ def gates(config: HealthConfig) -> Iterator[Gate]:
         yield Gate("reward_clip", 0.0, most, patience, remedy, _clips)
 
 
-def _watches(config: HealthConfig) -> bool:
-    """Whether any gate is on."""
-    limits = (config.length_ratio, config.min_entropy_fraction, config.min_distinct_2_fraction)
-    others = (config.max_kl_per_token, config.max_reward_clipped_fraction, config.max_held_out_auc)
-    return any(limit is not None for limit in (*limits, *others))
-
-
 def _lengths(start: History, rounds: History) -> Iterator[Reading]:
     before = _mean(start, "response_tokens")
     for entry in reversed(rounds):
@@ -233,7 +226,7 @@ class Health:
 
     def before_update(self) -> None:
         """Keep the weights that have sampled this round, until `after_round` has judged them."""
-        if _watches(self.config):
+        if any(gates(self.config)):
             self._sampling = {name: _copied(value) for name, value in trainable_tensors("", self.policy).items()}
 
     def after_round(self, history: History) -> dict[str, float]:
