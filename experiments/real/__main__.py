@@ -1,6 +1,7 @@
 """`python -m experiments.real`: run the cells that are missing, then print the tables of all that are there.
 
-With --report nothing is run; without --out the tables are written into docs/results.md and docs/results-real.md.
+With --report nothing is run; without --out the tables are written into docs/results.md and docs/results-real.md. With
+--sample-only nothing is measured or printed: run again without it, on a machine without weights too, to do so.
 """
 
 from __future__ import annotations
@@ -38,6 +39,8 @@ def main(arguments: list[str] | None = None) -> int:
     results = options.out or (ROOT / "build" / "real-smoke" / "results" if options.smoke else HERE / "results")
     if not options.report:
         _run(options, results)
+    if options.sample_only:
+        return 0
     try:
         _report(results, to_pages=options.report and results == HERE / "results")
     except ValueError as error:
@@ -68,7 +71,7 @@ def _run(options: argparse.Namespace, results: Path) -> None:
     transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     under, over = _overrides(options)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    study = Study(Folders(results, options.work), under, over, device)
+    study = Study(Folders(results, options.work), under, over, device, options.sample_only)
     cells = [
         Cell(TASKS[task], size, ARMS[arm], seed)
         for task in options.tasks
@@ -105,7 +108,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--model", type=Path, help="folder of weights, or of one GGUF file; default: from scratch")
     parser.add_argument("--lora", action="store_true", help="adapters instead of all weights; with --model")
     parser.add_argument("--smoke", action="store_true", help="tiny settings; numbers without meaning, kept aside")
-    parser.add_argument("--report", action="store_true", help="run nothing; write the pages, or with --out print")
+    part = parser.add_mutually_exclusive_group()
+    part.add_argument("--sample-only", action="store_true", help="train and sample; measure when run again without it")
+    part.add_argument("--report", action="store_true", help="run nothing; write the pages, or with --out print")
     parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="over every arm")
     parser.add_argument("--out", type=Path, help="folder of the cells; one for each model and set of overrides")
     parser.add_argument("--work", type=Path, default=ROOT / "build" / "real", help="folder of weights and data")

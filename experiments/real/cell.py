@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from experiments.real.arms import Arm
-from experiments.real.measure import Chooser, Place, measure
+from experiments.real.measure import Chooser, Place, measure, sample_decodings
 from experiments.real.tasks import Rows, Task, load
 from understudy.config import Params, load_params
 from understudy.config.sections import section_sha256
@@ -67,36 +67,58 @@ class Study:
         under: overrides of the task's params that an arm's own stand over: where the policy comes from.
         over: overrides that stand over every arm's.
         device: to train on.
+        sample_only: keep samples to be measured later, elsewhere perhaps: measuring needs neither weights nor device.
     """
 
     def __init__(
-        self, folders: Folders, under: tuple[str, ...] = (), over: tuple[str, ...] = (), device: str = "cpu"
+        self,
+        folders: Folders,
+        under: tuple[str, ...] = (),
+        over: tuple[str, ...] = (),
+        device: str = "cpu",
+        sample_only: bool = False,
     ) -> None:
         self.folders, self.under, self.over, self.device = folders, under, over, device
+        self.sample_only = sample_only
 
     def path(self, cell: Cell) -> Path:
         """Where a cell's JSON is."""
         return self.folders.results / f"{cell.name}.json"
+
+    def samples_path(self, cell: Cell) -> Path:
+        """Where the samples of a cell are that is yet to be measured."""
+        return self.folders.results / "samples" / f"{cell.name}.json"
 
     def overrides(self, cell: Cell) -> tuple[str, ...]:
         """Of params.yaml, the later over the earlier."""
         return (*cell.task.overrides, *self.under, *cell.arm.overrides, *self.over)
 
     def run(self, cell: Cell) -> dict[str, Any]:
-        """Train, measure and write one cell; one that is there is read."""
+        """Train, sample, measure and write one cell; one that is there is read, one that is sampled is only measured.
+
+        With `sample_only`, an unmeasured one is returned as it is sampled: its decodings hold texts.
+        """
         if self.path(cell).is_file():
-            found: dict[str, Any] = json.loads(self.path(cell).read_text())
-            return found
+            return _read(self.path(cell))
+        sampled = self._sampled(cell)
+        if self.sample_only:
+            return sampled
+        made = self._measured(cell, sampled)
+        _write(self.path(cell), made)
+        return made
+
+    def _sampled(self, cell: Cell) -> dict[str, Any]:
+        """All that the policy is needed for, read if it is there; written if nothing else is to come."""
+        path = self.samples_path(cell)
+        if path.is_file():
+            return _read(path)
         started = time.monotonic()
         overrides = self.overrides(cell)
         params = load_params(ROOT / "params.yaml", overrides)
-        splits, num_test = params.data.splits, params.evaluation.max_prompts
-        rows = load(cell.task, cell.size, cell.seed, self.folders.work, num_test, splits)
+        rows = self._rows(cell, params)
         torch.manual_seed(cell.seed)
         policy, choose, told = self._policy(cell, params, rows)
         policy.model.to(self.device).eval()
-        encoder = None if cell.task.by_character else self.folders.work / "minilm"
-        place = Place(params.evaluation, cell.seed, ROOT, cell.task.by_character, encoder)
         made = {
             "task": cell.task.name,
             "size": cell.size,
@@ -107,11 +129,40 @@ class Study:
             "num_train": len(rows.train),
             "num_parameters": sum(parameter.numel() for parameter in policy.model.parameters()),
             **told,
-            **measure(policy, rows.validation, rows.test, place, choose),
+            **sample_decodings(policy, rows.validation, rows.test, self._place(cell, params), choose),
         }
-        made["seconds"] = round(time.monotonic() - started, 1)
-        _write(self.path(cell), made)
+        made |= {"test_sha256": _digest(rows.test), "sample_seconds": round(time.monotonic() - started, 1)}
+        if self.sample_only:
+            _write(path, made)
         return made
+
+    def _measured(self, cell: Cell, sampled: dict[str, Any]) -> dict[str, Any]:
+        """The cell, from its samples alone and by the params that they were made with.
+
+        Raises:
+            ValueError: they answer other test rows than those at hand.
+        """
+        started = time.monotonic()
+        params = load_params(ROOT / "params.yaml", sampled["overrides"])
+        rows = self._rows(cell, params)
+        made = dict(sampled)
+        sample_seconds = made.pop("sample_seconds")
+        if made.pop("test_sha256") != _digest(rows.test):
+            raise ValueError(
+                f"{self.samples_path(cell)}: its samples answer other test rows than those at hand: params.yaml or "
+                "the demonstrations have changed. Remove it and sample the cell again."
+            )
+        made["decodings"] = measure(sampled["decodings"], rows.test, self._place(cell, params))
+        made["seconds"] = round(sample_seconds + time.monotonic() - started, 1)
+        return made
+
+    def _rows(self, cell: Cell, params: Params) -> Rows:
+        num_test, splits = params.evaluation.max_prompts, params.data.splits
+        return load(cell.task, cell.size, cell.seed, self.folders.work, num_test, splits)
+
+    def _place(self, cell: Cell, params: Params) -> Place:
+        encoder = None if cell.task.by_character else self.folders.work / "minilm"
+        return Place(params.evaluation, cell.seed, ROOT, cell.task.by_character, encoder)
 
     def _policy(self, cell: Cell, params: Params, rows: Rows) -> tuple[LanguageModel, Chooser | None, dict[str, Any]]:
         if cell.arm.kind == "sft":
@@ -136,8 +187,7 @@ class Study:
             told = {"compute_token_passes": result.compute_token_passes, "num_updates": result.num_steps}
             policy.save(folder)
             _write(folder / "told.json", told)
-        read: dict[str, Any] = json.loads((folder / "told.json").read_text())
-        return folder, read
+        return folder, _read(folder / "told.json")
 
     def _longer(
         self, cell: Cell, params: Params, rows: Rows, start: Path
@@ -185,6 +235,7 @@ class Study:
                 "stopped_by": result.stopped_by,
                 "healthy_round": result.healthy_round,
                 "policy_held_rounds": result.policy_held_rounds,
+                "num_skipped": len(result.skipped),
                 "last": {key: round(value, 4) for key, value in loop.history[-1].items()} if loop.history else {},
             }
         choose = Chooser(discriminator, objective_from(composed(settings)[0])) if best_of_n else None
@@ -235,6 +286,15 @@ class ClosedFormReward(nn.Module):
 def _encoded(policy: LanguageModel, rows: Rows, train: Sequence[Demonstration]) -> tuple[list[Example], list[Example]]:
     """Some training rows and all validation rows."""
     return encode(policy, train).examples, encode(policy, rows.validation).examples
+
+
+def _digest(rows: Sequence[Demonstration]) -> str:
+    return section_sha256(*(text for row in rows for text in (row.id, row.prompt, row.response)))
+
+
+def _read(path: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(path.read_text())
+    return found
 
 
 def _write(path: Path, value: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""What is measured of a policy on held-out groups; what is tuned is tuned on validation rows.
+"""What is sampled of a policy on held-out groups and measured of it; what is tuned is tuned on validation rows.
 
 Shapes: P prompts, B sequences.
 """
@@ -63,35 +63,45 @@ class Chooser:
         return [int(row) for row in select_best(last_logits(scores), self.num)]
 
 
-def measure(
+def sample_decodings(
     policy: LanguageModel,
     validation: Sequence[Demonstration],
     test: Sequence[Demonstration],
     place: Place,
     choose: Chooser | None,
 ) -> dict[str, Any]:
-    """Return NLL, and at T=1 and at the decoding that validation chose, all that is measured of samples.
+    """Return all that a policy is needed for: NLL, and samples at T=1 and at the decoding that validation chose.
 
-    The first judge of the params decides, the others tell more.
+    The first judge of the params chooses; the others are for `measure`, which needs no policy.
     """
-    judges = {judge.name: load_judge(judge, root=place.root) for judge in place.config.judges}
-    judge = next(iter(judges.values()))
+    judge = load_judge(place.config.judges[0], root=place.root)
     tuning = {}
     for name, settings in decodings(place.config).items():
         texts, _ = sample(policy, validation, settings, step_seed(place.seed, "tuning"), choose)
         tuning[name] = _mean(_judged(judge, validation, texts))
     best = max(tuning, key=lambda name: tuning[name])
-    made: dict[str, Any] = {"validation": tuning, "tuned": best, "decodings": {}}
-    for shown, name in {"T=1": "T=1", "tuned": best}.items():
+    sampled = {}
+    for name in dict.fromkeys(("T=1", best)):  # sampled once where they are the same
         settings = decodings(place.config)[name]
         texts, finished = sample(policy, test, settings, step_seed(place.seed, "test"), choose)
-        made["decodings"][shown] = of_texts(texts, finished, judges, test, place)
+        sampled[name] = {"texts": texts, "finished": finished}
+    shown = {"T=1": sampled["T=1"], "tuned": sampled[best]}
+    made: dict[str, Any] = {"validation": tuning, "tuned": best, "decodings": shown}
     if choose is None:
         models = LoadedPolicies(lambda _: policy, place.config.max_response_tokens)
         sums, counts = models.expert_logps("policy", test)
         made["nll"] = [round(float(value), 4) for value in -sums]
         made["expert_tokens"] = [int(count) for count in counts]
     return made
+
+
+def measure(sampled: Mapping[str, Mapping[str, Any]], test: Sequence[Demonstration], place: Place) -> dict[str, Any]:
+    """Return all that is measured of the samples at each decoding.
+
+    The first judge of the params decides, the others tell more.
+    """
+    judges = {judge.name: load_judge(judge, root=place.root) for judge in place.config.judges}
+    return {shown: of_texts(made["texts"], made["finished"], judges, test, place) for shown, made in sampled.items()}
 
 
 def decodings(config: EvaluationConfig) -> dict[str, SamplingSettings]:

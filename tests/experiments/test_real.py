@@ -305,7 +305,8 @@ def test_a_setting_that_an_arm_has_too_sets_no_arm_apart(tmp_path: Path, monkeyp
     assert shared in ARMS["reverse_kl_ngrams"].overrides
     linear = SimpleNamespace(model=torch.nn.Linear(1, 1))
     monkeypatch.setattr(Study, "_policy", lambda *_: (linear, None, {}))
-    monkeypatch.setattr(real_cell, "measure", lambda *_: {"decodings": {"T=1": {"scores": [1.0]}}})
+    monkeypatch.setattr(real_cell, "sample_decodings", lambda *_: {"decodings": {}})
+    monkeypatch.setattr(real_cell, "measure", lambda *_: {"T=1": {"scores": [1.0]}})
     monkeypatch.setattr(real_tasks, "_ARITHMETIC_ROWS", 800)
     study = Study(Folders(tmp_path / "results", tmp_path / "work"), over=(shared,))
     for arm in ("sft", "reverse_kl_ngrams"):
@@ -463,6 +464,68 @@ def test_a_cell_that_is_there_is_not_run_again(tmp_path: Path) -> None:
     study.path(cell).parent.mkdir()
     study.path(cell).write_text('{"seconds": 1}')
     assert study.run(cell) == {"seconds": 1} and not (tmp_path / "work").exists()
+
+
+def _smoke(out: Path, work: Path, *arms: str) -> list[str]:
+    # Even what a hardly trained policy says has a vowel now and then, so that a decoding other than T=1 is chosen.
+    vowel, digit = "{name: vowel, kind: regex, target: '[aeiou]'}", "{name: digit, kind: regex, target: '[0-9]'}"
+    judges = f"evaluation.judges=[{vowel}, {digit}]"
+    command = ["--smoke", "--tasks", "pick", "--seeds", "0", "--set", judges, "--set", "evaluation.tuning_judge=vowel"]
+    return [*command, "--out", str(out), "--work", str(work), "--arms", *arms]
+
+
+def _files(folder: Path) -> dict[str, dict[str, Any]]:
+    return {path.name: json.loads(path.read_text()) for path in folder.glob("*.json")}
+
+
+def _fails(*_: Any) -> Any:
+    raise AssertionError("a policy is not needed here")
+
+
+def test_a_cell_that_is_sampled_and_then_measured_without_weights_is_the_cell_of_one_go(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(real_tasks, "_ARITHMETIC_ROWS", 800)
+    monkeypatch.setattr(real_study, "RESAMPLES", 100)
+    arms = ("sft_longer", "sft", "best_of_8")
+    in_one, in_two = tmp_path / "one", tmp_path / "two"
+    assert main(_smoke(in_one, tmp_path / "work-one", *arms)) == 0
+    capsys.readouterr()
+    with monkeypatch.context() as patched:
+        patched.setattr(real_cell, "measure", _fails)
+        assert main([*_smoke(in_two, tmp_path / "work", *arms), "--sample-only"]) == 0
+        assert capsys.readouterr().out == "" and not _files(in_two)
+        assert {path.name for path in in_one.iterdir()} == set(_files(in_two / "samples"))  # and the arm of its compute
+        patched.setattr(real_cell, "create_policy", _fails)
+        patched.setattr(real_cell, "load_policy", _fails)
+        assert main([*_smoke(in_two, tmp_path / "work", *arms), "--sample-only"]) == 0
+    monkeypatch.setattr(real_cell, "create_policy", _fails)
+    monkeypatch.setattr(real_cell, "load_policy", _fails)
+    # On another machine, which has other weights or none; what no one asks for stays unmeasured.
+    command = [*_smoke(in_two, tmp_path / "elsewhere", *arms), "--model", str(tmp_path / "none")]
+    assert main(command) == 0 and "| SFT |" in capsys.readouterr().out
+    found, wanted = _files(in_two), _files(in_one)
+    assert set(wanted) - set(found) == {"pick-24-reverse_kl_sequence-0.json"} and len(found) == len(arms)
+    for name, cell in found.items():
+        assert cell.pop("seconds") > 0 and wanted[name].pop("seconds") > 0
+        assert list(cell.items()) == list(wanted[name].items())
+    assert {cell["tuned"] for cell in found.values()} > {"T=1"}
+    assert found["pick-24-best_of_8-0.json"]["num_skipped"] == 0
+    before = {path: path.stat().st_mtime_ns for path in in_two.rglob("*.json")}
+    assert main([*command, "--sample-only"]) == 0
+    assert {path: path.stat().st_mtime_ns for path in in_two.rglob("*.json")} == before
+
+
+def test_samples_of_other_test_rows_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(real_tasks, "_ARITHMETIC_ROWS", 800)
+    study = Study(Folders(tmp_path / "results", tmp_path / "work"))
+    cell = Cell(TASKS["pick"], 100, ARMS["sft"], 0)
+    sampled = {"overrides": study.overrides(cell), "test_sha256": "of others", "sample_seconds": 1.0, "decodings": {}}
+    study.samples_path(cell).parent.mkdir(parents=True)
+    study.samples_path(cell).write_text(json.dumps(sampled))
+    with pytest.raises(ValueError, match=r"pick-100-sft-0.json: its samples answer other test rows"):
+        study.run(cell)
+    assert not study.path(cell).exists()
 
 
 @pytest.mark.slow
