@@ -39,6 +39,7 @@ class Work:
     vocabulary: int = 2048
     divergence: str = "reverse_kl"
     discriminator: str = "shared_trunk"  # or "sft", a copy of the policy, all of it trained
+    precision: str = "fp32"  # or "bf16", by autocast
 
     @property
     def sampled_tokens(self) -> int:
@@ -102,7 +103,7 @@ class OurStep:
         outputs = num_discriminator_outputs(config)
         head = create_discriminator(config.discriminator, outputs, reference, lambda: policy)
         train = examples(4 * work.prompts, work.prompt_tokens, work.response_tokens, work.vocabulary)
-        surroundings = Surroundings(self.device)
+        surroundings = Surroundings(self.device, work.precision)
         align(Models(policy, reference, head), train, [], config, 7, surroundings.loop())
         return surroundings.clock.mean_seconds()
 
@@ -149,14 +150,14 @@ class PeerStep:
 
 
 def peer_settings(work: Work, device: str) -> dict[str, Any]:
-    """TRL's defaults, but fp32, the same batch, and nothing that only costs: no checkpointing of activations."""
+    """TRL's defaults, but our precision and batch, and nothing that only costs: no checkpointing of activations."""
     return {
         "per_device_train_batch_size": work.prompts * work.repeats,
         "num_generations": work.repeats,
         "max_completion_length": work.response_tokens,
         "gradient_accumulation_steps": 1,
         "gradient_checkpointing": False,
-        "bf16": False,
+        "bf16": work.precision == "bf16",
         "use_cpu": device == "cpu",
         "report_to": [],
         "save_strategy": "no",
@@ -202,14 +203,14 @@ class _Clock:
 class Surroundings:
     """A loop that reports to a clock and keeps nothing."""
 
-    def __init__(self, device: str = "cpu") -> None:
-        self.clock, self.device = _Clock(), device
+    def __init__(self, device: str = "cpu", precision: str = "fp32") -> None:
+        self.clock, self.device, self.precision = _Clock(), device, precision
 
     def loop(self) -> Any:
         """The loop."""
         from understudy.training.loop import Loop, create_accelerator
 
-        return Loop(create_accelerator("fp32", self.device), self.clock, _NoCheckpoints())  # type: ignore[arg-type]
+        return Loop(create_accelerator(self.precision, self.device), self.clock, _NoCheckpoints())  # type: ignore[arg-type]
 
 
 class _NoCheckpoints:

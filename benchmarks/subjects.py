@@ -24,6 +24,7 @@ class Size:
     intermediate: int
     layers: int
     heads: int
+    key_heads: int | None = None  # None: as many as heads
 
 
 SIZES = {
@@ -32,6 +33,7 @@ SIZES = {
     "3M": Size(256, 688, 4, 4),
     "10M": Size(384, 1024, 6, 6),
     "135M": Size(576, 1536, 30, 9),
+    "SmolLM2-135M": Size(576, 1536, 30, 9, 3),
 }
 
 
@@ -63,7 +65,7 @@ def create_model(size: str, vocabulary: int, context_tokens: int, seed: int = 0)
         intermediate_size=shape.intermediate,
         num_hidden_layers=shape.layers,
         num_attention_heads=shape.heads,
-        num_key_value_heads=shape.heads,
+        num_key_value_heads=shape.key_heads or shape.heads,
         max_position_embeddings=context_tokens,
         tie_word_embeddings=True,
         bos_token_id=None,

@@ -37,12 +37,30 @@ def test_quick_run_prints_a_table_and_keeps_the_raw_numbers(tmp_path: Path, caps
 def test_gpu_script_runs_on_a_cpu_with_eager_calls_for_the_graph(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert gpu.main(["--without-peers", "--out", str(tmp_path)]) == 0
+    assert gpu.main(["--peers", "--out", str(tmp_path)]) == 0
     (path,) = tmp_path.glob("gpu-*.json")
     report = json.loads(path.read_text())
     assert report == json.loads(capsys.readouterr().out)
-    assert report["decode"]["graph_seconds_per_step"] > 0 and report["decode"]["bar"] == 0.4
-    assert 0 < report["update"]["mfu"] < 1.5 and report["step"]["ours_seconds"] > 0
+    checks = report["checks"]
+    assert all(checks[name] < 1e-5 for name in ("graph_fp32_logits", "packed_fp32_logps", "packed_fp32_gradients"))
+    assert all(1e-5 < checks[name] < 0.05 for name in ("graph_bf16_logits", "packed_bf16_gradients"))
+    assert checks["sampled_p"] > 1e-3  # the seed is fixed
+    for precision in ("fp32", "bf16"):
+        assert report["decode"][f"{precision}, 2 rows"]["share_of_floor"] < 1
+        assert 0 < report["update"][f"{precision}, 20 tokens"]["mfu"] < 1.5
+        assert report["step"][precision]["ours_seconds"] > 0
+
+
+def test_gpu_script_tells_of_a_part_that_failed_and_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError("no such kernel")
+
+    monkeypatch.setattr(gpu, "start_fused", broken)
+    assert gpu.main(["--parts", "decode", "update", "--out", str(tmp_path)]) == 1
+    report = json.loads(capsys.readouterr().out)
+    assert report["decode"]["failed"] == "RuntimeError: no such kernel" and "failed" not in report["update"]
 
 
 def test_unknown_suite_is_refused_with_the_known_ones(capsys: pytest.CaptureFixture[str]) -> None:

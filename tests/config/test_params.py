@@ -60,25 +60,6 @@ def test_a_precision_that_needs_a_loss_scale_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("overrides", "said"),
-    [
-        (["model.precision=bf16"], "precision is bf16 with no adapters"),
-        (
-            ["model.lora={rank: 2, alpha: 4, dropout: 0.0, target_modules: all-linear}"],
-            "precision is fp32 with adapters",
-        ),
-    ],
-)
-def test_the_graph_engine_is_refused_before_anything_starts_where_it_cannot_decode(
-    overrides: list[str], said: str
-) -> None:
-    graph = "align.rollout.engine=graph"
-    assert load_params(PARAMS, [graph, "model.precision=fp32"]).align.rollout.engine == "graph"
-    with pytest.raises(ConfigError, match=rf"rollout\.engine is graph.*{said}.*engine=native"):
-        load_params(PARAMS, [graph, "model.precision=fp32", *overrides])
-
-
-@pytest.mark.parametrize(
     ("shape", "said"),
     [
         ("null", "init is own but discriminator.own is null"),

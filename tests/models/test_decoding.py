@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 
 import pytest
 import torch
 from models.families import random_policy
 
+from understudy.config import LoraConfig
 from understudy.models import decoding
 from understudy.models.decoding import CachedStepper, FusedStepper, can_fuse, start, start_fused
 from understudy.models.generation import SamplingSettings, choose_tokens, generate
 from understudy.models.graph_decoding import GraphStepper
 from understudy.models.language_model import LanguageModel
+from understudy.models.loading import with_lora
 
 FUSED = ["llama", "llama_untied", "qwen2", "qwen3"]
 PROMPTS = [[5, 6, 7, 8, 9], [10], [11, 12, 13]]
@@ -76,11 +79,53 @@ def test_other_families_are_left_to_the_model(family: str) -> None:
     assert not can_fuse(random_policy(family))
 
 
-def test_lower_precision_is_left_to_the_model() -> None:
-    policy = random_policy("llama")
+@pytest.mark.parametrize("kind", [FusedStepper, GraphStepper])
+def test_adapters_are_added_to_the_weights_while_they_are_on(kind: type[FusedStepper]) -> None:
+    policy = with_lora(random_policy("llama"), LoraConfig(rank=4, alpha=8, dropout=0.0, target_modules="all-linear"), 0)
+    for name, value in policy.model.named_parameters():
+        if "lora_B" in name:
+            value.normal_(0.0, 0.3, generator=torch.Generator().manual_seed(len(name)))
     assert can_fuse(policy)
+    with_and_without = []
+    for context in (contextlib.nullcontext, policy.without_adapters):
+        with context():
+            fused, plain = start_fused(kind, policy, PROMPTS, 2, 12), CachedStepper.of(policy, PROMPTS, 2)
+            for token in (7, 9, 11):
+                token_B = torch.full((6,), token)
+                fused.step(token_B)
+                plain.step(token_B)
+            torch.testing.assert_close(fused.logits_BV, plain.logits_BV, atol=1e-4, rtol=1e-4)
+            with_and_without.append(plain.logits_BV)
+    assert (with_and_without[0] - with_and_without[1]).abs().max() > 0.5
+
+
+def test_adapters_that_are_no_plain_product_are_left_to_the_model() -> None:
+    import peft
+
+    policy = random_policy("llama")
+    adapters = peft.LoraConfig(r=2, target_modules="all-linear", use_dora=True, task_type="CAUSAL_LM")
+    assert not can_fuse(LanguageModel(peft.get_peft_model(policy.model, adapters), policy.tokenizer))
+
+
+@pytest.mark.parametrize("kind", [FusedStepper, GraphStepper])
+@pytest.mark.parametrize("family", FUSED)
+def test_under_autocast_weights_and_cache_are_bfloat16_and_logits_as_near_as_the_models_own(
+    kind: type[FusedStepper], family: str
+) -> None:
+    policy = random_policy(family)
+    exact = CachedStepper.of(policy, PROMPTS, 1)
     with torch.autocast("cpu", torch.bfloat16):
-        assert not can_fuse(policy)
+        fused, plain = start_fused(kind, policy, PROMPTS, 1, 12), CachedStepper.of(policy, PROMPTS, 1)
+        assert fused._keys[0].dtype == fused._layers[0].qkv.dtype == torch.bfloat16
+        for token in (7, 9, 11, 30, 41):
+            token_B = torch.full((3,), token)
+            fused.step(token_B)
+            plain.step(token_B)
+    for token in (7, 9, 11, 30, 41):
+        exact.step(torch.full((3,), token))
+    assert fused.logits_BV.dtype == torch.float32
+    errors = [(found.logits_BV.float() - exact.logits_BV).norm() / exact.logits_BV.norm() for found in (fused, plain)]
+    assert errors[0] < 2.5 * errors[1] and errors[0] < 0.03
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])

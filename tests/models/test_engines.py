@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import types
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from support.vllm_stub import Stub, serve
 
 from understudy.config import LoraConfig
 from understudy.errors import ConfigError, ServiceUnreachable
+from understudy.models.decoding import start_fused
 from understudy.models.engines import ENGINES, Generator, create_engine
 from understudy.models.generation import Rollouts, SamplingSettings, generate
 from understudy.models.graph_decoding import GraphStepper
@@ -162,7 +164,7 @@ def test_a_server_that_is_not_there_is_named() -> None:
         _sample(create_engine("vllm", "http://127.0.0.1:9"), random_policy("llama"), SamplingSettings(2), 0, 2)
 
 
-def test_the_graph_engine_decodes_by_the_graphs_computation_and_notes_log_probabilities(
+def test_decoding_by_the_graphs_computation_keeps_all_rows_and_notes_log_probabilities(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     rows: list[int] = []
@@ -176,7 +178,8 @@ def test_the_graph_engine_decodes_by_the_graphs_computation_and_notes_log_probab
     policy = random_policy("llama")
     # Half of the rows end after two tokens and would leave the native engine's batch.
     prompts, settings = [[5, 6, 7, 8], [5] * 62], SamplingSettings(12)
-    rollouts = create_engine("graph").generate(policy, prompts, settings, torch.Generator().manual_seed(1), 8)
+    by_graphs = partial(start_fused, GraphStepper)
+    rollouts = generate(policy, prompts, settings, torch.Generator().manual_seed(1), 8, begin=by_graphs)
     assert [max(map(len, some)) for some in (rollouts.responses[:8], rollouts.responses[8:])] == [12, 2]
     assert rows == [16] * 11
     assert rollouts.logps is not None
@@ -184,17 +187,6 @@ def test_the_graph_engine_decodes_by_the_graphs_computation_and_notes_log_probab
     for row, logps in enumerate(rollouts.logps):
         assert len(logps) == len(rollouts.responses[row])
         torch.testing.assert_close(torch.tensor(logps), logp_BT[row, : len(logps)], atol=1e-4, rtol=1e-4)
-
-
-def test_the_graph_engine_refuses_what_it_cannot_decode() -> None:
-    engine = create_engine("graph")
-    with pytest.raises(ConfigError, match="Llama family in float32.*is a gpt2.*engine=native"):
-        _sample(engine, random_policy("gpt2"), SamplingSettings(2), 0, 1)
-    with (
-        torch.autocast("cpu", torch.bfloat16),
-        pytest.raises(ConfigError, match="is a llama.*lower precision"),
-    ):
-        _sample(engine, random_policy("llama"), SamplingSettings(2), 0, 1)
 
 
 def test_prompts_without_room_are_refused_by_every_engine(engine: Generator) -> None:
@@ -275,5 +267,5 @@ def test_wrong_choices_are_refused_with_the_remedy(monkeypatch: pytest.MonkeyPat
     monkeypatch.setitem(sys.modules, "vllm", None)
     with pytest.raises(ConfigError, match="vLLM is not installed"):
         create_engine("vllm")
-    with pytest.raises(ConfigError, match="no engine 'fast'.*native, graph, transformers, vllm"):
+    with pytest.raises(ConfigError, match="no engine 'fast'.*native, transformers, vllm"):
         create_engine("fast")

@@ -9,7 +9,7 @@ import torch
 from models.families import random_policy
 
 from understudy.config import LoraConfig
-from understudy.models import logps
+from understudy.models import logps, packing
 from understudy.models.language_model import LanguageModel, TokenBatch
 from understudy.models.loading import with_lora
 from understudy.models.scalar_head import ScalarHead
@@ -128,3 +128,51 @@ def test_portions_of_logits_give_the_same_values_and_gradients(monkeypatch: pyte
     torch.testing.assert_close(portions_BT, whole_BT, atol=1e-6, rtol=1e-6)
     for name, gradient in gradient_whole.items():
         torch.testing.assert_close(gradient_portions[name], gradient, atol=1e-4, rtol=1e-4, msg=name)
+
+
+def _varlen_of_the_tests(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    start_q: torch.Tensor,
+    start_k: torch.Tensor,
+    max_q: int,
+    max_k: int,
+    *,
+    scale: float | None,
+    window_size: tuple[int, int],
+) -> torch.Tensor:
+    """In the place of torch's kernel, which needs a GPU: one sequence after another; equal shapes and its rules."""
+    assert window_size == (-1, 0) and query.shape[1] == key.shape[1] and start_q.dtype == start_k.dtype == torch.int32
+    assert len(query) == start_q[-1] and len(key) == len(value) == start_k[-1]
+    rows = []
+    lengths_q, lengths_k = start_q.diff().tolist(), start_k.diff().tolist()
+    assert max(lengths_q) == max_q and max(lengths_k) == max_k
+    pieces = (tensor.split(lengths) for tensor, lengths in ((query, lengths_q), (key, lengths_k), (value, lengths_k)))
+    for some_query, some_key, some_value in zip(*pieces, strict=True):
+        num_q, num_k = len(some_query), len(some_key)
+        seen = torch.ones(num_q, num_k, dtype=torch.bool).tril(num_k - num_q)  # the last query stands at the last key
+        parts = (tensor.transpose(0, 1) for tensor in (some_query, some_key, some_value))
+        context = torch.nn.functional.scaled_dot_product_attention(*parts, attn_mask=seen, scale=scale)
+        rows.append(context.transpose(0, 1))
+    return torch.cat(rows)
+
+
+@pytest.mark.parametrize("family", PACKING)
+def test_attention_over_sequences_end_to_end_equals_that_over_rectangles(
+    family: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch.nn.attention.varlen as varlen
+
+    monkeypatch.setattr(varlen, "varlen_attn", _varlen_of_the_tests)
+    policy, results = random_policy(family), []
+    batch = _both(policy)[0]
+    ragged, padded = packing._attend_ragged, packing._attend_padded
+    for attend in (padded, lambda query, key, value, packed, scale: ragged(query, key, value, packed.ragged, scale)):
+        monkeypatch.setattr(packing, "_attend_padded", attend)
+        logp_BT = policy.response_logps(batch)
+        logp_BT.sum().backward()
+        results.append((logp_BT.detach(), _gradients(policy.model)))
+    torch.testing.assert_close(results[0][0], results[1][0], atol=2e-5, rtol=1e-5)
+    for name, gradient in results[0][1].items():
+        torch.testing.assert_close(gradient, results[1][1][name], atol=3e-4, rtol=1e-3, msg=name)

@@ -15,7 +15,6 @@ import torch
 from safetensors.torch import save_file
 from training.helpers import align_config, examples, loop, random_policy, sft_config
 
-import understudy.training.state
 from understudy.errors import Preempted
 from understudy.models.discriminator import create_discriminator
 from understudy.models.generation import SamplingSettings, generate
@@ -26,8 +25,6 @@ from understudy.training.loop import Loop
 from understudy.training.sft import train_sft
 from understudy.training.state import Models
 
-ONE_MICRO_BATCH = 8192
-
 
 def run(scenario: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Run a scenario with checkpoints in its folder; returns its history, and its weights' digest and file."""
@@ -36,7 +33,6 @@ def run(scenario: dict[str, Any], folder: Path) -> dict[str, Any]:
     stops_here = scenario.get("stop_rank", rank) == rank
     stop_after = scenario.get("stop_after", 10**6) if stops_here else 10**6
     surroundings = loop(folder, lambda: next(polls) + 1 >= stop_after)
-    understudy.training.state._MICRO_BATCH_TOKENS = scenario.get("micro_batch_tokens", ONE_MICRO_BATCH)
     message = ""
     modules: dict[str, Any] = {}
     try:
@@ -64,7 +60,10 @@ def _sft(scenario: dict[str, Any], surroundings: Loop) -> dict[str, Any]:
 
 
 def _align(scenario: dict[str, Any], surroundings: Loop) -> dict[str, Any]:
-    config = align_config(*scenario.get("overrides", []))
+    portions = (
+        [f"align.micro_batch_tokens={scenario['micro_batch_tokens']}"] if "micro_batch_tokens" in scenario else []
+    )
+    config = align_config(*portions, *scenario.get("overrides", []))
     policy, reference = _policy(scenario), random_policy("llama")
     torch.manual_seed(7)
     num_outputs = num_discriminator_outputs(config)

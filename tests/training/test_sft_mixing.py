@@ -10,7 +10,6 @@ import torch
 from training.helpers import WORDS, align_config, loop, random_policy
 
 import understudy.training.policy_updates as policy_updates
-import understudy.training.state
 import understudy.training.updating as updating
 from understudy.errors import ConfigError
 from understudy.models.language_model import LanguageModel
@@ -100,9 +99,9 @@ def _naive_nll_gradient(state: AlignState) -> list[torch.Tensor]:
 def test_gradient_and_compute_are_those_of_both_losses(
     override: str, num_steps: int, micro_batch_tokens: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(understudy.training.state, "_MICRO_BATCH_TOKENS", micro_batch_tokens)
-    alone, passes_alone, _ = _gradients_and_passes(tmp_path / "alone", monkeypatch, override)
-    mixed, passes_mixed, state = _gradients_and_passes(tmp_path / "mixed", monkeypatch, override, *MIXED)
+    settings = [override, f"align.micro_batch_tokens={micro_batch_tokens}"]
+    alone, passes_alone, _ = _gradients_and_passes(tmp_path / "alone", monkeypatch, *settings)
+    mixed, passes_mixed, state = _gradients_and_passes(tmp_path / "mixed", monkeypatch, *settings, *MIXED)
     naive = _naive_nll_gradient(state)
     assert len(alone) == len(mixed) == num_steps
     for own, both in zip(alone, mixed, strict=True):

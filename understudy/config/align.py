@@ -18,8 +18,7 @@ class RolloutConfig(Section):
     max_response_tokens: int = Field(gt=0)
     temperature: float = Field(gt=0)
     top_p: float = Field(gt=0, le=1)
-    # graph: native by replaying a CUDA graph, for Llama's family in fp32; not yet run on a GPU.
-    engine: Literal["native", "graph", "transformers", "vllm"] = "native"
+    engine: Literal["native", "transformers", "vllm"] = "native"
     server_url: str | None = None  # of a vLLM server; null with engine vllm: in the training process
 
 
@@ -118,6 +117,7 @@ class AlignConfig(Section):
     schedule: Literal["cosine", "constant"]
     warmup_fraction: float = Field(ge=0, lt=1)
     max_grad_norm: float = Field(gt=0)
+    micro_batch_tokens: int = Field(gt=0)
     kl_coefficient_start: float = Field(ge=0)
     kl_coefficient_end: float = Field(ge=0)
     # Times the token-mean NLL, in nats, of expert responses; every policy update has the term (rlhf: PPO-ptx).

@@ -82,12 +82,6 @@ def disagreements(data: DataConfig, model: ModelConfig, sft: SftConfig, align: A
             f"align.min_held_out_auc is {align.min_held_out_auc:g} but data.splits.validation is 0, which leaves no "
             "row to measure the AUC on; set data.splits.validation above 0, or align.min_held_out_auc=null"
         )
-    if align.rollout.engine == "graph" and (model.precision != "fp32" or model.lora is not None):
-        adapters = "no adapters" if model.lora is None else "adapters"
-        yield (
-            f"align.rollout.engine is graph, which decodes in fp32 and without adapters, but model.precision is "
-            f"{model.precision} with {adapters} (model.lora); set align.rollout.engine=native"
-        )
 
 
 def _read_mapping(path: Path, what: str, remedy: str) -> dict[str, Any]:

@@ -1,9 +1,9 @@
 """One more token for every row, with a cache of keys and values: what samplers repeat.
 
 Two steppers with one interface. `CachedStepper` asks the Hugging Face model and works for every architecture.
-`FusedStepper` computes the Llama family itself, from the same weights: projections that share an input are one
-product, norms and the rotation are folded into it, and the cache is allocated once at the size it will need, where
-Hugging Face's grows by copying everything at every token.
+`FusedStepper` computes the Llama family itself, from the same weights, adapters added to them: projections that share
+an input are one product, norms and the rotation are folded into it, and the cache is allocated once at the size it
+will need, where Hugging Face's grows by copying everything at every token.
 
 Shapes: B rows, S columns of the cache, H query heads, K key heads, D their width, V vocabulary.
 """
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor
@@ -48,7 +48,7 @@ def start(policy: LanguageModel, prompts: Sequence[Sequence[int]], repeats: int,
     """Read prompts once, each for `repeats` rows, with room for `max_tokens` tokens after them."""
     if can_fuse(policy):
         return start_fused(FusedStepper, policy, prompts, repeats, max_tokens)
-    return CachedStepper(policy, _read_prompts(policy, prompts, repeats))
+    return CachedStepper.of(policy, prompts, repeats)
 
 
 def start_fused(
@@ -59,15 +59,35 @@ def start_fused(
 
 
 def can_fuse(policy: LanguageModel) -> bool:
-    """Whether `FusedStepper` computes this policy: a Llama in one piece, without adapters, in float32."""
+    """Whether `FusedStepper` computes this policy: a Llama in one piece, with float32 weights and at most LoRA."""
     from torch.distributed.tensor import DTensor
 
-    model = policy.model
+    model = policy.unwrapped
     if not (is_plain_decoder(model, policy.context_tokens) and hasattr(model, "lm_head")):
         return False
-    if torch.is_autocast_enabled(policy.device.type) or hasattr(model, "peft_config"):
+    if any(hasattr(module, "base_layer") and not _is_plain_lora(module) for module in model.modules()):
+        return False
+    if any(hasattr(module, "base_layer") for module in (model.model.embed_tokens, model.lm_head)):
         return False
     return all(value.dtype == torch.float32 and not isinstance(value, DTensor) for value in model.parameters())
+
+
+def _is_plain_lora(module: Any) -> bool:
+    """Whether an adapter is a low-rank product added to the weight of a linear layer, and nothing else."""
+    from peft.tuners.lora import Linear
+
+    return isinstance(module, Linear) and not module.lora_variant and not any(module.lora_bias.values())
+
+
+def _weight_of(module: Any) -> Tensor:
+    """The weight of a linear layer, with what its adapters add while they are on."""
+    if not hasattr(module, "base_layer"):
+        return cast(Tensor, module.weight)
+    weight = module.base_layer.weight
+    if not (module.disable_adapters or module.merged):
+        for name in module.active_adapters:
+            weight = weight + module.get_delta_weight(name)
+    return cast(Tensor, weight)
 
 
 @dataclass(frozen=True)
@@ -107,6 +127,11 @@ class CachedStepper:
         self._policy, self._attention, self._cache = policy, read.attention_BS, read.cache
         self.logits_BV = read.logits_BV
 
+    @classmethod
+    def of(cls, policy: LanguageModel, prompts: Sequence[Sequence[int]], repeats: int) -> CachedStepper:
+        """Read prompts once, each for `repeats` rows."""
+        return cls(policy, _read_prompts(policy, prompts, repeats))
+
     def step(self, token_B: Tensor) -> None:
         """Append a token to each row."""
         self._attention = torch.cat([self._attention, self._attention.new_ones(len(self._attention), 1)], dim=1)
@@ -143,7 +168,7 @@ class _Layer:
 
 
 class FusedStepper:
-    """A decoder of the Llama family, float32, over a cache of fixed size.
+    """A decoder of the Llama family over a cache of fixed size, in autocast's precision where that is on.
 
     Within a head the two halves that rotate together are interleaved, so that the rotation is one complex product;
     queries and keys are permuted alike, which leaves their products as they are.
@@ -152,24 +177,26 @@ class FusedStepper:
     loses_rows = True
 
     def __init__(self, policy: LanguageModel, read: _Read, repeats: int, max_tokens: int) -> None:
-        model = policy.model
+        model = policy.unwrapped
         config, trunk = model.config, model.model
+        kind = policy.device.type
+        self._dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else torch.float32
         self._heads, self._key_heads = config.num_attention_heads, config.num_key_value_heads
         self._width = getattr(config, "head_dim", None) or config.hidden_size // self._heads
         self._eps = config.rms_norm_eps
         order = torch.arange(self._width, device=policy.device).view(2, -1).T.flatten()
         self._layers = [self._folded(layer, order) for layer in trunk.layers]
-        self._embedding = trunk.embed_tokens.weight
-        self._head = model.lm_head.weight * trunk.norm.weight
-        self.logits_BV = read.logits_BV.repeat_interleave(repeats, 0)
+        self._embedding = trunk.embed_tokens.weight.to(self._dtype)
+        self._head = (model.lm_head.weight * trunk.norm.weight).to(self._dtype)
+        self.logits_BV = read.logits_BV.float().repeat_interleave(repeats, 0)
         self._start_cache(read, repeats, max_tokens, order)
         self._rotation_SD = self._rotations(trunk, self._columns + max_tokens)
 
     def _start_cache(self, read: _Read, repeats: int, max_tokens: int, order: Tensor) -> None:
         attention_BS = read.attention_BS
         num_rows, self._columns = attention_BS.shape[0] * repeats, attention_BS.shape[1]
-        size = (num_rows, self._key_heads, self._columns + max_tokens, self._width)
-        self._keys = [attention_BS.new_empty(size, dtype=torch.float32) for _ in self._layers]
+        size = (num_rows, self._key_heads, self._room(self._columns + max_tokens), self._width)
+        self._keys = [attention_BS.new_empty(size, dtype=self._dtype) for _ in self._layers]
         self._values = [torch.empty_like(keys) for keys in self._keys]
         for keys, values, layer in zip(self._keys, self._values, read.cache.layers, strict=True):
             keys[:, :, : self._columns] = layer.keys[..., order].repeat_interleave(repeats, 0)
@@ -177,9 +204,13 @@ class FusedStepper:
         self._position_B = attention_BS.sum(1).repeat_interleave(repeats)
         self._padding_BS: Tensor | None = None
         if not bool(attention_BS.all()):
-            padding = torch.zeros(num_rows, size[2], device=attention_BS.device)
+            padding = torch.zeros(num_rows, size[2], device=attention_BS.device, dtype=self._dtype)
             padding[:, : self._columns].masked_fill_(attention_BS.repeat_interleave(repeats, 0) == 0, -torch.inf)
             self._padding_BS = padding
+
+    def _room(self, columns: int) -> int:
+        """Columns to allocate for so many."""
+        return columns
 
     def step(self, token_B: Tensor) -> None:
         """Append a token to each row."""
@@ -188,7 +219,12 @@ class FusedStepper:
         self._position_B = self._position_B + 1
 
     def _read(self, token_B: Tensor) -> Tensor:
-        """Write a token of each row to the cache; return the logits of the next, (B, V)."""
+        """Write a token of each row to the cache; return the logits of the next, float32, (B, V)."""
+        # Autocast would cast weights that have its precision already, and norms to another.
+        with torch.autocast(token_B.device.type, enabled=False):
+            return self._logits(token_B)
+
+    def _logits(self, token_B: Tensor) -> Tensor:
         width, eps = self._width, self._eps
         hidden = self._embedding[token_B]
         rows, shape = hidden.shape[0], (hidden.shape[-1],)
@@ -199,18 +235,23 @@ class FusedStepper:
             rotated = mixed[:, :num_rotated]
             if layer.query_norm is not None and layer.key_norm is not None:
                 rotated = self._normed(rotated, layer.query_norm, layer.key_norm)
-            rotated = torch.view_as_real(_complex_pairs(rotated) * rotation_BD).flatten(2)
-            self._write(keys, rotated[:, self._heads :])
+            turned = torch.view_as_real(_complex_pairs(rotated.float()) * rotation_BD).flatten(2).to(self._dtype)
+            self._write(keys, turned[:, self._heads :])
             self._write(values, mixed[:, num_rotated:])
-            query = rotated[:, : self._heads].reshape(rows * self._key_heads, -1, width)
-            scores = torch.bmm(query, self._seen(keys).transpose(1, 2))
-            if mask is not None:
-                scores += mask
-            context = torch.bmm(scores.softmax(-1), self._seen(values)).view(rows, -1)
+            context = self._attend(turned[:, : self._heads], keys, values, mask)
             hidden = _plus(hidden, context, layer.out, layer.out_bias)
             gated, up = linear(rms_norm(hidden, shape, eps=eps), layer.gate_up, layer.gate_up_bias).chunk(2, -1)
             hidden = _plus(hidden, silu(gated).mul_(up), layer.down, layer.down_bias)
-        return linear(rms_norm(hidden, shape, eps=eps), self._head)
+        return linear(rms_norm(hidden, shape, eps=eps), self._head).float()
+
+    def _attend(self, query_BHD: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
+        """What each row's heads see of the columns so far, (B, H * D)."""
+        rows = query_BHD.shape[0]
+        query = query_BHD.reshape(rows * self._key_heads, -1, self._width)
+        scores = torch.bmm(query, self._seen(keys).transpose(1, 2))
+        if mask is not None:
+            scores += mask
+        return torch.bmm(scores.softmax(-1), self._seen(values)).view(rows, -1)
 
     def _write(self, cache: Tensor, new_BKD: Tensor) -> None:
         """Put keys or values of the token that is being read into their column."""
@@ -248,21 +289,23 @@ class FusedStepper:
         def scaled(value: Tensor | None) -> Tensor | None:
             return None if value is None else value if normed else value * scale
 
-        projections = (attention.q_proj, attention.k_proj, attention.v_proj)
-        parts = [scaled(in_order(attention.q_proj.weight)), in_order(attention.k_proj.weight), projections[2].weight]
-        biases = [scaled(in_order(attention.q_proj.bias)), in_order(attention.k_proj.bias), projections[2].bias]
-        return _Layer(
-            qkv=torch.cat([part for part in parts if part is not None]) * layer.input_layernorm.weight,
-            qkv_bias=_joined(biases),
-            out=attention.o_proj.weight,
-            out_bias=attention.o_proj.bias,
-            gate_up=torch.cat([mlp.gate_proj.weight, mlp.up_proj.weight]) * layer.post_attention_layernorm.weight,
-            gate_up_bias=_joined([mlp.gate_proj.bias, mlp.up_proj.bias]),
-            down=mlp.down_proj.weight,
-            down_bias=mlp.down_proj.bias,
-            query_norm=attention.q_norm.weight[order] * scale if normed else None,
-            key_norm=attention.k_norm.weight[order] if normed else None,
-        )
+        query, key, value = (_weight_of(part) for part in (attention.q_proj, attention.k_proj, attention.v_proj))
+        parts = [scaled(in_order(query)), in_order(key), value]
+        biases = [scaled(in_order(attention.q_proj.bias)), in_order(attention.k_proj.bias), attention.v_proj.bias]
+        gate_up = torch.cat([_weight_of(mlp.gate_proj), _weight_of(mlp.up_proj)])
+        folded = {
+            "qkv": torch.cat([part for part in parts if part is not None]) * layer.input_layernorm.weight,
+            "qkv_bias": _joined(biases),
+            "out": _weight_of(attention.o_proj),
+            "out_bias": attention.o_proj.bias,
+            "gate_up": gate_up * layer.post_attention_layernorm.weight,
+            "gate_up_bias": _joined([mlp.gate_proj.bias, mlp.up_proj.bias]),
+            "down": _weight_of(mlp.down_proj),
+            "down_bias": mlp.down_proj.bias,
+            "query_norm": attention.q_norm.weight[order] * scale if normed else None,
+            "key_norm": attention.k_norm.weight[order] if normed else None,
+        }
+        return _Layer(**{name: value if value is None else value.to(self._dtype) for name, value in folded.items()})
 
     def _normed(self, rotated: Tensor, query_norm: Tensor, key_norm: Tensor) -> Tensor:
         scales = [query_norm.expand(self._heads, -1), key_norm.expand(self._key_heads, -1)]

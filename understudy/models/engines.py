@@ -1,4 +1,4 @@
-"""Who samples: ours, eagerly or by a CUDA graph, transformers' generate, or vLLM, behind one protocol.
+"""Who samples: ours, transformers' generate, or vLLM, behind one protocol.
 
 All draw from the policy's own distribution at the given temperature and nucleus, whatever defaults a model or a
 server brings. Only ours note log-probabilities; those of others are computed again by the training forward.
@@ -14,12 +14,10 @@ import torch
 from torch import Tensor
 
 from understudy.errors import ConfigError
-from understudy.models.decoding import start
 from understudy.models.generation import Peers, Rollouts, SamplingSettings, generate, response_limits
-from understudy.models.graph_decoding import start_graph
 from understudy.models.language_model import LanguageModel
 
-ENGINES = ("native", "graph", "transformers", "vllm")
+ENGINES = ("native", "transformers", "vllm")
 
 
 class Generator(Protocol):
@@ -50,8 +48,6 @@ def create_engine(name: str, server_url: str | None = None) -> Generator:
         )
     if name == "native":
         return Native()
-    if name == "graph":
-        return Native(graph=True)
     if name == "transformers":
         return Transformers()
     if name == "vllm":
@@ -62,14 +58,7 @@ def create_engine(name: str, server_url: str | None = None) -> Generator:
 
 
 class Native:
-    """Our own decoding loop: eagerly in one process or several, or over a CUDA graph in one.
-
-    Over a graph rows that ended are decoded on until the batch is done, so they go on drawing: the responses are not
-    those of the eager loop. Its replay has not been run on a GPU yet.
-    """
-
-    def __init__(self, graph: bool = False) -> None:
-        self._graph = graph
+    """Our own decoding loop, in one process or several."""
 
     def generate(
         self,
@@ -83,12 +72,9 @@ class Native:
         """Sample; see `understudy.models.generation.generate`.
 
         Raises:
-            ConfigError: a prompt that leaves no room; over a graph several processes, or a policy that has none.
+            ConfigError: a prompt leaves no room.
         """
-        begin = start_graph if self._graph else start
-        if self._graph:
-            refuse_several(peers, "graph")
-        return generate(policy, prompts, settings, generator, responses_per_prompt, peers=peers, begin=begin)
+        return generate(policy, prompts, settings, generator, responses_per_prompt, peers=peers)
 
 
 class Transformers:

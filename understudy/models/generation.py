@@ -14,11 +14,13 @@ import torch
 from torch import Tensor
 
 from understudy.errors import ConfigError
-from understudy.models.decoding import Start, start
+from understudy.models.decoding import Start
+from understudy.models.graph_decoding import start
 from understudy.models.language_model import LanguageModel
 from understudy.models.logps import chosen_logps
 
 _EXACT = torch.float64
+_COLUMNS_UNASKED = 8  # where no row can leave, how often it is asked whether all have ended: the answer waits for a GPU
 
 
 @dataclass(frozen=True)
@@ -105,7 +107,7 @@ def generate(
         responses_per_prompt: k.
         on_token: called with the tokens of the active rows after each step, for streaming.
         peers: the processes that sample these prompts together, with equal arguments; each gets all responses.
-        begin: reads the prompts, see `understudy.models.decoding.start`.
+        begin: reads the prompts, see `understudy.models.graph_decoding.start`.
 
     Raises:
         ConfigError: a prompt leaves no room for a response in the model's context.
@@ -216,15 +218,18 @@ def _decode(
         finished_B[newly] = True
         length_B[newly] = column + 1
         open_B[rows] &= ~ended & (limit_B[rows] > column + 1)
-        active = open_B[rows]
-        num_active = int(active.sum())
-        if num_active == 0 or column + 1 == max_tokens:
+        if column + 1 == max_tokens:
             break
-        if stepper.loses_rows and num_active <= 0.75 * len(rows):
-            keep = active.nonzero().squeeze(-1)
-            stepper.select(share.own_rows(keep))
-            rows, tokens = rows[keep], tokens[keep]
-            share.follow(rows)
+        if stepper.loses_rows or (column + 1) % _COLUMNS_UNASKED == 0:
+            active = open_B[rows]
+            num_active = int(active.sum())
+            if num_active == 0:
+                break
+            if stepper.loses_rows and num_active <= 0.75 * len(rows):
+                keep = active.nonzero().squeeze(-1)
+                stepper.select(share.own_rows(keep))
+                rows, tokens = rows[keep], tokens[keep]
+                share.follow(rows)
         stepper.step(share.own_tokens(tokens, stepper.logits_BV.shape[0], policy.end_token_id))
     lengths = length_B.tolist()
     exact = not torch.is_autocast_enabled(policy.device.type)

@@ -1,10 +1,9 @@
-"""Decoding a token for every row by replaying one CUDA graph over a cache of fixed size.
+"""Decoding a token for every row by replaying CUDA graphs over a cache of fixed size.
 
 On a GPU a small model's step is hundreds of short kernels whose launches take longer than they do; a graph launches
 them at once. What changes from step to step lies in tensors that the graph reads: the tokens, their positions, the
-column to write, the columns that may be seen. Without CUDA the same computation runs eagerly, which is how it is
-tested. The capture and its replay have not been run on a GPU yet, so nothing uses them unless
-`align.rollout.engine: graph` asks.
+column to write, the columns that may be seen. How many columns are read is a part of the graph, so there is one for
+every so many of them. Without CUDA the same computation runs eagerly, which is how it is tested.
 """
 
 from __future__ import annotations
@@ -14,32 +13,31 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
 
-from understudy.errors import ConfigError
-from understudy.models.decoding import FusedStepper, can_fuse, start_fused
+from understudy.models import decoding
+from understudy.models.decoding import FusedStepper, Stepper, can_fuse, start_fused
 from understudy.models.language_model import LanguageModel
 
+# A graph reads whole blocks of columns: smaller ones read less for nothing, and more graphs take longer to capture.
+_BLOCK = 64
 
-def start_graph(policy: LanguageModel, prompts: Sequence[Sequence[int]], repeats: int, max_tokens: int) -> FusedStepper:
-    """`understudy.models.decoding.start` with a graph.
 
-    Raises:
-        ConfigError: the policy is none that the fused computation knows.
-    """
-    if not can_fuse(policy):
-        raise ConfigError(
-            "align.rollout.engine is 'graph', which decodes a model of the Llama family in float32 and without "
-            f"adapters; this one is a {policy.unwrapped.config.model_type}, has adapters, or computes in a lower "
-            "precision. Use align.rollout.engine=native."
-        )
-    return start_fused(GraphStepper, policy, prompts, repeats, max_tokens)
+def start(policy: LanguageModel, prompts: Sequence[Sequence[int]], repeats: int, max_tokens: int) -> Stepper:
+    """`understudy.models.decoding.start`, by graphs on a GPU where the policy allows that."""
+    if policy.device.type == "cuda" and can_fuse(policy):
+        return start_fused(GraphStepper, policy, prompts, repeats, max_tokens)
+    return decoding.start(policy, prompts, repeats, max_tokens)
 
 
 class GraphStepper(FusedStepper):
-    """`FusedStepper` with shapes that never change; rows that ended are decoded on until the batch is done."""
+    """`FusedStepper` with shapes that change only from block to block; rows that ended are decoded on until all have.
+
+    The query heads that share a key head are asked as if they were positions of one sequence, so that a fused kernel
+    reads keys and values once for all of them.
+    """
 
     loses_rows = False
-    _graph: Any = None
     _token_B: Tensor
     _column: Tensor
     _visible_BS: Tensor
@@ -70,27 +68,39 @@ class GraphStepper(FusedStepper):
         size = self._keys[0].shape[2]
         self._token_B = token_B.clone()
         self._column = torch.zeros(1, dtype=torch.long, device=token_B.device)
-        visible_BS = torch.full((len(token_B), size), -torch.inf, device=token_B.device)
+        visible_BS = torch.full((len(token_B), size), -torch.inf, device=token_B.device, dtype=self._dtype)
         visible_BS[:, : self._columns] = 0.0 if self._padding_BS is None else self._padding_BS[:, : self._columns]
         self._visible_BS = visible_BS
         self.logits_BV = self.logits_BV.clone()
+        self._graphs: dict[int, Any] = {}
         for keys, values in zip(self._keys, self._values, strict=True):
             # Columns not yet written are masked, but an unset NaN would pass through the product with zero.
             keys[:, :, self._columns :] = 0.0
             values[:, :, self._columns :] = 0.0
 
+    def _room(self, columns: int) -> int:
+        return _up_to_block(columns)
+
     def _replay(self) -> None:
-        if self._graph is None:
+        block = _up_to_block(self._columns + 1)
+        if block not in self._graphs:
+            self._graphs[block] = self._captured()
+        self._graphs[block].replay()
+
+    def _captured(self) -> Any:
+        if not self._graphs:
+            # Libraries make their workspaces at the first call, which a capture does not allow.
             stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
             stream.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(stream):
-                # Writing a column twice with the same token changes nothing, so a warm-up is harmless.
+                # Writing a column twice with the same token changes nothing.
                 self._compute()
             torch.cuda.current_stream().wait_stream(stream)
-            self._graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(self._graph):
-                self._compute()
-        self._graph.replay()
+        graph = torch.cuda.CUDAGraph()
+        pool = next(iter(self._graphs.values())).pool() if self._graphs else None
+        with torch.cuda.graph(graph, pool=pool):
+            self._compute()
+        return graph
 
     def _compute(self) -> None:
         self.logits_BV.copy_(self._read(self._token_B))
@@ -98,8 +108,16 @@ class GraphStepper(FusedStepper):
     def _write(self, cache: Tensor, new_BKD: Tensor) -> None:
         cache.index_copy_(2, self._column, new_BKD.unsqueeze(2))
 
-    def _seen(self, cache: Tensor) -> Tensor:
-        return cache.flatten(0, 1)
-
     def _mask(self) -> Tensor:
-        return self._by_head(self._visible_BS)
+        return self._visible_BS[:, None, None, : _up_to_block(self._columns + 1)]
+
+    def _attend(self, query_BHD: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
+        rows, columns = query_BHD.shape[0], _up_to_block(self._columns + 1)
+        query_BKGD = query_BHD.reshape(rows, self._key_heads, -1, self._width)
+        seen_keys, seen_values = keys[:, :, :columns], values[:, :, :columns]
+        context = scaled_dot_product_attention(query_BKGD, seen_keys, seen_values, attn_mask=mask, scale=1.0)
+        return context.reshape(rows, -1)
+
+
+def _up_to_block(columns: int) -> int:
+    return -(-columns // _BLOCK) * _BLOCK

@@ -24,6 +24,32 @@ IMPLEMENTATION = "understudy_packed"
 
 
 @dataclass(frozen=True)
+class Ragged:
+    """Where sequences begin in rows of tokens that hold them end to end, and the end of all; int32.
+
+    Attributes:
+        prompt_G: of the prompts, among the packed tokens (G + 1).
+        response_R: of the responses, among those after the prompts (R + 1).
+        seen_R: of what a response may see, among `seen_K` (R + 1).
+        seen_K: where those tokens stand among the packed ones: prompt and response, row by row.
+        longest: tokens of the longest prompt, response, and of both together.
+        num_prompt: tokens of all prompts.
+    """
+
+    prompt_G: Tensor
+    response_R: Tensor
+    seen_R: Tensor
+    seen_K: Tensor
+    longest: tuple[int, int, int]
+    num_prompt: int
+
+    def to(self, device: torch.device) -> Ragged:
+        """On a device."""
+        tensors = (self.prompt_G, self.response_R, self.seen_R, self.seen_K)
+        return Ragged(*(tensor.to(device) for tensor in tensors), self.longest, self.num_prompt)
+
+
+@dataclass(frozen=True)
 class Packed:
     """A batch as one row of tokens.
 
@@ -38,6 +64,7 @@ class Packed:
         before_M: for each response token in row order, where the token before it stands.
         token_M: where it stands itself.
         cell_M: its place in the flattened (B, T) of the plain layout.
+        ragged: the same sequences end to end, for kernels that need no rectangles.
     """
 
     ids_N: Tensor
@@ -50,6 +77,7 @@ class Packed:
     before_M: Tensor
     token_M: Tensor
     cell_M: Tensor
+    ragged: Ragged
 
     def unpack(self, value_M: Tensor, like_BT: Tensor) -> Tensor:
         """Values of the response tokens in the plain layout, zero elsewhere, shape (B, T, …)."""
@@ -89,7 +117,17 @@ def pack(prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]], d
         response_RT[row_B][real_BT],
         real_BT.flatten().nonzero().squeeze(1),
     )
-    return Packed(*(tensor.to(device) for tensor in tensors))
+    seen_RS = torch.cat([real_GP[group_R], real_RT], dim=1)
+    num_seen = num_prompt[group_R] + num_response
+    longest = (int(num_prompt.max()), int(num_response.max()), int(num_seen.max()))
+    starts = (_starts(num_prompt), _starts(num_response), _starts(num_seen))
+    ragged = Ragged(*starts, tensors[4][seen_RS], longest, int(num_prompt.sum()))
+    return Packed(*(tensor.to(device) for tensor in tensors), ragged.to(device))
+
+
+def _starts(lengths: Tensor) -> Tensor:
+    """First place of each sequence and the end of the last, int32."""
+    return torch.nn.functional.pad(lengths.cumsum(0), (1, 0)).to(torch.int32)
 
 
 _ACTIVE: ContextVar[Packed | None] = ContextVar("packed", default=None)
@@ -122,6 +160,44 @@ def attend(
     """Attention of a packed row, (1, H, N, D) to (1, N, H, D), as Hugging Face's attention interface asks for."""
     packed = cast(Packed, _ACTIVE.get())
     query_NHD, key_NHD, value_NHD = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
+    if value.is_cuda and value.dtype == torch.bfloat16:
+        return _attend_ragged(query_NHD, key_NHD, value_NHD, packed.ragged, scaling)[None], None
+    return _attend_padded(query_NHD, key_NHD, value_NHD, packed, scaling)[None], None
+
+
+def _attend_ragged(
+    query_NHD: Tensor, key_NHD: Tensor, value_NHD: Tensor, ragged: Ragged, scaling: float | None
+) -> Tensor:
+    """By a kernel for sequences of any lengths; under autocast rotated queries and keys are float32 until here."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    prompt_tokens, response_tokens, seen_tokens = ragged.longest
+    num_prompt, groups = ragged.num_prompt, query_NHD.shape[1] // key_NHD.shape[1]
+    query, key = query_NHD.to(value_NHD.dtype), key_NHD.to(value_NHD.dtype)
+
+    def spread(tensor: Tensor) -> Tensor:
+        # Not every PyTorch in use lets heads share keys here.
+        return tensor.repeat_interleave(groups, 1) if groups > 1 else tensor
+
+    causal = {"scale": scaling, "window_size": (-1, 0)}  # the last query stands at the last key
+    prompt = varlen_attn(
+        *(query[:num_prompt], spread(key[:num_prompt]), spread(value_NHD[:num_prompt])),
+        *(ragged.prompt_G, ragged.prompt_G, prompt_tokens, prompt_tokens),
+        **causal,
+    )
+    response = varlen_attn(
+        query[num_prompt:],
+        *(spread(tensor.index_select(0, ragged.seen_K)) for tensor in (key, value_NHD)),
+        *(ragged.response_R, ragged.seen_R, response_tokens, seen_tokens),
+        **causal,
+    )
+    return torch.cat([prompt, response])
+
+
+def _attend_padded(
+    query_NHD: Tensor, key_NHD: Tensor, value_NHD: Tensor, packed: Packed, scaling: float | None
+) -> Tensor:
+    """By the kernel for rectangles, which every device and precision has."""
     grouped = query_NHD.shape[1] != key_NHD.shape[1]
 
     def rows(tensor_NHD: Tensor, index: Tensor) -> Tensor:
@@ -148,7 +224,7 @@ def attend(
     shape = query_NHD.shape[1:]
     flat_prompt = prompt.transpose(1, 2).reshape(-1, *shape).index_select(0, packed.from_prompt_N)
     flat_response = response.transpose(1, 2).reshape(-1, *shape).index_select(0, packed.from_response_N)
-    return torch.cat([flat_prompt, flat_response])[None], None
+    return torch.cat([flat_prompt, flat_response])
 
 
 def _register() -> None:

@@ -35,7 +35,6 @@ from understudy.training.processes import Processes
 from understudy.training.replay import Replay, Sample
 from understudy.training.seen import SeenByReference
 
-_MICRO_BATCH_TOKENS = 8192  # in one process
 FORWARD, BACKWARD = 1, 3  # token passes: a forward pass or a sampled token; a forward and a backward pass
 
 
@@ -129,7 +128,7 @@ class AlignState:
         models.reference.model.eval()
         self.seen: SeenByReference | None = None
         if isinstance(models.discriminator, TrunkReader):
-            tokens, count = _MICRO_BATCH_TOKENS * self.processes.count, partial(self.count, FORWARD)
+            tokens, count = config.micro_batch_tokens * self.processes.count, partial(self.count, FORWARD)
             self.seen = SeenByReference(models.reference, self.processes.over_rows, tokens, count)
         self._discriminator_pass = _relative_pass(models, config.discriminator.init)
 
@@ -233,7 +232,7 @@ class AlignState:
     def micro_batches(self, samples: Sequence[Sample]) -> Iterator[MicroBatch]:
         """Consecutive samples under a token budget for each process, in order."""
         longest = max(len(self.train[s.row].prompt) + len(s.response) for s in samples)
-        size = max(1, _MICRO_BATCH_TOKENS // longest)
+        size = max(1, self.config.micro_batch_tokens // longest)
         step = size * self.processes.count
         for start in range(0, len(samples), step):
             some = samples[start : start + step]
