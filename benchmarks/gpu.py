@@ -155,7 +155,8 @@ def _sampled_p() -> float:
     seen_V = torch.bincount(torch.tensor([row[1] for row in rollouts.responses]), minlength=64).double()
     common = due_V > 5
     seen, due = ([*value[common].tolist(), float(value[~common].sum())] for value in (seen_V, due_V))
-    return float(chisquare(seen, [value * sum(seen) / sum(due) for value in due]).pvalue)
+    rare = slice(None, None if due[-1] > 0 else -1)
+    return float(chisquare(seen[rare], [value * sum(seen) / sum(due) for value in due[rare]]).pvalue)
 
 
 @torch.no_grad()
@@ -197,7 +198,8 @@ def _step_seconds(kind: type[FusedStepper], policy: Any, prompts: Any, repeats: 
         seconds = (time.perf_counter() - started) / WORK.response_tokens
     found = {"start_seconds": started - begun, "seconds": seconds}
     if kind is GraphStepper and ON_GPU:
-        stepper._columns = WORK.prompt_tokens + WORK.response_tokens - 1
+        stepper._columns -= 1
+        stepper._position_B -= 1
         found["last_replay_seconds"] = _seconds(stepper._replay)
     del stepper
     return found
@@ -257,7 +259,7 @@ def whole_steps(peers: list[str]) -> dict[str, Any]:
         if ON_GPU:
             told["peak_mib"] = torch.cuda.max_memory_allocated() / 2**20
         told["formula_mib"] = formula_mib(work, _model())
-        for peer in peers if precision == "fp32" else peers[:1]:
+        for peer in peers if precision == "fp32" else ():
             _forget_accelerator()
             told[f"{peer}_seconds"] = PeerStep(work, peer, DEVICE).seconds(1)
             told[f"{peer}_ratio"] = told[f"{peer}_seconds"] / ours

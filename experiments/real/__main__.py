@@ -10,9 +10,13 @@ import argparse
 import sys
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from experiments.real.arms import ARMS
-from experiments.real.tasks import TASKS, pretrained_overrides, pretrained_rate
+from experiments.real.tasks import TASKS, pretrained_overrides
+
+if TYPE_CHECKING:
+    from experiments.real.cell import Settings
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
@@ -69,9 +73,8 @@ def _run(options: argparse.Namespace, results: Path) -> None:
 
     torch.set_num_threads(options.threads)
     transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    under, over = _overrides(options)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    study = Study(Folders(results, options.work), under, over, device, options.sample_only)
+    study = Study(Folders(results, options.work), settings_from(options), device, options.sample_only)
     cells = [
         Cell(TASKS[task], size, ARMS[arm], seed)
         for task in options.tasks
@@ -88,15 +91,16 @@ def _run(options: argparse.Namespace, results: Path) -> None:
         print(line, file=sys.stderr, flush=True)
 
 
-def _overrides(options: argparse.Namespace) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Under every arm's own, and over them."""
-    under: tuple[str, ...] = ()
+def settings_from(options: argparse.Namespace) -> Settings:
+    """What the options lay over the params of all cells."""
+    from experiments.real.cell import Settings
+
     over = tuple(options.set)
-    if options.model:
-        under, over = pretrained_overrides(options.model, options.lora), (pretrained_rate(options.lora), *over)
     if options.smoke:
         over = (*over, *SMOKE, *(() if set(options.tasks) <= {"sort", "pick"} else SMOKE_SHORT))
-    return under, over
+    if not options.model:
+        return Settings(over=over)
+    return Settings(pretrained_overrides(options.model, options.lora), over, options.lora)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -19,6 +19,8 @@ class Arm:
         role: "sft" (a baseline that the bar is about), "baseline" or "ours".
         compute_of: the arm whose compute this one may spend; of kind "sft_longer" alone.
         keep: its weights, as `sft.keep`; of kind "sft_longer" alone.
+        epochs: how long it goes on instead, where the compute of no arm is named.
+        pretrained_rate: the policy's in alignment where all its weights come pretrained, over the arm's own.
     """
 
     name: str
@@ -28,6 +30,8 @@ class Arm:
     role: str
     compute_of: str = ""
     keep: str = ""
+    epochs: int = 0
+    pretrained_rate: float = 3e-5
 
 
 def _ours(divergence: str, label: str, level: str) -> Arm:
@@ -107,5 +111,15 @@ ARMS: dict[str, Arm] = {
         Arm("reverse_kl_new", "reverse KL, sequence, a fifth withheld from SFT", "align", _NEW, "ours"),
         *_by_ngrams("ngrams", "a table of n-grams", "n-grams", _NGRAMS),
         *_by_ngrams("ngrams_wide", "n-grams, 96 prompts a round", "n-grams, 96 prompts", _NGRAMS_WIDE),
+        Arm(
+            "reverse_kl_ngrams_wide_x3",
+            "reverse KL, sequence, by n-grams, 96 prompts a round, thrice the rate",
+            "align",
+            (*_NGRAMS_WIDE, "align.learning_rate=6e-4"),
+            "ours",
+            pretrained_rate=9e-5,
+        ),
+        # At least as much compute as 40 rounds of alignment take, known before they are run.
+        Arm("sft_more_last", "SFT, 16 epochs more, last weights", "sft_longer", (), "sft", keep="last", epochs=16),
     )
 }

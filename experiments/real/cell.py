@@ -59,13 +59,35 @@ class Folders:
     work: Path
 
 
+@dataclass(frozen=True)
+class Settings:
+    """What is laid over the task's params.
+
+    Attributes:
+        under: overrides that an arm's own stand over: where the policy comes from.
+        over: overrides that stand over every arm's.
+        adapters: whether a pretrained policy is trained by adapters; None: it is from scratch.
+    """
+
+    under: tuple[str, ...] = ()
+    over: tuple[str, ...] = ()
+    adapters: bool | None = None
+
+    def of(self, arm: Arm) -> tuple[str, ...]:
+        """Overrides for an arm, the later over the earlier."""
+        rate: tuple[str, ...] = ()
+        if self.adapters is not None:
+            # An arm's own fits a policy from scratch; adapters take ten times what all weights do.
+            rate = (f"align.learning_rate={arm.pretrained_rate * (10 if self.adapters else 1):g}",)
+        return (*self.under, *arm.overrides, *rate, *self.over)
+
+
 class Study:
     """Trains and measures cells; SFT policies are trained once for all arms that start from them.
 
     Args:
         folders: of results and work.
-        under: overrides of the task's params that an arm's own stand over: where the policy comes from.
-        over: overrides that stand over every arm's.
+        settings: of all cells.
         device: to train on.
         sample_only: keep samples to be measured later, elsewhere perhaps: measuring needs neither weights nor device.
     """
@@ -73,12 +95,11 @@ class Study:
     def __init__(
         self,
         folders: Folders,
-        under: tuple[str, ...] = (),
-        over: tuple[str, ...] = (),
+        settings: Settings | None = None,
         device: str = "cpu",
         sample_only: bool = False,
     ) -> None:
-        self.folders, self.under, self.over, self.device = folders, under, over, device
+        self.folders, self.settings, self.device = folders, settings or Settings(), device
         self.sample_only = sample_only
 
     def path(self, cell: Cell) -> Path:
@@ -91,7 +112,7 @@ class Study:
 
     def overrides(self, cell: Cell) -> tuple[str, ...]:
         """Of params.yaml, the later over the earlier."""
-        return (*cell.task.overrides, *self.under, *cell.arm.overrides, *self.over)
+        return (*cell.task.overrides, *self.settings.of(cell.arm))
 
     def run(self, cell: Cell) -> dict[str, Any]:
         """Train, sample, measure and write one cell; one that is there is read, one that is sampled is only measured.
@@ -125,7 +146,7 @@ class Study:
             "arm": cell.arm.name,
             "seed": cell.seed,
             "overrides": list(overrides),
-            "settings": [*self.under, *self.over],
+            "settings": [*self.settings.under, *self.settings.over],
             "num_train": len(rows.train),
             "num_parameters": sum(parameter.numel() for parameter in policy.model.parameters()),
             **told,
@@ -192,15 +213,18 @@ class Study:
     def _longer(
         self, cell: Cell, params: Params, rows: Rows, start: Path
     ) -> tuple[LanguageModel, None, dict[str, Any]]:
-        """Go on from the SFT policy for the compute that alignment took, by the arm that names the amount.
+        """Go on from the SFT policy for the compute that an aligned arm took, or for some epochs.
 
         On all demonstrations, withheld ones too: it competes with what was aligned on them.
         """
         from experiments.real.arms import ARMS
 
-        amount = self.run(Cell(cell.task, cell.size, ARMS[cell.arm.compute_of], cell.seed))["compute_token_passes"]
+        amount, sft = None, params.sft.model_copy(update={"keep": cell.arm.keep})
+        if cell.arm.compute_of:
+            amount = self.run(Cell(cell.task, cell.size, ARMS[cell.arm.compute_of], cell.seed))["compute_token_passes"]
+        else:
+            sft = sft.model_copy(update={"epochs": cell.arm.epochs})
         policy = self._trainable(start, params, cell.seed)
-        sft = params.sft.model_copy(update={"keep": cell.arm.keep})
         with self._loop(params) as loop:
             result = train_sft(policy, *_encoded(policy, rows, rows.train), sft, cell.seed, loop, amount)
         return policy, None, {"compute_token_passes": result.compute_token_passes, "num_updates": result.num_steps}

@@ -18,9 +18,9 @@ from experiments import blocks
 from experiments.real import cell as real_cell
 from experiments.real import study as real_study
 from experiments.real import tasks as real_tasks
-from experiments.real.__main__ import _overrides, main
+from experiments.real.__main__ import main, settings_from
 from experiments.real.arms import ARMS
-from experiments.real.cell import Cell, ClosedFormReward, Folders, Study
+from experiments.real.cell import Cell, ClosedFormReward, Folders, Settings, Study
 from experiments.real.measure import Chooser
 from experiments.real.report import choice, pages, summary, tables
 from experiments.real.study import (
@@ -52,7 +52,7 @@ def _params(task: Task, *overrides: str) -> Any:
 
 
 def test_every_arm_of_the_comparison_is_there_and_its_params_are_valid() -> None:
-    assert len(ARMS) == 26 and [name for name, arm in ARMS.items() if arm.role == "sft"] == [
+    assert len(ARMS) == 28 and [name for name, arm in ARMS.items() if arm.role == "sft"] == [
         "sft",
         "sft_longer",
         "sft_longer_last",
@@ -61,8 +61,10 @@ def test_every_arm_of_the_comparison_is_there_and_its_params_are_valid() -> None
         "sft_longer_ngrams_last",
         "sft_longer_ngrams_wide",
         "sft_longer_ngrams_wide_last",
+        "sft_more_last",
     ]
-    assert all((arm.kind == "sft_longer") == (arm.compute_of in ARMS) == bool(arm.keep) for arm in ARMS.values())
+    for arm in ARMS.values():
+        assert (arm.kind == "sft_longer") == bool(arm.keep) == ((arm.compute_of in ARMS) != (arm.epochs > 0))
     for task in TASKS.values():
         pairs = {
             (composed(params.align)[0].divergence, composed(params.align)[0].level)
@@ -90,12 +92,12 @@ def test_pretrained_weights_are_named_with_their_gguf_file_and_adapters(tmp_path
     assert _params(TASKS["debian"], *pretrained_overrides(tmp_path, lora=False)).model.gguf_file is None
 
 
-@pytest.mark.parametrize(("lora", "rate"), [(False, 2e-6), (True, 5e-5)])
+@pytest.mark.parametrize(("lora", "rate"), [(False, 3e-5), (True, 3e-4)])
 def test_a_pretrained_policys_rate_and_what_is_set_stand_over_an_arms(tmp_path: Path, lora: bool, rate: float) -> None:
     options = argparse.Namespace(
         model=tmp_path, lora=lora, smoke=False, tasks=["ansible"], set=["align.discriminator.batch_pairs=7"]
     )
-    study = Study(Folders(tmp_path, tmp_path), *_overrides(options))
+    study = Study(Folders(tmp_path, tmp_path), settings_from(options))
     align = load_params(
         ROOT / "params.yaml", study.overrides(Cell(TASKS["ansible"], 500, ARMS["reverse_kl_ngrams"], 0))
     ).align
@@ -308,7 +310,7 @@ def test_a_setting_that_an_arm_has_too_sets_no_arm_apart(tmp_path: Path, monkeyp
     monkeypatch.setattr(real_cell, "sample_decodings", lambda *_: {"decodings": {}})
     monkeypatch.setattr(real_cell, "measure", lambda *_: {"T=1": {"scores": [1.0]}})
     monkeypatch.setattr(real_tasks, "_ARITHMETIC_ROWS", 800)
-    study = Study(Folders(tmp_path / "results", tmp_path / "work"), over=(shared,))
+    study = Study(Folders(tmp_path / "results", tmp_path / "work"), Settings(over=(shared,)))
     for arm in ("sft", "reverse_kl_ngrams"):
         study.run(Cell(TASKS["pick"], 100, ARMS[arm], 0))
     found = {key: list(arms) for key, arms in load_cells(tmp_path / "results").items()}
@@ -420,7 +422,7 @@ def test_withheld_demonstrations_are_for_alignment_and_for_the_longer_sft(
     monkeypatch.setattr(real_cell, "align", aligned)
     monkeypatch.setattr(real_tasks, "_ARITHMETIC_ROWS", 800)
     more = ("sft.withheld_fraction=0.4", "align.demonstrations=withheld")
-    study = Study(Folders(tmp_path / "results", tmp_path / "work"), over=more)
+    study = Study(Folders(tmp_path / "results", tmp_path / "work"), Settings(over=more))
     (tmp_path / "results").mkdir()
     study.path(Cell(TASKS["pick"], 100, ARMS["reverse_kl_sequence"], 0)).write_text('{"compute_token_passes": 77}')
     params = load_params(ROOT / "params.yaml", (*TASKS["pick"].overrides, *more))
@@ -445,7 +447,7 @@ def test_the_discriminator_of_best_of_n_learns_as_often_as_an_aligned_policys(
 
     monkeypatch.setattr(real_cell, "align", aligned)
     monkeypatch.setattr(real_tasks, "_ARITHMETIC_ROWS", 800)
-    study = Study(Folders(tmp_path / "results", tmp_path / "work"), over=("sft.epochs=1",))
+    study = Study(Folders(tmp_path / "results", tmp_path / "work"), Settings(over=("sft.epochs=1",)))
     rows = real_tasks.load(TASKS["pick"], 100, 0, tmp_path / "work", 8, SPLITS)
     for arm in ("best_of_8_ngrams", "reverse_kl_ngrams"):
         cell = Cell(TASKS["pick"], 100, ARMS[arm], 0)

@@ -40,16 +40,19 @@ class _Portions(torch.autograd.Function):
     def forward(
         ctx: Any, hidden_MH: Tensor, weight_VH: Tensor, bias_V: Tensor | None, id_M: Tensor, rows: int
     ) -> Tensor:
+        dtype = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else hidden_MH.dtype
+        hidden_MH = hidden_MH.to(dtype)
         ctx.save_for_backward(hidden_MH, weight_VH, bias_V, id_M)
-        ctx.rows = rows
+        ctx.rows, weight = rows, weight_VH.to(dtype)
         parts = [slice(start, start + rows) for start in range(0, len(id_M), rows)]
-        return torch.cat([chosen_logps(linear(hidden_MH[part], weight_VH, bias_V), id_M[part]) for part in parts])
+        return torch.cat([chosen_logps(linear(hidden_MH[part], weight, bias_V), id_M[part]) for part in parts])
 
     @staticmethod
     @torch.amp.custom_bwd(device_type="cuda")  # type: ignore[untyped-decorator]
     def backward(ctx: Any, gradient_M: Tensor) -> tuple[Tensor | None, ...]:
         hidden_MH, weight_VH, bias_V, id_M = ctx.saved_tensors
         wants_hidden, wants_weight, wants_bias = ctx.needs_input_grad[:3]
+        weight = weight_VH.to(hidden_MH.dtype)
         from_hidden = torch.empty_like(hidden_MH) if wants_hidden else None
         from_weight = torch.zeros_like(weight_VH) if wants_weight else None
         from_bias = torch.zeros_like(bias_V) if wants_bias else None
@@ -57,13 +60,13 @@ class _Portions(torch.autograd.Function):
             part = slice(start, start + ctx.rows)
             hidden, gradient = hidden_MH[part], gradient_M[part, None]
             # d logp[id] / d logits = onehot(id) - softmax.
-            logits = linear(hidden, weight_VH, bias_V).float().softmax(-1).mul_(-gradient)
+            logits = linear(hidden, weight, bias_V).float().softmax(-1).mul_(-gradient)
             logits.scatter_add_(1, id_M[part, None], gradient.float())
             logits = logits.to(hidden.dtype)
             if from_hidden is not None:
-                from_hidden[part] = logits @ weight_VH.to(logits.dtype)
+                from_hidden[part] = logits @ weight
             if from_weight is not None:
-                from_weight.addmm_(logits.T.to(from_weight.dtype), hidden.to(from_weight.dtype))
+                from_weight += logits.T @ hidden  # summed over portions in the weight's own precision
             if from_bias is not None:
                 from_bias += logits.sum(0)
         return from_hidden, from_weight, from_bias, None, None
