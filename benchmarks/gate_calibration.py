@@ -9,16 +9,18 @@ import argparse
 import math
 
 import numpy as np
+from numpy.typing import NDArray
 
-from understudy.evaluation.gate.simulation import LOSSES, SHAPES, Shape, group_labels, planned, rate
+from understudy.evaluation.gate.simulation import AGREEING, LOSSES, SHAPES, Shape, group_labels, planned, rate, width
 
 ALPHA, POWER = 0.05, 0.8
 SAMPLES = ((40, 1.0), (150, 1.0), (150, 2.1), (400, 5.0))  # prompts, prompts per group on average
+LARGE = ((232, 1.0, 32), (300, 1.3, 32), (60, 1.0, 20), (120, 3.0, 60))  # the same, and prompts of one group more
 MARGIN = 0.05
 
 
 def main() -> None:
-    """Print both tables as Markdown."""
+    """Print the three tables as Markdown."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--simulations", type=int, default=20_000)
     num = parser.parse_args().simulations
@@ -33,6 +35,15 @@ def main() -> None:
     for shape in LOSSES:
         print(_row(f"{shape.name}, margin {MARGIN}", [_error(shape, *sample, -MARGIN, num) for sample in SAMPLES]))
     print(_row("*plain t test:* rare losses", [_plain(LOSSES[0], *sample, num) for sample in SAMPLES]))
+    layouts = [group_labels(prompts, per_group, largest=largest) for prompts, per_group, largest in LARGE]
+    headings = [
+        f"{len(layout)} prompts, {len(set(layout))} groups, one of {largest}"
+        for layout, (*_, largest) in zip(layouts, LARGE, strict=True)
+    ]
+    print("\n| scores | " + " | ".join(headings) + " |\n|---|" + "---|" * len(LARGE))
+    for shape in SHAPES + LOSSES + AGREEING:
+        truth, name = (-MARGIN, f"{shape.name}, margin {MARGIN}") if shape in LOSSES else (0.0, shape.name)
+        print(_row(name, [_large(shape, layout, truth, num) for layout in layouts]))
     print("\n| scores | true difference | prompts alone | power | prompts in groups of 2.1 | power | of 5 | power |")
     print("|---|---|---|---|---|---|---|---|")
     for shape in SHAPES:
@@ -49,6 +60,11 @@ def main() -> None:
 def _error(shape: Shape, prompts: int, per_group: float, truth: float, num: int) -> str:
     passed, failed = rate(shape, group_labels(prompts, per_group), truth, truth, ALPHA, num, seed=1)
     return f"{passed:.3f} / {failed:.3f}"
+
+
+def _large(shape: Shape, groups: NDArray[np.int64], truth: float, num: int) -> str:
+    passed, failed = rate(shape, groups, truth, truth, ALPHA, num, seed=1)
+    return f"{passed:.3f} / {failed:.3f}, {width(shape, groups, truth, ALPHA, num // 10, seed=1):.2f}"
 
 
 def _plain(shape: Shape, prompts: int, per_group: float, num: int) -> str:

@@ -75,12 +75,33 @@ def graded(between: float = 0.0) -> Draw:
     return draw
 
 
-def heavy(sign: float) -> Draw:
-    """Return unbounded rewards whose difference is lognormal: mostly small, sometimes very large in one direction."""
+def won(wins: float, losing: float, between: float) -> Draw:
+    """Return wins, ties and losses, of which a share of `between`^0.5 of the prompts is one roll of their group's.
+
+    However unequal wins and losses are, the mean is `effect`.
+    """
 
     def draw(generator: np.random.Generator, num: int, groups_P: NDArray[np.int64], effect: float) -> Floats:
-        sigma = 0.75
-        drawn = generator.lognormal(0.0, sigma, (num, len(groups_P))) - np.exp(sigma**2 / 2)
+        own_SP, theirs_SC = generator.random((num, len(groups_P))), generator.random((num, int(groups_P.max()) + 1))
+        joined_SP = generator.random(own_SP.shape) < np.sqrt(between)
+        roll_SP = np.where(joined_SP, theirs_SC[:, groups_P], own_SP)
+        return np.asarray((roll_SP < wins) * 1.0 - (roll_SP > 1 - losing) * 1.0 - (wins - losing) + effect)
+
+    return draw
+
+
+def heavy(sign: float, between: float = 0.0) -> Draw:
+    """Return unbounded rewards whose difference is lognormal: mostly small, sometimes very large in one direction.
+
+    `between` of the variance is the groups', as skewed.
+    """
+
+    def draw(generator: np.random.Generator, num: int, groups_P: NDArray[np.int64], effect: float) -> Floats:
+        sigma, own, theirs = 0.75, np.sqrt(1 - between), np.sqrt(between)
+        drawn = own * (generator.lognormal(0.0, sigma, (num, len(groups_P))) - np.exp(sigma**2 / 2))
+        if between:
+            of_groups = generator.lognormal(0.0, sigma, (num, int(groups_P.max()) + 1)) - np.exp(sigma**2 / 2)
+            drawn += theirs * of_groups[:, groups_P]
         return np.asarray(sign * drawn + effect)
 
     return draw
@@ -97,6 +118,29 @@ def gaussian(between: float) -> Draw:
     return draw
 
 
+def weighted(between: float) -> Draw:
+    """Return skewed values times skewed weights, as sums of NLL of responses of unequal lengths less their mean."""
+
+    def draw(generator: np.random.Generator, num: int, groups_P: NDArray[np.int64], effect: float) -> Floats:
+        sigma, width = 0.75, 0.6
+        tilt_SP = generator.normal(0.0, np.sqrt(between), (num, int(groups_P.max()) + 1))[:, groups_P]
+        value_SP = generator.lognormal(0.0, sigma, tilt_SP.shape) * np.exp(tilt_SP)
+        weight_SP = generator.lognormal(-(width**2) / 2, width, tilt_SP.shape)
+        return np.asarray(weight_SP * (value_SP - np.exp((sigma**2 + between) / 2)) + effect)
+
+    return draw
+
+
+def far(base: Draw, shift: float) -> Draw:
+    """Return `base` with its largest group's mean `shift` away from the others', and the mean of all where it was."""
+
+    def draw(generator: np.random.Generator, num: int, groups_P: NDArray[np.int64], effect: float) -> Floats:
+        largest_P = groups_P == np.bincount(groups_P).argmax()
+        return np.asarray(base(generator, num, groups_P, effect) + shift * (largest_P - largest_P.mean()))
+
+    return draw
+
+
 SHAPES = (
     Shape("binary, half right", binary(1.0, 1.0), True),
     Shape("binary, rarely right", binary(0.2, 1.4), True),
@@ -108,12 +152,32 @@ SHAPES = (
     Shape("skewed to losses", heavy(-1.0), False),
 )
 LOSSES = (Shape("rare losses, no wins", losses(0.0), True), Shape("losses, some wins", losses(0.03), True))
+AGREEING = (
+    Shape("normal, groups nearly all", gaussian(0.9), False),
+    Shape("win, tie or loss", won(0.25, 0.25, 0.3), True),
+    Shape("many wins, groups agree a little", won(0.3, 0.02, 0.1), False),
+    Shape("many wins, groups agree", won(0.3, 0.02, 0.5), False),
+    Shape("losses and few wins, groups agree", won(0.03, 0.15, 0.6), False),
+    Shape("skewed, groups agree a little", heavy(1.0, 0.1), False),
+    Shape("skewed, groups agree", heavy(1.0, 0.3), False),
+    Shape("skewed, groups nearly all", heavy(1.0, 0.9), False),
+    Shape("weighted, skewed", weighted(0.0), False),
+    Shape("weighted, skewed, groups agree", weighted(0.1), False),
+    Shape("normal, largest group far off", far(gaussian(0.1), 1.5), False),
+    Shape("skewed, largest group far above", far(heavy(1.0, 0.1), 2.0), False),
+    Shape("skewed, largest group far below", far(heavy(1.0, 0.1), -2.0), False),
+)
 
 
-def group_labels(num_prompts: int, per_group: float, seed: int = 0) -> NDArray[np.int64]:
-    """Return groups of unequal sizes (geometric), as sources of demonstrations have them (P)."""
-    sizes = np.random.default_rng([seed, num_prompts]).geometric(1 / per_group, num_prompts)
-    return np.repeat(np.arange(num_prompts), sizes)[:num_prompts].astype(np.int64)
+def group_labels(num_prompts: int, per_group: float, seed: int = 0, largest: int = 0) -> NDArray[np.int64]:
+    """Return groups of unequal sizes (geometric), as sources of demonstrations have them (P).
+
+    The last `largest` prompts are one group more.
+    """
+    small = num_prompts - largest
+    sizes = np.random.default_rng([seed, small]).geometric(1 / per_group, small)
+    labels_P = np.repeat(np.arange(small), sizes)[:small]
+    return np.concatenate([labels_P, np.full(largest, labels_P[-1] + 1)]).astype(np.int64)
 
 
 def estimate(differences: Floats, groups: NDArray[np.int64], bounded: bool) -> Estimate:
@@ -135,6 +199,16 @@ def rate(
         above += int((found.low(alpha) > bound).sum())
         below += int((found.high(alpha) < bound).sum())
     return above / num, below / num
+
+
+def width(shape: Shape, groups: NDArray[np.int64], effect: float, alpha: float, num: int, seed: int) -> float:
+    """Return the median distance between both limits in units of the plain t interval over the same groups."""
+    from scipy.special import stdtrit
+
+    found = estimate(shape.draw(np.random.default_rng(seed), num, groups, effect), groups, shape.bounded)
+    plain = 2 * stdtrit(found.effective_groups - 1, 1 - alpha) * np.sqrt(found.variance)
+    seen = found.varied & (plain > 0)
+    return float(np.median((found.high(alpha) - found.low(alpha))[seen] / plain[seen]))
 
 
 def planned(shape: Shape, per_group: float, effect: float, alpha: float, power: float, seed: int) -> int:
