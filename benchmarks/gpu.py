@@ -175,15 +175,21 @@ def decode(floor: dict[str, float]) -> dict[str, Any]:
             least = moved / floor["bytes_per_second"]
             with _autocast(precision):
                 timed = {kind.__name__: _step_seconds(kind, policy, prompts, repeats) for kind in _STEPPERS}
+                whole = _seconds(lambda count=repeats: _generate(policy, prompts, count), 2)
             share = {"least_seconds": least, "share_of_floor": least / timed["GraphStepper"]["seconds"]}
-            found[f"{precision}, {rows} rows"] = timed | share
+            found[f"{precision}, {rows} rows"] = timed | share | {"generate_seconds": whole}
     return found
+
+
+def _generate(policy: LanguageModel, prompts: Any, repeats: int) -> None:
+    generator = torch.Generator(DEVICE).manual_seed(0)
+    generate(policy, prompts, SamplingSettings(WORK.response_tokens), generator, repeats)
 
 
 _STEPPERS = (FusedStepper, GraphStepper)
 
 
-def _step_seconds(kind: type[FusedStepper], policy: Any, prompts: Any, repeats: int) -> dict[str, float]:
+def _step_seconds(kind: type[FusedStepper], policy: Any, prompts: Any, repeats: int) -> dict[str, Any]:
     """Mean over a whole response, twice: the second time what is loaded at first use is there."""
     for _ in range(2):
         _wait()
@@ -196,11 +202,12 @@ def _step_seconds(kind: type[FusedStepper], policy: Any, prompts: Any, repeats: 
             stepper.step(token_B)
         _wait()
         seconds = (time.perf_counter() - started) / WORK.response_tokens
-    found = {"start_seconds": started - begun, "seconds": seconds}
+    found: dict[str, Any] = {"start_seconds": started - begun, "seconds": seconds}
     if kind is GraphStepper and ON_GPU:
         stepper._columns -= 1
         stepper._position_B -= 1
         found["last_replay_seconds"] = _seconds(stepper._replay)
+        found["last_replay_profile"] = _profile(stepper._replay)
     del stepper
     return found
 
@@ -298,7 +305,7 @@ def _relative(found: torch.Tensor, wanted: torch.Tensor) -> float:
 
 
 def _profile(run: Callable[[], Any], lines: int = 14) -> list[dict[str, Any]]:
-    """The kernels and operators that take the device's time, most first."""
+    """The kernels that take the device's time, most first."""
     from torch.profiler import ProfilerActivity, profile
 
     run()
@@ -307,7 +314,8 @@ def _profile(run: Callable[[], Any], lines: int = 14) -> list[dict[str, Any]]:
         run()
         _wait()
         whole = time.perf_counter() - started
-    events = sorted(recorded.key_averages(), key=lambda event: -event.self_device_time_total)
+    kernels = [event for event in recorded.key_averages() if event.device_type == torch.autograd.DeviceType.CUDA]
+    events = sorted(kernels, key=lambda event: -event.self_device_time_total)
     busy = sum(event.self_device_time_total for event in events) / 1e6
     told = [
         {"name": event.key[:90], "calls": event.count, "milliseconds": round(event.self_device_time_total / 1e3, 2)}

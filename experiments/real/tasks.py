@@ -48,7 +48,10 @@ _PRETRAINED = (
     "sft.batch_tokens=4096",
     "sft.learning_rate=3e-4",
     "align.num_rounds=40",
-    "align.micro_batch_tokens=32768",
+    "align.micro_batch_tokens=24576",
+    # A cell's checkpoints are thrown away, and of these weights they are gigabytes.
+    "sft.checkpoint_every_steps=1000000",
+    "align.checkpoint_every_rounds=1000000",
     "align.discriminator.warmup_rounds=8",
     "evaluation.max_prompts=400",
     "evaluation.temperatures=[0.1, 0.3, 0.5, 0.7]",
