@@ -293,19 +293,22 @@ class FusedStepper:
         parts = [scaled(in_order(query)), in_order(key), value]
         biases = [scaled(in_order(attention.q_proj.bias)), in_order(attention.k_proj.bias), attention.v_proj.bias]
         gate_up = torch.cat([_weight_of(mlp.gate_proj), _weight_of(mlp.up_proj)])
-        folded = {
-            "qkv": torch.cat([part for part in parts if part is not None]) * layer.input_layernorm.weight,
-            "qkv_bias": _joined(biases),
-            "out": _weight_of(attention.o_proj),
-            "out_bias": attention.o_proj.bias,
-            "gate_up": gate_up * layer.post_attention_layernorm.weight,
-            "gate_up_bias": _joined([mlp.gate_proj.bias, mlp.up_proj.bias]),
-            "down": _weight_of(mlp.down_proj),
-            "down_bias": mlp.down_proj.bias,
-            "query_norm": attention.q_norm.weight[order] * scale if normed else None,
-            "key_norm": attention.k_norm.weight[order] if normed else None,
-        }
-        return _Layer(**{name: value if value is None else value.to(self._dtype) for name, value in folded.items()})
+
+        def kept(value: Tensor | None) -> Any:
+            return None if value is None else value.to(self._dtype)
+
+        return _Layer(
+            qkv=kept(torch.cat([part for part in parts if part is not None]) * layer.input_layernorm.weight),
+            qkv_bias=kept(_joined(biases)),
+            out=kept(_weight_of(attention.o_proj)),
+            out_bias=kept(attention.o_proj.bias),
+            gate_up=kept(gate_up * layer.post_attention_layernorm.weight),
+            gate_up_bias=kept(_joined([mlp.gate_proj.bias, mlp.up_proj.bias])),
+            down=kept(_weight_of(mlp.down_proj)),
+            down_bias=kept(mlp.down_proj.bias),
+            query_norm=kept(attention.q_norm.weight[order] * scale) if normed else None,
+            key_norm=kept(attention.k_norm.weight[order]) if normed else None,
+        )
 
     def _normed(self, rotated: Tensor, query_norm: Tensor, key_norm: Tensor) -> Tensor:
         scales = [query_norm.expand(self._heads, -1), key_norm.expand(self._key_heads, -1)]

@@ -171,25 +171,26 @@ def _attend_ragged(
     """By a kernel for sequences of any lengths; under autocast rotated queries and keys are float32 until here."""
     from torch.nn.attention.varlen import varlen_attn
 
-    prompt_tokens, response_tokens, seen_tokens = ragged.longest
     num_prompt, groups = ragged.num_prompt, query_NHD.shape[1] // key_NHD.shape[1]
     query, key = query_NHD.to(value_NHD.dtype), key_NHD.to(value_NHD.dtype)
+    longest_prompt, longest_response, longest_seen = ragged.longest
 
-    def spread(tensor: Tensor) -> Tensor:
-        # Not every PyTorch in use lets heads share keys here.
-        return tensor.repeat_interleave(groups, 1) if groups > 1 else tensor
+    def causal(query: Tensor, key: Tensor, value: Tensor, starts: tuple[Tensor, Tensor], most: tuple[int, int]) -> Any:
+        if groups > 1:  # not every PyTorch in use lets heads share keys here
+            key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
+        # A sequence's last query stands at its last key.
+        return varlen_attn(query, key, value, *starts, *most, scale=scaling, window_size=(-1, 0))
 
-    causal = {"scale": scaling, "window_size": (-1, 0)}  # the last query stands at the last key
-    prompt = varlen_attn(
-        *(query[:num_prompt], spread(key[:num_prompt]), spread(value_NHD[:num_prompt])),
-        *(ragged.prompt_G, ragged.prompt_G, prompt_tokens, prompt_tokens),
-        **causal,
+    prompt = causal(
+        *(tensor[:num_prompt] for tensor in (query, key, value_NHD)),
+        starts=(ragged.prompt_G, ragged.prompt_G),
+        most=(longest_prompt, longest_prompt),
     )
-    response = varlen_attn(
+    response = causal(
         query[num_prompt:],
-        *(spread(tensor.index_select(0, ragged.seen_K)) for tensor in (key, value_NHD)),
-        *(ragged.response_R, ragged.seen_R, response_tokens, seen_tokens),
-        **causal,
+        *(tensor.index_select(0, ragged.seen_K) for tensor in (key, value_NHD)),
+        starts=(ragged.response_R, ragged.seen_R),
+        most=(longest_response, longest_seen),
     )
     return torch.cat([prompt, response])
 
