@@ -175,7 +175,7 @@ def _attend_ragged(
     query, key = query_NHD.to(value_NHD.dtype), key_NHD.to(value_NHD.dtype)
     longest_prompt, longest_response, longest_seen = ragged.longest
 
-    def causal(query: Tensor, key: Tensor, value: Tensor, starts: tuple[Tensor, Tensor], most: tuple[int, int]) -> Any:
+    def causal(query: Tensor, key: Tensor, value: Tensor, *, starts: Any, most: tuple[int, int]) -> Any:
         if groups > 1:  # not every PyTorch in use lets heads share keys here
             key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
         # A sequence's last query stands at its last key.
