@@ -179,7 +179,9 @@ def _attend_ragged(
         if groups > 1:  # not every PyTorch in use lets heads share keys here
             key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
         # A sequence's last query stands at its last key.
-        return varlen_attn(query, key, value, *starts, *most, scale=scaling, window_size=(-1, 0))
+        return varlen_attn(
+            query, key, value, starts[0], starts[1], most[0], most[1], scale=scaling, window_size=(-1, 0)
+        )
 
     prompt = causal(
         *(tensor[:num_prompt] for tensor in (query, key, value_NHD)),
