@@ -122,7 +122,8 @@ def pack(prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]], d
     longest = (int(num_prompt.max()), int(num_response.max()), int(num_seen.max()))
     starts = (_starts(num_prompt), _starts(num_response), _starts(num_seen))
     ragged = Ragged(*starts, tensors[4][seen_RS], longest, int(num_prompt.sum()))
-    return Packed(*(tensor.to(device) for tensor in tensors), ragged.to(device))
+    moved: list[Any] = [tensor.to(device) for tensor in tensors]
+    return Packed(*moved, ragged.to(device))
 
 
 def _starts(lengths: Tensor) -> Tensor:
