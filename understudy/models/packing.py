@@ -43,17 +43,13 @@ class Ragged:
     longest: tuple[int, int, int]
     num_prompt: int
 
-    def to(self, device: torch.device) -> Ragged:
-        """On a device."""
-        tensors = (self.prompt_G, self.response_R, self.seen_R, self.seen_K)
-        return Ragged(*(tensor.to(device) for tensor in tensors), self.longest, self.num_prompt)
-
 
 @dataclass(frozen=True)
 class Packed:
     """A batch as one row of tokens.
 
     Attributes:
+        ragged: its sequences end to end, for kernels that need no rectangles.
         ids_N: token ids.
         position_N: positions within the sequence.
         prompt_GP: where each prompt token stands among the N; padding, on the right, repeats token 0.
@@ -64,9 +60,9 @@ class Packed:
         before_M: for each response token in row order, where the token before it stands.
         token_M: where it stands itself.
         cell_M: its place in the flattened (B, T) of the plain layout.
-        ragged: the same sequences end to end, for kernels that need no rectangles.
     """
 
+    ragged: Ragged
     ids_N: Tensor
     position_N: Tensor
     prompt_GP: Tensor
@@ -77,7 +73,6 @@ class Packed:
     before_M: Tensor
     token_M: Tensor
     cell_M: Tensor
-    ragged: Ragged
 
     def unpack(self, value_M: Tensor, like_BT: Tensor) -> Tensor:
         """Values of the response tokens in the plain layout, zero elsewhere, shape (B, T, …)."""
@@ -117,13 +112,16 @@ def pack(prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]], d
         response_RT[row_B][real_BT],
         real_BT.flatten().nonzero().squeeze(1),
     )
-    seen_RS = torch.cat([real_GP[group_R], real_RT], dim=1)
     num_seen = num_prompt[group_R] + num_response
-    longest = (int(num_prompt.max()), int(num_response.max()), int(num_seen.max()))
-    starts = (_starts(num_prompt), _starts(num_response), _starts(num_seen))
-    ragged = Ragged(*starts, tensors[4][seen_RS], longest, int(num_prompt.sum()))
-    moved: list[Any] = [tensor.to(device) for tensor in tensors]
-    return Packed(*moved, ragged.to(device))
+    ragged = Ragged(
+        prompt_G=_starts(num_prompt).to(device),
+        response_R=_starts(num_response).to(device),
+        seen_R=_starts(num_seen).to(device),
+        seen_K=tensors[4][torch.cat([real_GP[group_R], real_RT], dim=1)].to(device),
+        longest=(int(num_prompt.max()), int(num_response.max()), int(num_seen.max())),
+        num_prompt=int(num_prompt.sum()),
+    )
+    return Packed(ragged, *(tensor.to(device) for tensor in tensors))
 
 
 def _starts(lengths: Tensor) -> Tensor:
