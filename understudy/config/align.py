@@ -55,7 +55,8 @@ class DiscriminatorConfig(Section):
     reader_width: int | None = Field(gt=0, multiple_of=32)  # null: the policy's own hidden width
     own: OwnTrunkConfig | None  # read with init: own
     ngram_orders: tuple[Annotated[int, Field(ge=1, le=32)], Annotated[int, Field(ge=1, le=32)]]  # least and most tokens
-    ngram_buckets: int = Field(ge=1024, le=2**24)  # this and the line before: read with init: ngrams
+    ngram_buckets: int = Field(ge=1024, le=2**24)
+    ngram_lengths: bool  # this and the two before: read with init: ngrams
     warmup_rounds: int = Field(ge=0)  # before the first policy update
     warmup_updates_per_round: int = Field(gt=0)
     updates_per_round: int = Field(ge=0)  # 0 freezes it after the warm-up

@@ -39,7 +39,8 @@ def create_discriminator(
     if config.init == "shared_trunk":
         return TrunkReader(reference, num_outputs, config.reader_layers, config.reader_width, config.dropout)
     if config.init == "ngrams":
-        return NGramReader(num_outputs, config.ngram_orders, config.ngram_buckets, config.dropout)
+        shape = (num_outputs, config.ngram_orders, config.ngram_buckets)
+        return NGramReader(*shape, config.dropout, config.ngram_lengths)
     if config.init == "shared_lora":
         return ScalarHead.shared_with(reference, config.lora_rank, num_outputs, config.dropout)
     if config.init == "own":

@@ -23,6 +23,9 @@ from understudy.models.scalar_head import dropped, load_weights, write_described
 KIND = "ngrams"
 # Outputs are so many times the mean weight: a table then learns at the rates that suit networks.
 GAIN = 100.0
+# A length's weight is learned of every response of about that length, and needs less.
+LENGTH_GAIN = 10.0
+_NUM_LENGTHS, _LENGTHS_PER_DOUBLING = 64, 5  # a bucket is 15% wide; the last begins at 6,200 tokens
 _FACTOR, _PRIME, _MIX = 1_000_003, 2_147_483_647, 0x2C1B3C6D
 
 
@@ -33,23 +36,32 @@ class NGramReader(nn.Module):
     nor short responses are preferred as such. What stands before the response's first token is one and the same mark,
     so that how a response begins is an n-gram, too, and one shorter than an order is read as a whole.
 
+    With `lengths` a weight of the number of tokens so far joins it. Without, a policy that grows shorter or longer than
+    the expert is not told so.
+
     Args:
         num_outputs: n.
         orders: the smallest and the largest number of tokens of an n-gram.
         num_buckets: rows of the table that n-grams are hashed into.
         dropout: of n-grams, in training.
+        lengths: whether it counts tokens, too.
     """
 
     # What sharding asks a model for: there are no layers to gather one at a time.
     _no_split_modules: list[str] = []  # noqa: RUF012
 
-    def __init__(self, num_outputs: int, orders: tuple[int, int], num_buckets: int, dropout: float) -> None:
+    def __init__(
+        self, num_outputs: int, orders: tuple[int, int], num_buckets: int, dropout: float, lengths: bool = False
+    ) -> None:
         super().__init__()
         self.orders = orders
         self.dropout = nn.Dropout(dropout)
         self.table = nn.Embedding(num_buckets, num_outputs)
         self.bias = nn.Parameter(torch.zeros(num_outputs))
         nn.init.zeros_(self.table.weight)
+        self.lengths = nn.Embedding(_NUM_LENGTHS, num_outputs) if lengths else None
+        if self.lengths is not None:
+            nn.init.zeros_(self.lengths.weight)
 
     def buckets(self, batch: TokenBatch) -> Tensor:
         """The bucket of the n-gram of each order that ends at each response token, shape (B, T, K)."""
@@ -70,7 +82,10 @@ class NGramReader(nn.Module):
         factor_BTK1 = dropped(self.dropout, torch.ones_like(weight_BTKn[..., :1]), batch)
         sum_BTn = (weight_BTKn * factor_BTK1 * mask_BT11).sum(dim=2).cumsum(dim=1)
         num_ngrams_BT1 = mask_BT11[..., 0].cumsum(dim=1).clamp(min=1) * weight_BTKn.shape[2]
-        return cast(Tensor, (GAIN * sum_BTn / num_ngrams_BT1 + self.bias).float())
+        output_BTn = GAIN * sum_BTn / num_ngrams_BT1 + self.bias
+        if self.lengths is not None:
+            output_BTn = output_BTn + LENGTH_GAIN * self.lengths(length_buckets(batch.mask_BT))
+        return cast(Tensor, output_BTn.float())
 
     def save(self, folder: Path, description: dict[str, Any], weights: Mapping[str, Tensor] | None = None) -> None:
         """Write ngrams.safetensors and description.json.
@@ -81,8 +96,14 @@ class NGramReader(nn.Module):
             weights: the whole weights by name, where this module holds only shards of them.
         """
         shape = {"num_outputs": len(self.bias), "orders": list(self.orders), "num_buckets": self.table.num_embeddings}
-        described = {"kind": KIND, **shape, **description}
+        described = {"kind": KIND, **shape, "lengths": self.lengths is not None, **description}
         write_described(folder, "ngrams.safetensors", dict(self.named_parameters()), described, weights)
+
+
+def length_buckets(mask_BT: Tensor) -> Tensor:
+    """The bucket of the number of response tokens so far, shape (B, T)."""
+    number_BT = mask_BT.cumsum(dim=1).clamp(min=1).double()
+    return (number_BT.log2() * _LENGTHS_PER_DOUBLING).round().long().clamp(max=_NUM_LENGTHS - 1)
 
 
 def _mixed(hash_BT: Tensor) -> Tensor:
@@ -99,6 +120,7 @@ def load_ngram_reader(folder: Path) -> NGramReader:
     """
     described = json.loads((folder / "description.json").read_text(encoding="utf-8"))
     low, high = described["orders"]
-    module = NGramReader(described["num_outputs"], (low, high), described["num_buckets"], dropout=0.0)
+    shape = (described["num_outputs"], (low, high), described["num_buckets"])
+    module = NGramReader(*shape, dropout=0.0, lengths=described["lengths"])
     load_weights(module, folder, "ngrams.safetensors", "description.json")
     return module
