@@ -11,7 +11,7 @@ from understudy.config import load_params
 from understudy.errors import ConfigError, IntegrityError
 from understudy.models.discriminator import load_discriminator
 from understudy.models.language_model import TokenBatch
-from understudy.models.ngram_reader import GAIN, NGramReader
+from understudy.models.ngram_reader import GAIN, LENGTH_GAIN, NGramReader, length_buckets
 
 PROMPTS, RESPONSES = [[5, 6], [7], [5, 6]], [[8, 9, 8, 9, 10], [10], [9, 8, 9]]
 PARAMS = Path(__file__).parents[2] / "params.yaml"
@@ -68,6 +68,30 @@ def test_the_output_is_the_mean_weight_of_the_ngrams_so_far_whoever_else_is_in_t
             expected = GAIN * reader.table.weight[seen].mean(dim=0) + 0.25
             torch.testing.assert_close(whole[row, end], expected, atol=1e-4, rtol=1e-5)
         torch.testing.assert_close(reader(policy.batch([prompt], [response]))[0], whole[row, : len(response)])
+
+
+def test_with_lengths_a_weight_of_the_number_of_tokens_so_far_joins_and_comes_back_from_disk(tmp_path: Path) -> None:
+    policy, torch_seed = random_policy("llama"), 3
+    reader = NGramReader(2, (2, 3), 4096, dropout=0.0, lengths=True)
+    batch = policy.batch(PROMPTS, RESPONSES)
+    assert reader.lengths is not None and float(reader(batch).detach().abs().max()) == 0
+    torch.manual_seed(torch_seed)
+    torch.nn.init.normal_(reader.lengths.weight)
+    whole = reader(batch)
+    for row, response in enumerate(RESPONSES):
+        for end in range(len(response)):
+            expected = LENGTH_GAIN * reader.lengths.weight[length_buckets(torch.ones(1, end + 1).bool())[0, end]]
+            torch.testing.assert_close(whole[row, end], expected)
+    reader.save(tmp_path, {"level": "sequence"})
+    assert torch.equal(load_discriminator(tmp_path, policy)(batch), whole)
+
+
+def test_lengths_share_a_bucket_when_they_are_within_15_percent() -> None:
+    number_T = length_buckets(torch.ones(1, 9000, dtype=torch.bool))[0].tolist()
+    assert number_T[:6] == [0, 5, 8, 10, 12, 13] and number_T == sorted(number_T) and number_T[-1] == 63
+    for bucket in range(15, 63):  # from eight tokens on
+        members = [length for length, found in enumerate(number_T, 1) if found == bucket]
+        assert 1 <= members[-1] / members[0] < 1.15
 
 
 def test_it_tells_responses_apart_by_the_parts_that_only_one_side_writes() -> None:
