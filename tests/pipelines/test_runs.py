@@ -9,7 +9,8 @@ import pytest
 import yaml
 
 from experiments.real.arms import ARMS
-from experiments.real.tasks import TASKS
+from experiments.real.cell import Settings
+from experiments.real.tasks import TASKS, pretrained_overrides
 from pipelines.arguments import arguments
 from understudy.config import load_params
 
@@ -72,7 +73,17 @@ def test_the_preset_for_many_demonstrations_is_what_was_measured() -> None:
 
 def test_gpu_presets_say_that_they_are_unmeasured_and_train_what_fits_their_machines() -> None:
     one, several = (load_params(ROOT / "params.yaml", presets=[path]) for path in RUNS[2:])
-    assert one.model.lora is not None and one.align.discriminator.init == "shared_lora"
     assert several.model.lora is None and several.align.discriminator.init == "sft"
     assert several.platform.env == {"UNDERSTUDY_ACCELERATE": "fsdp"} and several.platform.steps.align.gpus == 8
     assert all("NOT MEASURED" in path.read_text() for path in RUNS[2:])
+    # What `SHORT=1 experiments/real/gpu.sh` will measure, but for lengths and what is written on the way.
+    settings = Settings(
+        pretrained_overrides(Path("model"), lora=False), ("align.discriminator.warmup_rounds=6",), False
+    )
+    script = load_params(ROOT / "params.yaml", settings.of(ARMS["reverse_kl_ngrams_wide"]))
+    free = {"rollout.max_response_tokens", "checkpoint_every_rounds", "checkpoint_every_steps", "held_out_every_rounds"}
+    for section in ("sft", "align"):
+        ours, theirs = (leaves(getattr(each, section).model_dump(mode="json")) for each in (one, script))
+        assert {name: value for name, value in ours.items() if name[1:] not in free} == {
+            name: value for name, value in theirs.items() if name[1:] not in free
+        }
