@@ -119,6 +119,13 @@ ARMS: dict[str, Arm] = {
             "ours",
             pretrained_rate=9e-5,
         ),
+        Arm(
+            "reverse_kl_ngrams_wide_lengths",
+            "reverse KL, sequence, by n-grams and lengths, 96 prompts a round",
+            "align",
+            (*_NGRAMS_WIDE, "align.discriminator.ngram_lengths=true", "align.learning_rate=2e-4"),
+            "ours",
+        ),
         # At least as much compute as 40 rounds of alignment take, known before they are run.
         Arm("sft_more_last", "SFT, 16 epochs more, last weights", "sft_longer", (), "sft", keep="last", epochs=16),
     )

@@ -52,7 +52,7 @@ def _params(task: Task, *overrides: str) -> Any:
 
 
 def test_every_arm_of_the_comparison_is_there_and_its_params_are_valid() -> None:
-    assert len(ARMS) == 28 and [name for name, arm in ARMS.items() if arm.role == "sft"] == [
+    assert len(ARMS) == 29 and [name for name, arm in ARMS.items() if arm.role == "sft"] == [
         "sft",
         "sft_longer",
         "sft_longer_last",
