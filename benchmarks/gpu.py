@@ -67,7 +67,7 @@ def main(arguments: list[str] | None = None) -> int:
         started = time.perf_counter()
         try:
             report[part] = measures[part]()
-        except Exception as error:
+        except Exception as error:  # what comes after it is worth having
             report[part], failed = {"failed": f"{type(error).__name__}: {error}"}, True
         report[part]["took_seconds"] = round(time.perf_counter() - started, 1)
         print(part, json.dumps(report[part], indent=1), file=sys.stderr, flush=True)
@@ -275,6 +275,7 @@ def whole_steps(peers: list[str]) -> dict[str, Any]:
         _forget_accelerator()
         step = OurStep(dataclasses.replace(WORK, precision="bf16"), DEVICE)
         found["profile"] = _profile(lambda: step.seconds(1))
+    _forget_accelerator()
     return found
 
 

@@ -39,7 +39,10 @@ SMOKE_SHORT = ("align.rollout.max_response_tokens=80", "evaluation.max_response_
 
 def main(arguments: list[str] | None = None) -> int:
     """Return 0 when every asked cell is there, 1 when cells cannot be paired."""
-    options = _parser().parse_args(arguments)
+    parser = create_parser()
+    options = parser.parse_args(arguments)
+    if options.lora and not options.model:
+        parser.error("--lora puts adapters on pretrained weights; name their folder with --model.")
     results = options.out or (ROOT / "build" / "real-smoke" / "results" if options.smoke else HERE / "results")
     if not options.report:
         _run(options, results)
@@ -82,6 +85,8 @@ def _run(options: argparse.Namespace, results: Path) -> None:
         for seed in options.seeds  # a seed's arms next to each other: what is cut short is still paired
         for arm in options.arms
     ]
+    if options.measure_only:
+        cells = [cell for cell in cells if study.samples_path(cell).is_file()]
     started = time.monotonic()
     for number, cell in enumerate(cells, 1):
         made = study.run(cell)
@@ -103,7 +108,8 @@ def settings_from(options: argparse.Namespace) -> Settings:
     return Settings(pretrained_overrides(options.model, options.lora), over, options.lora)
 
 
-def _parser() -> argparse.ArgumentParser:
+def create_parser() -> argparse.ArgumentParser:
+    """The options."""
     parser = argparse.ArgumentParser(prog="python -m experiments.real", description=__doc__)
     parser.add_argument("--tasks", nargs="+", choices=list(TASKS), default=["pick"])
     parser.add_argument("--sizes", nargs="+", choices=list(SIZES), default=["500"])
@@ -114,6 +120,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--smoke", action="store_true", help="tiny settings; numbers without meaning, kept aside")
     part = parser.add_mutually_exclusive_group()
     part.add_argument("--sample-only", action="store_true", help="train and sample; measure when run again without it")
+    part.add_argument("--measure-only", action="store_true", help="measure what was sampled, train nothing")
     part.add_argument("--report", action="store_true", help="run nothing; write the pages, or with --out print")
     parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="over every arm")
     parser.add_argument("--out", type=Path, help="folder of the cells; one for each model and set of overrides")

@@ -126,7 +126,7 @@ ARMS: dict[str, Arm] = {
             (*_NGRAMS_WIDE, "align.discriminator.ngram_lengths=true", "align.learning_rate=2e-4"),
             "ours",
         ),
-        # At least as much compute as 40 rounds of alignment take, known before they are run.
-        Arm("sft_more_last", "SFT, 16 epochs more, last weights", "sft_longer", (), "sft", keep="last", epochs=16),
+        # At 2,000 demonstrations more compute than 40 rounds with 96 prompts take, known before they are run.
+        Arm("sft_more_last", "SFT, 24 epochs more, last weights", "sft_longer", (), "sft", keep="last", epochs=24),
     )
 }

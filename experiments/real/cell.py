@@ -206,8 +206,7 @@ class Study:
             with self._loop(params) as loop:
                 result = train_sft(policy, *_encoded(policy, rows, shown), params.sft, cell.seed, loop)
             told = {"compute_token_passes": result.compute_token_passes, "num_updates": result.num_steps}
-            policy.save(folder)
-            _write(folder / "told.json", told)
+            _publish(policy, told, folder)
         return folder, _read(folder / "told.json")
 
     def _longer(
@@ -284,6 +283,19 @@ class Study:
             yield Loop(accelerator, ListTracker(), Checkpoints(folder, keep=1))
         finally:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def _publish(policy: LanguageModel, told: dict[str, Any], folder: Path) -> None:
+    """Write a policy and its numbers so that others see all of it or nothing; who comes second changes nothing."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        policy.save(aside)
+        _write(aside / "told.json", told)
+        if not folder.exists():
+            aside.rename(folder)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
 
 
 class ClosedFormReward(nn.Module):

@@ -40,7 +40,8 @@ _TINY = (
     'evaluation.judges=[{name: right, kind: callable, target: "examples/arithmetic/judge.py:judge"}]',
     "evaluation.tuning_judge=right",
 )
-# Rates of SFT and alignment were chosen on validation prompts of seed 100: docs/lab-notes.md, 2026-11-29.
+# SFT's rates, of all weights here, of adapters below, were tried on validation prompts of seed 100 (docs/lab-notes.md,
+# 2026-11-29), those of alignment and of a trained trunk not yet.
 _PRETRAINED = (
     "model.init=pretrained",
     "model.precision=bf16",
@@ -48,6 +49,7 @@ _PRETRAINED = (
     "sft.batch_tokens=4096",
     "sft.learning_rate=3e-4",
     "align.num_rounds=40",
+    "align.discriminator.learning_rate=2e-5",
     "align.micro_batch_tokens=24576",
     # A cell's checkpoints are thrown away, and of these weights they are gigabytes.
     "sft.checkpoint_every_steps=1000000",
@@ -56,6 +58,7 @@ _PRETRAINED = (
     "evaluation.max_prompts=400",
     "evaluation.temperatures=[0.1, 0.3, 0.5, 0.7]",
 )
+_LORA_RATE = "sft.learning_rate=1e-3"
 
 
 # The first decides. It tests form: a call of another module than the expert's counts, which the others tell.
@@ -110,7 +113,8 @@ def pretrained_overrides(folder: Path, lora: bool) -> tuple[str, ...]:
     """Params for a folder of weights instead of a policy from scratch; an arm's stand over them."""
     gguf = sorted(folder.glob("*.gguf"))
     named = () if (folder / "config.json").is_file() or not gguf else (f"model.gguf_file={gguf[0].name}",)
-    adapters = ("model.lora={rank: 16, alpha: 32, dropout: 0.05, target_modules: all-linear}",) if lora else ()
+    lora_overrides = ("model.lora={rank: 16, alpha: 32, dropout: 0.05, target_modules: all-linear}", _LORA_RATE)
+    adapters = lora_overrides if lora else ()
     return (*_PRETRAINED, f"model.path={folder}", *named, *adapters)
 
 

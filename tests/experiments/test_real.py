@@ -92,6 +92,12 @@ def test_pretrained_weights_are_named_with_their_gguf_file_and_adapters(tmp_path
     assert _params(TASKS["debian"], *pretrained_overrides(tmp_path, lora=False)).model.gguf_file is None
 
 
+def test_adapters_without_pretrained_weights_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--lora", "--arms", "sft"])
+    assert "name their folder with --model" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(("lora", "rate"), [(False, 3e-5), (True, 3e-4)])
 def test_a_pretrained_policys_rate_and_what_is_set_stand_over_an_arms(tmp_path: Path, lora: bool, rate: float) -> None:
     options = argparse.Namespace(

@@ -99,6 +99,21 @@ def test_adapters_are_added_to_the_weights_while_they_are_on(kind: type[FusedSte
     assert (with_and_without[0] - with_and_without[1]).abs().max() > 0.5
 
 
+def test_an_adapter_that_leaves_layers_out_changes_the_others_alone() -> None:
+    import peft
+
+    policy = random_policy("llama")
+    shape = {"r": 2, "task_type": "CAUSAL_LM", "init_lora_weights": False}
+    model = peft.get_peft_model(policy.model, peft.LoraConfig(target_modules="all-linear", **shape), "every")
+    model.add_adapter("queries", peft.LoraConfig(target_modules=["q_proj"], **shape))
+    model.base_model.set_adapter(["every", "queries"])
+    adapted = LanguageModel(model.eval(), policy.tokenizer)
+    fused, plain = start_fused(FusedStepper, adapted, PROMPTS, 1, 4), CachedStepper.of(adapted, PROMPTS, 1)
+    for stepper in (fused, plain):
+        stepper.step(torch.full((3,), 9))
+    torch.testing.assert_close(fused.logits_BV, plain.logits_BV, atol=1e-4, rtol=1e-4)
+
+
 def test_adapters_that_are_no_plain_product_are_left_to_the_model() -> None:
     import peft
 

@@ -86,7 +86,8 @@ def _weight_of(module: Any) -> Tensor:
     weight = module.base_layer.weight
     if not (module.disable_adapters or module.merged):
         for name in module.active_adapters:
-            weight = weight + module.get_delta_weight(name)
+            if name in module.lora_A:  # an adapter may leave layers out
+                weight = weight + module.get_delta_weight(name)
     return cast(Tensor, weight)
 
 

@@ -97,7 +97,8 @@ def generate(
 
     Each prompt is read once and its cache repeated; rows that ended leave the batch, if they can. Several processes go
     token by token together (sharded weights require it) and draw the noise of all rows, so that the responses do not
-    depend on their number, but for a tie within rounding.
+    depend on their number, but for a tie within rounding. They depend on whether rows can leave: those that ended go on
+    drawing where they cannot, as with graphs on a GPU, which sharded weights do not have.
 
     Args:
         policy: the model; its training mode is restored.
@@ -211,7 +212,7 @@ def _decode(
         sampled_BT[rows, column] = tokens
         logp_BT[rows[share.slice], column] = chosen_logps(logits_BV[: share.size], own)
         if on_token is not None:
-            on_token(tokens)
+            on_token(tokens[open_B[rows]])
         ended = tokens == policy.end_token_id
         # Closed rows stay in the batch until it is compacted; what is sampled for them there must not end them.
         newly = rows[ended & open_B[rows]]

@@ -159,7 +159,7 @@ def attend(
     """Attention of a packed row, (1, H, N, D) to (1, N, H, D), as Hugging Face's attention interface asks for."""
     packed = cast(Packed, _ACTIVE.get())
     query_NHD, key_NHD, value_NHD = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
-    if value.is_cuda and value.dtype == torch.bfloat16:
+    if value.is_cuda and value.dtype == torch.bfloat16 and value.shape[-1] % 8 == 0:  # what the kernel takes
         return _attend_ragged(query_NHD, key_NHD, value_NHD, packed.ragged, scaling)[None], None
     return _attend_padded(query_NHD, key_NHD, value_NHD, packed, scaling)[None], None
 
