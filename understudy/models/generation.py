@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -194,35 +194,23 @@ def _decode(
     peers: Peers,
     begin: Start,
 ) -> Rollouts:
-    num_rows, max_tokens = len(prompts) * repeats, max(limits)
-    share = _Share(peers, len(prompts), repeats)
+    max_tokens, share = max(limits), _Share(peers, len(prompts), repeats)
     stepper = begin(policy, share.own(prompts), repeats, max_tokens)
-    sampled_BT = torch.full((num_rows, max_tokens), policy.end_token_id, dtype=torch.long, device=policy.device)
-    limit_B = torch.tensor(limits, device=policy.device).repeat_interleave(repeats)
-    length_B = limit_B.clone()
-    finished_B = torch.zeros(num_rows, dtype=torch.bool, device=policy.device)
-    open_B = torch.ones_like(finished_B)
-    logp_BT = torch.zeros(num_rows, max_tokens, device=policy.device)
-    rows = torch.arange(num_rows, device=policy.device)
+    found = _Responses(limits, repeats, policy.end_token_id, policy.device)
+    rows = torch.arange(len(prompts) * repeats, device=policy.device)
     share.follow(rows)
     for column in range(max_tokens):
         logits_BV = stepper.logits_BV
         own = choose_tokens(logits_BV[: share.size], settings, generator, share.part)
         tokens = peers.gather(own, share.sizes)
-        sampled_BT[rows, column] = tokens
-        logp_BT[rows[share.slice], column] = chosen_logps(logits_BV[: share.size], own)
+        found.logp_BT[rows[share.slice], column] = chosen_logps(logits_BV[: share.size], own)
         if on_token is not None:
-            on_token(tokens[open_B[rows]])
-        ended = tokens == policy.end_token_id
-        # Closed rows stay in the batch until it is compacted; what is sampled for them there must not end them.
-        newly = rows[ended & open_B[rows]]
-        finished_B[newly] = True
-        length_B[newly] = column + 1
-        open_B[rows] &= ~ended & (limit_B[rows] > column + 1)
+            on_token(tokens[found.open_B[rows]])
+        found.note(rows, column, tokens)
         if column + 1 == max_tokens:
             break
         if stepper.loses_rows or (column + 1) % _COLUMNS_UNASKED == 0:
-            active = open_B[rows]
+            active = found.open_B[rows]
             num_active = int(active.sum())
             if num_active == 0:
                 break
@@ -232,14 +220,48 @@ def _decode(
                 rows, tokens = rows[keep], tokens[keep]
                 share.follow(rows)
         stepper.step(share.own_tokens(tokens, stepper.logits_BV.shape[0], policy.end_token_id))
-    lengths = length_B.tolist()
     exact = not torch.is_autocast_enabled(policy.device.type)
     return Rollouts(
         [list(prompt) for prompt in prompts for _ in range(repeats)],
-        [row[:length] for row, length in zip(sampled_BT.tolist(), lengths, strict=True)],
-        finished_B.tolist(),
-        [row[:length] for row, length in zip(share.whole(logp_BT).tolist(), lengths, strict=True)] if exact else None,
+        found.cut(found.token_BT),
+        found.finished_B.tolist(),
+        found.cut(share.whole(found.logp_BT)) if exact else None,
     )
+
+
+class _Responses:
+    """What was sampled of all rows, and which of them are open: not ended, and with room.
+
+    Attributes:
+        token_BT: tokens.
+        logp_BT: their log-probabilities, of this process's rows.
+        finished_B: whether they came to their end.
+        open_B: whether they go on.
+    """
+
+    def __init__(self, limits: Sequence[int], repeats: int, end_token_id: int, device: torch.device) -> None:
+        self._end = end_token_id
+        self._limit_B = torch.tensor(limits, device=device).repeat_interleave(repeats)
+        self._length_B = self._limit_B.clone()
+        shape = (len(limits) * repeats, max(limits))
+        self.token_BT = torch.full(shape, end_token_id, dtype=torch.long, device=device)
+        self.logp_BT = torch.zeros(shape, device=device)
+        self.finished_B = torch.zeros(shape[0], dtype=torch.bool, device=device)
+        self.open_B = torch.ones_like(self.finished_B)
+
+    def note(self, rows: Tensor, column: int, tokens: Tensor) -> None:
+        """The next token of some rows. The device is asked nothing: an answer takes a GPU as long as a step."""
+        open_b = self.open_B[rows]
+        # Closed rows may stay in the batch; what is sampled for them there must not end them.
+        ends_b = open_b & (tokens == self._end)
+        self.token_BT[rows, column] = tokens
+        self.finished_B[rows] |= ends_b
+        self._length_B[rows] = torch.where(ends_b, column + 1, self._length_B[rows])
+        self.open_B[rows] = open_b & ~ends_b & (self._limit_B[rows] > column + 1)
+
+    def cut(self, value_BT: Tensor) -> list[list[Any]]:
+        """Values of each row up to its length."""
+        return [row[:length] for row, length in zip(value_BT.tolist(), self._length_B.tolist(), strict=True)]
 
 
 class _Share:
