@@ -42,8 +42,6 @@ class Job:
 def main(arguments: list[str] | None = None) -> int:
     """Return 0 when all cells were sampled; tells of each that ended, and of those that failed the last words."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", nargs="+", type=int)
-    parser.add_argument("--arms", nargs="+", choices=list(ARMS))
     parser.add_argument("--processes", type=int, default=6)
     parser.add_argument("--limit", type=float, default=float("inf"), help="seconds; what runs then is ended")
     own, shared = parser.parse_known_args(arguments)
@@ -52,7 +50,7 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error(f"--processes is {own.processes}; at least 1 has to run.")
     for task in options.tasks:
         TASKS[task].rows(options.work)  # fetched once: several processes would fetch into each other
-    asked = [Job(seed, arm) for seed in own.seeds or options.seeds for arm in own.arms or options.arms]
+    asked = [Job(seed, arm) for seed in options.seeds for arm in options.arms]
     needed = dict.fromkeys(job for wanted in asked for job in (*sorted(wanted.after, key=str), wanted))
     # All of SFT first: everything else waits for it.
     jobs = sorted(needed, key=lambda job: job.arm != "sft")
@@ -117,6 +115,7 @@ class _Pool:
 
 
 def _start(job: Job, shared: list[str], log: Path) -> subprocess.Popen[bytes]:
+    # Seeds and arms among the shared options are all that were asked for; the last ones count.
     command = [sys.executable, "-m", "experiments.real", "--sample-only", *shared]
     with log.open("wb") as output:
         return subprocess.Popen(

@@ -60,10 +60,7 @@ def _sft(scenario: dict[str, Any], surroundings: Loop) -> dict[str, Any]:
 
 
 def _align(scenario: dict[str, Any], surroundings: Loop) -> dict[str, Any]:
-    portions = (
-        [f"align.micro_batch_tokens={scenario['micro_batch_tokens']}"] if "micro_batch_tokens" in scenario else []
-    )
-    config = align_config(*portions, *scenario.get("overrides", []))
+    config = align_config(*scenario.get("overrides", []))
     policy, reference = _policy(scenario), random_policy("llama")
     torch.manual_seed(7)
     num_outputs = num_discriminator_outputs(config)

@@ -16,7 +16,7 @@ from training.two_processes import Resumed, free_port, results, resumes, run_all
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("two processes")]
 JOB = Path(__file__).with_name("distributed_job.py")
-TINY_MICRO_BATCHES = 64
+TINY_MICRO_BATCHES = "align.micro_batch_tokens=64"
 MIXED = ["align.sft_coefficient_start=0.6", "align.sft_coefficient_end=0.2"]
 
 CURVES: dict[str, dict[str, Any]] = {
@@ -25,7 +25,7 @@ CURVES: dict[str, dict[str, Any]] = {
     "sft, a row a batch, 1 held out": {"kind": "sft", "overrides": ["sft.batch_tokens=1"], "held_out": 1},
     "sft, adapters": {"kind": "sft", "lora": True, "overrides": ["sft.objective=occupancy"]},
     "rloo": {"kind": "align"},
-    "rloo, micro-batches": {"kind": "align", "micro_batch_tokens": TINY_MICRO_BATCHES},
+    "rloo, micro-batches": {"kind": "align", "overrides": [TINY_MICRO_BATCHES]},
     "rloo, 1 pair, 3 prompts, 1 held out": {
         "kind": "align",
         "overrides": ["align.discriminator.batch_pairs=1", "align.rollout.prompts_per_round=3"],
@@ -38,8 +38,7 @@ CURVES: dict[str, dict[str, Any]] = {
     },
     "ppo, micro-batches": {
         "kind": "align",
-        "overrides": ["align.policy_update=ppo"],
-        "micro_batch_tokens": TINY_MICRO_BATCHES,
+        "overrides": ["align.policy_update=ppo", TINY_MICRO_BATCHES],
     },
     "ppo, adapters": {"kind": "align", "overrides": ["align.policy_update=ppo"], "lora": True},
     "selfplay, kto": {"kind": "align", "overrides": ["align.method=selfplay", "align.selfplay.loss=kto"]},
@@ -47,19 +46,16 @@ CURVES: dict[str, dict[str, Any]] = {
     "rlhf": {"kind": "align", "overrides": ["align.method=rlhf"]},
     "shared trunk, micro-batches": {
         "kind": "align",
-        "overrides": ["align.discriminator.init=shared_trunk"],
-        "micro_batch_tokens": TINY_MICRO_BATCHES,
+        "overrides": ["align.discriminator.init=shared_trunk", TINY_MICRO_BATCHES],
     },
     "n-grams, micro-batches": {
         "kind": "align",
-        "overrides": ["align.discriminator.init=ngrams", "align.discriminator.dropout=0.5"],
-        "micro_batch_tokens": TINY_MICRO_BATCHES,
+        "overrides": ["align.discriminator.init=ngrams", "align.discriminator.dropout=0.5", TINY_MICRO_BATCHES],
     },
-    "rloo with SFT, micro-batches": {"kind": "align", "overrides": MIXED, "micro_batch_tokens": TINY_MICRO_BATCHES},
+    "rloo with SFT, micro-batches": {"kind": "align", "overrides": [*MIXED, TINY_MICRO_BATCHES]},
     "ppo with SFT, micro-batches": {
         "kind": "align",
-        "overrides": ["align.policy_update=ppo", *MIXED],
-        "micro_batch_tokens": TINY_MICRO_BATCHES,
+        "overrides": ["align.policy_update=ppo", *MIXED, TINY_MICRO_BATCHES],
     },
     "selfplay with SFT": {"kind": "align", "overrides": ["align.method=selfplay", *MIXED]},
     "held in two rounds of three": {

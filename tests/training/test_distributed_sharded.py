@@ -16,13 +16,13 @@ from understudy.platform.launch import accelerate_command
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("two processes")]
 JOB = Path(__file__).with_name("sharded_job.py")
+TINY_MICRO_BATCHES = "align.micro_batch_tokens=64"
 CURVES: dict[str, dict[str, Any]] = {
     "sft, 3 micro-batches a step": {"kind": "sft", "overrides": ["sft.micro_batches_per_step=3"]},
-    "ppo, micro-batches": {"kind": "align", "overrides": ["align.policy_update=ppo"], "micro_batch_tokens": 64},
+    "ppo, micro-batches": {"kind": "align", "overrides": ["align.policy_update=ppo", TINY_MICRO_BATCHES]},
     "rloo with SFT, micro-batches": {
         "kind": "align",
-        "overrides": ["align.sft_coefficient_start=0.6", "align.sft_coefficient_end=0.2"],
-        "micro_batch_tokens": 64,
+        "overrides": ["align.sft_coefficient_start=0.6", "align.sft_coefficient_end=0.2", TINY_MICRO_BATCHES],
     },
     "shared trunk": {"kind": "align", "overrides": ["align.discriminator.init=shared_trunk"]},
     "n-grams": {"kind": "align", "overrides": ["align.discriminator.init=ngrams"]},

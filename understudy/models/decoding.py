@@ -249,18 +249,19 @@ class FusedStepper:
         """What each row's heads see of the columns so far, (B, H * D)."""
         rows = query_BHD.shape[0]
         query = query_BHD.reshape(rows * self._key_heads, -1, self._width)
-        scores = torch.bmm(query, self._seen(keys).transpose(1, 2))
+        keys, values = self._seen(keys).flatten(0, 1), self._seen(values).flatten(0, 1)
+        scores = torch.bmm(query, keys.transpose(1, 2))
         if mask is not None:
             scores += mask
-        return torch.bmm(scores.softmax(-1), self._seen(values)).view(rows, -1)
+        return torch.bmm(scores.softmax(-1), values).view(rows, -1)
 
     def _write(self, cache: Tensor, new_BKD: Tensor) -> None:
         """Put keys or values of the token that is being read into their column."""
         cache[:, :, self._columns] = new_BKD
 
     def _seen(self, cache: Tensor) -> Tensor:
-        """The columns that the token may see, and its own, by row and key head."""
-        return cache.flatten(0, 1)[:, : self._columns + 1]
+        """Columns of keys or values that are read: those that the token may see, and its own."""
+        return cache[:, :, : self._columns + 1]
 
     def _mask(self) -> Tensor | None:
         """What is added to the scores of these columns."""

@@ -81,11 +81,15 @@ class GraphStepper(FusedStepper):
     def _room(self, columns: int) -> int:
         return _up_to_block(columns)
 
+    @property
+    def _num_read(self) -> int:
+        """Columns that the next token's graph reads: whole blocks, its own column within."""
+        return _up_to_block(self._columns + 1)
+
     def _replay(self) -> None:
-        block = _up_to_block(self._columns + 1)
-        if block not in self._graphs:
-            self._graphs[block] = self._captured()
-        self._graphs[block].replay()
+        if self._num_read not in self._graphs:
+            self._graphs[self._num_read] = self._captured()
+        self._graphs[self._num_read].replay()
 
     def _captured(self) -> Any:
         if not self._graphs:
@@ -109,14 +113,16 @@ class GraphStepper(FusedStepper):
         cache.index_copy_(2, self._column, new_BKD.unsqueeze(2))
 
     def _mask(self) -> Tensor:
-        return self._visible_BS[:, None, None, : _up_to_block(self._columns + 1)]
+        return self._visible_BS[:, None, None, : self._num_read]
+
+    def _seen(self, cache: Tensor) -> Tensor:
+        return cache[:, :, : self._num_read]
 
     def _attend(self, query_BHD: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
-        rows, columns = query_BHD.shape[0], _up_to_block(self._columns + 1)
+        rows = query_BHD.shape[0]
         query_BKGD = query_BHD.reshape(rows, self._key_heads, -1, self._width)
-        seen_keys, seen_values = keys[:, :, :columns], values[:, :, :columns]
-        context = scaled_dot_product_attention(query_BKGD, seen_keys, seen_values, attn_mask=mask, scale=1.0)
-        return context.reshape(rows, -1)
+        keys, values = self._seen(keys), self._seen(values)
+        return scaled_dot_product_attention(query_BKGD, keys, values, attn_mask=mask, scale=1.0).reshape(rows, -1)
 
 
 def _up_to_block(columns: int) -> int:
