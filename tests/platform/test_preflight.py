@@ -86,3 +86,13 @@ def test_sections_that_contradict_each_other_are_named_both(config: dict[str, An
     with pytest.raises(ConfigError, match=r"align.min_held_out_auc is 0.6 but data.splits.validation is 0") as raised:
         preflight.run(config)
     assert "align.demonstrations is withheld but sft.withheld_fraction is 0" in str(raised.value)
+
+
+def test_a_policy_that_will_not_fit_is_a_warning_on_this_machine(
+    config: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("UNDERSTUDY_RUNNER_PID", "1")
+    monkeypatch.setattr("understudy.platform.context.leave_quickly_when_done", lambda: None)
+    monkeypatch.setattr("understudy.platform.steps.preflight.available_here", lambda device: 2**20)
+    assert preflight.run(config) == "ok"
+    assert "Warning: align needs about" in capsys.readouterr().out

@@ -65,3 +65,12 @@ def test_micro_batches_bound_what_a_long_round_needs() -> None:
     assert short.micro_rows == long.micro_rows == 32
     assert align_bytes(SMALL, short)["update"] == align_bytes(SMALL, long)["update"]
     assert align_bytes(SMALL, short)["sampling"] < align_bytes(SMALL, long)["sampling"]
+
+
+def test_a_config_has_the_shape_of_its_model() -> None:
+    from benchmarks.subjects import create_model
+
+    model = create_model("1M", 2048, 64)
+    counted, estimated = ModelShape.of(model), ModelShape.of_config(model.config.to_dict())
+    assert replace(estimated, parameters=counted.parameters) == counted
+    assert estimated.parameters == pytest.approx(counted.parameters, rel=0.01)

@@ -5,7 +5,8 @@ One process, float32 weights, the policy's update by policy gradient. docs/speed
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 FLOAT = 4
@@ -28,17 +29,24 @@ class ModelShape:
     @classmethod
     def of(cls, model: Any) -> ModelShape:
         """Read it from a Hugging Face model."""
-        config = model.config
-        head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        return cls(
-            sum(parameter.numel() for parameter in model.parameters()),
-            config.hidden_size,
-            config.intermediate_size,
-            config.num_hidden_layers,
-            head * config.num_attention_heads,
-            head * config.num_key_value_heads,
-            config.vocab_size,
-        )
+        parameters = sum(parameter.numel() for parameter in model.parameters())
+        return replace(cls.of_config(model.config.to_dict()), parameters=parameters)
+
+    @classmethod
+    def of_config(cls, config: Mapping[str, Any]) -> ModelShape:
+        """Read it from the config.json of a model; its parameters are counted but for norms and biases.
+
+        Raises:
+            KeyError: the config is of another family.
+        """
+        hidden, intermediate, heads = config["hidden_size"], config["intermediate_size"], config["num_attention_heads"]
+        layers, vocabulary = config["num_hidden_layers"], config["vocab_size"]
+        head = config.get("head_dim") or hidden // heads
+        query_width, key_width = head * heads, head * (config.get("num_key_value_heads") or heads)
+        layer = hidden * (2 * query_width + 2 * key_width + 3 * intermediate)
+        embeddings = 1 if config.get("tie_word_embeddings") else 2
+        parameters = layers * layer + embeddings * vocabulary * hidden
+        return cls(parameters, hidden, intermediate, layers, query_width, key_width, vocabulary)
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,7 @@ from understudy.config import (
 from understudy.errors import ConfigError, DataRefused, ServiceUnreachable, UnderstudyError
 from understudy.platform import where
 from understudy.platform.context import step_context
+from understudy.platform.steps.memory_warning import available_here, memory_warning
 from understudy.platform.steps.objective_warnings import objective_warnings
 
 MIN_FREE_BYTES = 200 * 2**20
@@ -60,7 +61,7 @@ def run(config: Mapping[str, Any]) -> str:
             problems += _promotion_problems(config)
         unreachable = service_problems(where.named_tracking_uri(), where.storage_uri(), context.workdir)
         raise_for(problems, unreachable)
-        for warning in objective_warnings(sections["align"]):
+        for warning in [*objective_warnings(sections["align"]), *_memory_warnings(sections, context.device)]:
             context.note(f"Warning: {warning}.")
         return "ok"
 
@@ -85,6 +86,15 @@ def _device_problems(device: str) -> Iterator[str]:
         resolve_device(device)
     except ConfigError as error:
         yield str(error)
+
+
+def _memory_warnings(sections: Mapping[str, Any], device: str) -> Iterator[str]:
+    available_bytes = available_here(device)
+    if available_bytes is None:
+        return
+    warning = memory_warning(sections["data"], sections["model"], sections["align"], available_bytes)
+    if warning is not None:
+        yield warning
 
 
 def _valid_sections(config: Mapping[str, Any]) -> tuple[list[str], dict[str, Any]]:
