@@ -1,4 +1,4 @@
-"""How often the gate errs and how often it sees, on simulated evaluations: the tables of docs/results.md.
+"""How often the gate errs and how often it sees, on simulated evaluations: the tables of docs/gate-calibration.md.
 
 python benchmarks/gate_calibration.py [--simulations 20000]
 """

@@ -2,7 +2,7 @@
 
 Delete-one-group jackknife (MacKinnon, Nielsen and Webb 2023, CV3) with t quantiles on Kish's effective number of
 groups; no prompt counts as independent of its group. Three adjustments keep the error rate where a plain t test loses
-it (figures in docs/results.md):
+it (figures in docs/gate-calibration.md):
 
 - what was not seen: `1.5 span / (n + 2)` joins the standard error, what a few wins and losses more would give (after
   Agresti and Min 2005, who add half of each); where all prompts agree the limit is exact. Without it, a few lucky
