@@ -1,4 +1,7 @@
-"""Runs ingest → sft → align on the tiny demonstrations in one process and prints the digests; to be killed."""
+"""Runs ingest → sft → align on the tiny demonstrations in one process and prints the digests; to be killed.
+
+Arguments are overrides of params.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ LONGER += ["align.checkpoint_every_rounds=1", "align.rollout.max_response_tokens
 
 
 def main() -> None:
-    params = tiny_params(*LONGER)
+    params = tiny_params(*LONGER, *sys.argv[1:])
     dumped = params.model_dump(mode="json")
     common = {"seed": params.seed, "code_sha256": "c0de"}
     dataset = ingest.run(common | {"data": dumped["data"], "source_sha256": ""})

@@ -7,12 +7,14 @@ import json
 import os
 import signal
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from understudy.errors import DataRefused, Preempted, TrainingDiverged, UnderstudyError
+from understudy.errors import DataRefused, Preempted, ServiceUnreachable, TrainingDiverged, UnderstudyError
 from understudy.platform import context as context_module
 from understudy.platform.context import step_context
 from understudy.platform.events import read_events
@@ -81,7 +83,7 @@ def test_a_signal_lets_a_step_with_checkpoints_save_first(run_dir: Path) -> None
         os.kill(os.getpid(), signal.SIGINT)
         assert context.should_stop()
         saved.append(folder.name)
-        raise context.preempted("round 7 of 20")
+        raise Preempted("Stopped at round 7 of 20.")
     assert saved == ["align-abc123"]
 
 
@@ -119,3 +121,29 @@ def test_an_attempt_on_gpus_reports_its_hours_whatever_happens(
         assert fails
     ((_, values),) = mlflow_run.logged
     assert 0 < values["gpu_hours"] < 8 * 60 / 3600
+
+
+def test_what_a_retry_goes_on_from_goes_once_tracking_has_ended_well(
+    run_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @contextmanager
+    def refusing() -> Iterator[ListTracker]:
+        yield ListTracker()
+        raise ServiceUnreachable("MLflow does not answer.")
+
+    done: list[str] = []
+    monkeypatch.setattr(
+        context_module, "_mlflow_trackers", lambda stack, step, config: [stack.enter_context(refusing())]
+    )
+    with pytest.raises(ServiceUnreachable), step_context("sft", {}) as context:
+        context.when_done(lambda: done.append("tidy"))
+    assert done == []
+    assert [event["kind"] for event in read_events(run_dir / "events.jsonl")] == ["start", "failed"]
+    monkeypatch.setattr(context_module, "_mlflow_trackers", lambda stack, step, config: [])
+    monkeypatch.setenv("RANK", "1")
+    with step_context("sft", {}) as context:
+        context.when_done(lambda: done.append("another process"))
+    monkeypatch.setenv("RANK", "0")
+    with step_context("sft", {}) as context:
+        context.when_done(lambda: done.append("tidy"))
+    assert done == ["tidy"]

@@ -103,3 +103,17 @@ def test_optimizer_and_parameters_round_trip_to_identical_updates() -> None:
     restore_optimizer("o", other_optimizer, saved)
     update(other, other_optimizer, 2)
     assert torch.equal(layer.weight, other.weight) and torch.equal(layer.bias, other.bias)
+
+
+def test_a_step_that_is_saved_already_stays_and_is_not_gone_for_a_moment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoints = Checkpoints(tmp_path, keep=1)
+    checkpoints.save(1, {"w": torch.ones(1)}, {"note": 1})
+    monkeypatch.setattr("shutil.rmtree", lambda *_, **__: pytest.fail("the only checkpoint was removed"))
+    checkpoints.save(1, {"w": torch.ones(1)}, {"note": 1})
+    monkeypatch.undo()
+    (tmp_path / "step-00000001" / "state.json").write_text("half")
+    checkpoints.save(1, {"w": torch.ones(1)}, {"note": 2})
+    latest = checkpoints.latest()
+    assert latest is not None and latest.state == {"note": 2}

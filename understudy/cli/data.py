@@ -134,13 +134,14 @@ def expire(
     workdir: options.Workdir = options.WORKDIR,
     as_json: options.AsJson = False,
 ) -> None:
-    """Delete old pieces of ingests in shards; a merge that should still need one reads its part again."""
+    """Delete old pieces of ingests in shards and checkpoints of steps that never ended; both can be made again."""
     from understudy.platform import where
-    from understudy.platform.storage import INGEST_SHARDS, open_store
+    from understudy.platform.storage import EXPIRING, open_store
 
     params = where.params_here()
     where.use_endpoint(params)
-    gone = open_store(where.storage_uri(params, storage), workdir).expire(INGEST_SHARDS, days, dry_run)
+    store = open_store(where.storage_uri(params, storage), workdir)
+    gone = [piece for kind in EXPIRING for piece in store.expire(kind, days, dry_run)]
     pieces = {piece.uri: f"{piece.num_bytes:,} bytes, {piece.age_days:.1f} days" for piece in gone}
     shown = {"pieces": len(gone), "bytes": sum(piece.num_bytes for piece in gone), **pieces}
     if as_json:

@@ -19,7 +19,7 @@ import tempfile
 import threading
 import time
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -98,6 +98,7 @@ class StepContext:
         self.working_seconds = 0.0
         self._stop = threading.Event()
         self._saves_state = False
+        self._when_done: list[Callable[[], None]] = []
 
     @cached_property
     def store(self) -> Store:
@@ -121,12 +122,8 @@ class StepContext:
         return folder
 
     def should_stop(self) -> bool:
-        """Say whether the run is to end: save the state, then raise Preempted (see `preempted`)."""
+        """Say whether the run is to end: save the state, then raise Preempted."""
         return self._stop.is_set() or (self.run_dir / STOP_NAME).exists()
-
-    def preempted(self, saved: str) -> Preempted:
-        """Return the error to raise once the state is saved; `saved` says what, e.g. "round 7 of 20"."""
-        return Preempted(f"Step {self.step} was interrupted; its state is saved at {saved}. {RESUME}")
 
     def note(self, message: str) -> None:
         """Tell the person who watches something worth a line, for example a resumed checkpoint."""
@@ -145,9 +142,19 @@ class StepContext:
         finally:
             self.working_seconds += time.monotonic() - started
 
+    def when_done(self, tidy: Callable[[], None]) -> None:
+        """Have the step's first process do this once the step has succeeded, its tracking included."""
+        self._when_done.append(tidy)
+
     def finish(self, record: Record) -> None:
         """State the step's result, shown in its finish event and logged to MLflow as tags."""
         self.result = record
+
+    def tidy(self) -> None:
+        """Do what `when_done` asked for."""
+        if is_main_process():
+            for tidy in self._when_done:
+                tidy()
 
     def interrupt(self) -> None:
         """React to a signal: note it, and raise unless the step saves its own state."""
@@ -186,9 +193,11 @@ def step_context(step: str, config: Mapping[str, Any]) -> Iterator[StepContext]:
             yield context
             if context.result and (mlflow_run := current_run()):
                 mlflow_run.log_result(context.result)
-            record = context.result.to_json() if context.result else None
-            seconds, working_seconds = round(time.monotonic() - started, 2), round(context.working_seconds, 2)
-            events.write(name, "finish", seconds=seconds, working_seconds=working_seconds, record=record)
+        # Tracking is closed, which may fail: only now is the step done, and what a retry would go on from may go.
+        record = context.result.to_json() if context.result else None
+        seconds, working_seconds = round(time.monotonic() - started, 2), round(context.working_seconds, 2)
+        events.write(name, "finish", seconds=seconds, working_seconds=working_seconds, record=record)
+        context.tidy()
     except BaseException as error:
         told = _told(error, workdir)
         record_failure(run_dir, name, told)

@@ -134,12 +134,11 @@ def download(location: Location, sha256: str, folder: Path) -> None:
         ServiceUnreachable: the bucket does not answer.
     """
     with reachable(location) as client:
-        data = _read(client, location, MANIFEST)
+        data = read_object(client, location, MANIFEST)
         for entry in parse_manifest(data, sha256, where=location.uri):
             target = folder / entry.path
             target.parent.mkdir(parents=True, exist_ok=True)
-            with _named(location, entry.path):
-                client.download_file(location.bucket, location.key(entry.path), str(target), Config=_transfer())
+            download_object(client, location, entry.path, target)
             try:
                 verify_file(target, entry)
             except IntegrityError as error:
@@ -233,9 +232,16 @@ def _put_manifest(client: Any, location: Location, data: bytes) -> None:
                 raise
 
 
-def _read(client: Any, location: Location, path: str) -> bytes:
+def read_object(client: Any, location: Location, path: str) -> bytes:
+    """Return a small object; raise ContentMissing, which names it, where there is none."""
     with _named(location, path):
         return bytes(client.get_object(Bucket=location.bucket, Key=location.key(path))["Body"].read())
+
+
+def download_object(client: Any, location: Location, path: str, target: Path) -> None:
+    """Write an object of any size into a file; raise ContentMissing, which names it, where there is none."""
+    with _named(location, path):
+        client.download_file(location.bucket, location.key(path), str(target), Config=_transfer())
 
 
 @contextmanager

@@ -34,8 +34,8 @@ _KIND = re.compile(r"[a-z0-9][a-z0-9_.-]{0,62}")
 _ABANDONED_AFTER_SECONDS = 24 * 3600
 _SHA256_PATTERN = "[0-9a-f]" * 64
 DAY_SECONDS = 24 * 3600
-INGEST_SHARDS = "ingest-shards"
-_EXPIRING = (INGEST_SHARDS,)  # kinds that can be made again; all else is named by records that are kept
+INGEST_SHARDS, CHECKPOINTS = "ingest-shards", "checkpoints"
+EXPIRING = (INGEST_SHARDS, CHECKPOINTS)  # kinds that can be made again; all else is named by records that are kept
 
 
 @dataclass(frozen=True)
@@ -104,8 +104,8 @@ class Store(ABC):
             ValueError: the kind is not one of those, or `days` is not positive.
             ServiceUnreachable: the bucket does not answer, or does not let these credentials delete.
         """
-        if kind not in _EXPIRING or days <= 0:
-            raise ValueError(f"content of kind {kind!r} does not expire after {days} days, only {_EXPIRING} after some")
+        if kind not in EXPIRING or days <= 0:
+            raise ValueError(f"content of kind {kind!r} does not expire after {days} days, only {EXPIRING} after some")
         return self._expire(kind, days * DAY_SECONDS, dry_run)
 
     def _fetch_remote(self, uri: str, sha256: str) -> Path:
@@ -178,7 +178,7 @@ class LocalStore(Store):
 
 def expires(uri: str) -> bool:
     """Whether the content at this address is of a kind that `Store.expire` deletes."""
-    return uri.split("/")[-2] in _EXPIRING
+    return uri.split("/")[-2] in EXPIRING
 
 
 def renew(folder: Path) -> None:

@@ -3,7 +3,8 @@
 A checkpoint is a folder `step-NNNNNNNN` with `tensors.safetensors`, `state.json` and, written last,
 `manifest.json` with their digests. It is written aside and renamed; a folder without a valid manifest is not
 one. Randomness needs no state: every step seeds itself from (run seed, step). Tensors are whole, whatever the number
-of processes that hold them or shards of them, so that a run resumes on another number.
+of processes that hold them or shards of them, so that a run resumes on another number. Where the folder ends with the
+machine, as a pod's does, a mirror keeps copies elsewhere.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -23,7 +24,8 @@ from torch import Tensor
 from understudy.errors import UnderstudyError
 from understudy.models.refused_writes import refused_as_os_error
 
-_MANIFEST = "manifest.json"
+TENSORS, _STATE, _MANIFEST = "tensors.safetensors", "state.json", "manifest.json"
+FILES = (TENSORS, _STATE, _MANIFEST)
 
 
 @dataclass(frozen=True)
@@ -35,20 +37,40 @@ class Checkpoint:
     state: dict[str, Any]
 
 
-class Checkpoints:
-    """The checkpoints of one lineage (same data, code, configuration and parent) in a folder."""
+class Mirror(Protocol):
+    """A place where copies of checkpoints outlive this machine; of one lineage, as `Checkpoints` are."""
 
-    def __init__(self, folder: Path, keep: int = 2) -> None:
-        self.folder = folder
-        self.keep = keep
+    def put(self, folder: Path) -> None:
+        """Copy a whole checkpoint's folder; a copy that cannot be made must not end the training."""
+
+    def fetch_newer(self, folder: Path, step: int) -> bool:
+        """Bring the newest whole copy that is newer than `step` into `folder`; say whether there was one."""
+
+    def clear(self) -> None:
+        """Let no copy be found again."""
+
+
+class Checkpoints:
+    """The checkpoints of one lineage (same data, code, configuration and parent) in a folder.
+
+    Args:
+        folder: where they are.
+        keep: how many, the newest.
+        mirror: where copies outlive the folder.
+    """
+
+    def __init__(self, folder: Path, keep: int = 2, mirror: Mirror | None = None) -> None:
+        self.folder, self.keep, self.mirror = folder, keep, mirror
 
     def save(self, step: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
-        """Write a checkpoint atomically and drop all but the newest `keep`.
+        """Write a checkpoint atomically and drop all but the newest `keep`; one that is there stays.
 
         Raises:
             UnderstudyError: the disk refuses the write; the older checkpoints stay as they were.
         """
-        final = self.folder / f"step-{step:08d}"
+        final = self.folder / checkpoint_name(step)
+        if is_whole(final):  # a run's last may be its last round's; it is a function of the step
+            return
         aside = self.folder / f".{final.name}.{os.getpid()}"
         try:
             aside.mkdir(parents=True, exist_ok=True)
@@ -64,6 +86,8 @@ class Checkpoints:
             ) from error
         finally:
             shutil.rmtree(aside, ignore_errors=True)
+        if self.mirror is not None:
+            self.mirror.put(final)
         for old in self._folders()[: -self.keep]:
             shutil.rmtree(old, ignore_errors=True)
 
@@ -72,25 +96,38 @@ class Checkpoints:
 
         Call it in the one process that saves here, before it does.
         """
-        from safetensors.torch import load_file
-
         for aside in self.folder.glob(".step-*"):
             shutil.rmtree(aside, ignore_errors=True)
-        for folder in reversed(self._folders()):
-            if _is_whole(folder):
-                # Accelerate numbers the processor of each process, "cpu:0", which safetensors does not know.
-                place = "cpu" if torch.device(device).type == "cpu" else str(device)
-                tensors = load_file(folder / "tensors.safetensors", device=place)
-                state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
-                return Checkpoint(int(folder.name.removeprefix("step-")), tensors, state)
-        return None
+        found = self._newest_whole()
+        if self.mirror is not None and self.mirror.fetch_newer(self.folder, -1 if found is None else _step_of(found)):
+            found = self._newest_whole()
+        return None if found is None else _read(found, device)
 
     def clear(self) -> None:
         """Remove all checkpoints, once the step's output is stored."""
+        if self.mirror is not None:
+            self.mirror.clear()
         shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _newest_whole(self) -> Path | None:
+        return next((folder for folder in reversed(self._folders()) if is_whole(folder)), None)
 
     def _folders(self) -> list[Path]:
         return sorted(self.folder.glob("step-*"))
+
+
+def checkpoint_name(step: int) -> str:
+    """Folder name of a step's checkpoint; names sort as steps do."""
+    return f"step-{step:08d}"
+
+
+def is_whole(folder: Path) -> bool:
+    """Say whether a folder is a checkpoint whose digests hold."""
+    try:
+        digests = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
+        return bool(digests) and all(_sha256(folder / name) == digest for name, digest in digests.items())
+    except (OSError, ValueError):
+        return False
 
 
 def optimizer_tensors(name: str, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -148,21 +185,27 @@ def _write(folder: Path, tensors: Mapping[str, Tensor], state: Mapping[str, Any]
     # safetensors refuses tensors that share memory, and views of a larger one.
     plain = {key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()}
     with refused_as_os_error(folder):
-        save_file(plain, folder / "tensors.safetensors")
-    (folder / "state.json").write_text(json.dumps(state), encoding="utf-8")
-    names = ("tensors.safetensors", "state.json")
+        save_file(plain, folder / TENSORS)
+    (folder / _STATE).write_text(json.dumps(state), encoding="utf-8")
+    names = (TENSORS, _STATE)
     for name in names:
         _sync_file(folder / name)
     (folder / _MANIFEST).write_text(json.dumps({name: _sha256(folder / name) for name in names}), encoding="utf-8")
     _sync_file(folder / _MANIFEST)
 
 
-def _is_whole(folder: Path) -> bool:
-    try:
-        digests = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
-        return bool(digests) and all(_sha256(folder / name) == digest for name, digest in digests.items())
-    except (OSError, ValueError):
-        return False
+def _step_of(folder: Path) -> int:
+    return int(folder.name.removeprefix("step-"))
+
+
+def _read(folder: Path, device: torch.device | str) -> Checkpoint:
+    from safetensors.torch import load_file
+
+    # Accelerate numbers the processor of each process, "cpu:0", which safetensors does not know.
+    place = "cpu" if torch.device(device).type == "cpu" else str(device)
+    tensors = load_file(folder / TENSORS, device=place)
+    state = json.loads((folder / _STATE).read_text(encoding="utf-8"))
+    return Checkpoint(_step_of(folder), tensors, state)
 
 
 def _sha256(path: Path) -> str:

@@ -90,7 +90,6 @@ def run(config: Mapping[str, Any], dataset: DatasetRef, sft: PolicyRef) -> tuple
         stored = _store_discriminator(context, processes, models, settings)
         discriminator = DiscriminatorRef(stored.uri, stored.sha256, dataset.md5, policy.sha256, result.held_out_auc)
         context.finish(policy)
-        processes.on_main(loop.checkpoints.clear)
         return policy, discriminator
 
 

@@ -84,7 +84,6 @@ def run(
         nlls = {"best_validation_nll": result.best_validation_nll, "kept_validation_nll": result.kept_validation_nll}
         context.tracker.log(result.num_steps, nlls)
         context.finish(record)
-        processes.on_main(loop.checkpoints.clear)
         return record
 
 

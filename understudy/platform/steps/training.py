@@ -36,11 +36,16 @@ def join_processes(context: StepContext, precision: str) -> Processes:
 
 
 def create_loop(context: StepContext, processes: Processes, lineage: str) -> Loop:
-    """Return the surroundings of a loop: device, processes, tracker, checkpoints keyed by lineage."""
+    """Return the surroundings of a loop: device, processes, tracker, checkpoints keyed by lineage.
+
+    They go once the step has succeeded as a whole.
+    """
+    from understudy.platform.checkpoint_bucket import mirror_of
     from understudy.training.checkpoint import Checkpoints
     from understudy.training.loop import Loop
 
-    checkpoints = Checkpoints(context.checkpoint_dir(lineage))
+    checkpoints = Checkpoints(context.checkpoint_dir(lineage), mirror=mirror_of(context, lineage))
+    context.when_done(checkpoints.clear)
     return Loop(processes.accelerator, context.tracker, checkpoints, context.should_stop)
 
 
