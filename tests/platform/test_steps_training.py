@@ -67,6 +67,21 @@ def test_chain_records_lineage_and_is_bit_identical_twice(tmp_path: Path, monkey
     assert again[0].md5 == dataset.md5
 
 
+def test_a_discriminator_is_described_by_what_its_method_trained_it_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    params = tiny_params("align.num_rounds=1", "align.method=rlhf", "align.level=token", "align.divergence=js")
+    assert params.align.discriminator.loss == "logistic"
+    _workdir(monkeypatch, tmp_path)
+    dataset = ingest.run(_sections(params, "data", source_sha256=""))
+    warm = sft.run(_sections(params, "model", "sft"), dataset)
+    _, discriminator = align.run(_sections(params, "model", "align"), dataset, warm)
+    described = json.loads((Path(discriminator.uri) / "description.json").read_text(encoding="utf-8"))
+    told = {name: described[name] for name in ("method", "divergence", "level", "loss")}
+    # `model watch` takes the mean over the tokens of a discriminator whose level is token.
+    assert told == {"method": "rlhf", "divergence": "reverse_kl", "level": "sequence", "loss": "bradley_terry"}
+
+
 def test_withheld_demonstrations_reach_alignment_and_longer_sft_but_not_the_warm_start(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

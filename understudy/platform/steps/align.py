@@ -121,12 +121,16 @@ def _models(
 
 
 def _store_discriminator(context: StepContext, processes: Processes, models: Models, settings: AlignConfig) -> Stored:
+    """Store it with the settings that it was trained by, which the method may have set, not the params."""
+    from understudy.training.adversarial import composed
+
+    trained_by, _ = composed(settings)
     description = {
-        "method": settings.method,
-        "divergence": settings.divergence,
-        "level": settings.level,
-        "loss": settings.discriminator.loss,
-        "form": settings.discriminator.form,
+        "method": trained_by.method,
+        "divergence": trained_by.divergence,
+        "level": trained_by.level,
+        "loss": trained_by.discriminator.loss,
+        "form": trained_by.discriminator.form,
     }
     weights = whole_weights(processes, models.discriminator)
     return publish(
