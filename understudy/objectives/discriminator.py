@@ -119,6 +119,8 @@ def bradley_terry_loss(
 ) -> Tensor:
     """-E log sigmoid(R(expert) - R(sample)) over pairs of the same prompt (Eq 27); optimum R = log u + c(x).
 
+    The mean is over samples, each against its prompt's expert responses.
+
     At token level prefixes of equal length are paired, the end's score held after EOS (absorbing): R = log u + c(x, k).
     A leave-one-out baseline removes c.
     """
@@ -228,6 +230,10 @@ def _held(expert: DiscriminatorScores, policy: DiscriminatorScores, field: str) 
 
 
 def _pair_weights(expert: DiscriminatorScores, policy: DiscriminatorScores, like: Tensor) -> Tensor:
+    """Weights (expert rows, samples): each sample's own, shared among the expert rows of its prompt.
+
+    So a prompt counts as its samples do, however often its expert rows are repeated beside them.
+    """
     num_e, num_p = expert.mask_BT.shape[0], policy.mask_BT.shape[0]
     has_e, has_p = (side.mask_BT.bool().any(dim=1).to(like.dtype) for side in (expert, policy))
     if expert.prompt_B is None or policy.prompt_B is None:
@@ -237,8 +243,10 @@ def _pair_weights(expert: DiscriminatorScores, policy: DiscriminatorScores, like
     same = (expert.prompt_B[:, None] == policy.prompt_B[None, :]).to(like.dtype)
     if not bool(same.any()):
         raise ValueError("no expert response shares a prompt with a sample; sample from the expert batch's prompts.")
-    same = same * has_e[:, None] * has_p[None, :]  # a row without a scored token has no opinion
-    for side, shape in ((expert, (-1, 1)), (policy, (1, -1))):
-        if side.weight_B is not None:
-            same = same * side.weight_B.to(like.dtype).reshape(shape)
-    return same
+    # A row without a scored token has no opinion.
+    share_E, weight_P = (
+        has if side.weight_B is None else has * side.weight_B.to(like.dtype)
+        for has, side in ((has_e, expert), (has_p, policy))
+    )
+    share_EP = same * share_E[:, None]
+    return share_EP / share_EP.sum(dim=0).clamp(min=torch.finfo(like.dtype).tiny) * weight_P
