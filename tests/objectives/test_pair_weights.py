@@ -43,3 +43,12 @@ def test_a_samples_weight_is_its_own_and_an_experts_is_among_its_prompts(name: s
     expert = _side(torch.tensor([0.0, 100.0, 0.0]), [0, 0, 1], [1.0, 0.0, 5.0])
     slope_P = _gradient_of_samples(name, expert, [0, 0, 1], [1.0, 3.0, 4.0])
     torch.testing.assert_close(slope_P, torch.tensor([0.125, 0.375, 0.5]))
+
+
+@pytest.mark.parametrize("weighted", ["expert", "policy"])
+def test_weights_without_prompts_are_refused_because_no_pair_would_read_them(weighted: str) -> None:
+    sides = {
+        name: _side(torch.zeros(2), None, [1.0, 3.0] if name == weighted else None) for name in ("expert", "policy")
+    }
+    with pytest.raises(ValueError, match="weights of pairs need prompt_B.*give both sides prompt ids"):
+        DISCRIMINATOR_LOSSES["bradley_terry"](sides["expert"], sides["policy"], divergence=divergence("reverse_kl"))

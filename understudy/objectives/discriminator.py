@@ -33,9 +33,10 @@ class DiscriminatorScores:
     Attributes:
         logits_expert_high_BT: raw outputs.
         mask_BT: scored positions.
-        prompt_B: integer id of the prompt; pairwise losses compare equal ids. None: row i pairs with row i.
+        prompt_B: integer id of the prompt; pairwise losses compare equal ids. None: row i pairs with row i, unweighted.
         spread_BT: raw output of the second head, for `bradley_terry_variance` only.
-        weight_B: weight of each sequence; None: equal. For enumerated or weighted samples.
+        weight_B: weight of each sequence; None: equal. For enumerated or weighted samples. Pairwise losses read an
+            expert's among those of its prompt.
     """
 
     logits_expert_high_BT: Tensor
@@ -239,6 +240,8 @@ def _pair_weights(expert: DiscriminatorScores, policy: DiscriminatorScores, like
     if expert.prompt_B is None or policy.prompt_B is None:
         if num_e != num_p:
             raise ValueError(f"pairs need prompt_B: {num_e} expert rows and {num_p} samples do not match row by row.")
+        if expert.weight_B is not None or policy.weight_B is not None:
+            raise ValueError("weights of pairs need prompt_B: row by row a pair has two; give both sides prompt ids.")
         return torch.diag(has_e * has_p)
     same = (expert.prompt_B[:, None] == policy.prompt_B[None, :]).to(like.dtype)
     if not bool(same.any()):
