@@ -53,8 +53,8 @@ def examples(policy: LanguageModel, count: int = 24) -> list[Example]:
     return made
 
 
-def loop(folder: Path, should_stop: Callable[[], bool] = lambda: False) -> Loop:
-    return Loop(create_accelerator("fp32", "cpu"), ListTracker(), Checkpoints(folder), should_stop)
+def loop(folder: Path, should_stop: Callable[[], bool] = lambda: False, precision: str = "fp32") -> Loop:
+    return Loop(create_accelerator(precision, "cpu"), ListTracker(), Checkpoints(folder), should_stop)
 
 
 __all__ = ["align_config", "examples", "loop", "params", "random_policy", "sft_config"]

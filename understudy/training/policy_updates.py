@@ -23,8 +23,8 @@ from understudy.objectives.selfplay import PREFERENCE_LOSSES, PreferencePairs
 from understudy.training.discriminating import DiscriminatorTrainer, last_logits
 from understudy.training.loop import finite_update, step_seed
 from understudy.training.replay import Sample
-from understudy.training.state import BACKWARD, FORWARD, AlignState
-from understudy.training.updating import PolicyUpdate, Scored, Update, same_width, token_mean_nll
+from understudy.training.state import BACKWARD, AlignState
+from understudy.training.updating import PolicyUpdate, Scored, Update, token_mean_nll
 
 
 class LeaveOneOut(Update):
@@ -109,14 +109,9 @@ class ClippedPpo(Update):
             reward_BT = reward_BT * objective.discount**position_T
         return reward_BT - beta * kl_penalty_to_reference(scored.logp_BT, scored.reference_BT), numbers
 
-    @torch.no_grad()
     def _values(self, samples: list[Sample]) -> Tensor:
         self.value.eval()
-        pieces = []
-        for batch in (micro.batch for micro in self.state.micro_batches(samples)):
-            pieces.append(self.state.processes.over_rows(partial(self.value, before=True), batch)[..., 0])
-            self.state.count(FORWARD, batch.num_tokens)
-        return torch.cat(same_width(pieces))
+        return self.read(partial(self.value, before=True), samples)[..., 0]
 
     def _fit_value(self, samples: list[Sample], old_BT: Tensor, return_BT: Tensor) -> dict[str, float]:
         def loss_of(value_bt: Tensor, batch: TokenBatch, rows: slice) -> Tensor:
@@ -158,7 +153,8 @@ class SelfPlay(Update):
         """Several steps on (expert, own sample) pairs."""
         state, settings = self.state, self.state.config.selfplay
         scored, experts = self.score(samples), self.state.as_expert(samples)
-        opponent_expert_B, opponent_sample_B = self._sequence_logps(experts), scored.logp_BT.sum(dim=1)
+        opponent_expert_B = self.read(state.policy.response_logps, experts).sum(dim=1)
+        opponent_sample_B = scored.logp_BT.sum(dim=1)
         numbers: dict[str, float] = {}
         for update in range(settings.updates_per_round):
             chance = random.Random(step_seed(state.seed, "selfplay", state.round, update))
@@ -176,14 +172,6 @@ class SelfPlay(Update):
             numbers = told | self.step(sft_loss + float(loss.detach()))
             numbers["reward"] = settings.beta * float(margin_B.mean())
         return scored.report() | numbers
-
-    @torch.no_grad()
-    def _sequence_logps(self, samples: list[Sample]) -> Tensor:
-        pieces = []
-        for batch in (micro.batch for micro in self.state.micro_batches(samples)):
-            pieces.append(self.state.processes.over_rows(self.state.policy.response_logps, batch).sum(dim=1))
-            self.state.count(FORWARD, batch.num_tokens)
-        return torch.cat(pieces)
 
     def _with_gradient(self, samples: list[Sample]) -> Tensor:
         pieces = []

@@ -111,6 +111,16 @@ class Update:
         with reference.without_adapters():
             return self.state.processes.over_rows(reference.response_logps, batch)
 
+    @torch.no_grad()
+    def read(self, network: Callable[[TokenBatch], Tensor], samples: list[Sample]) -> Tensor:
+        """What a network of the policy's size says of samples, in the precision of training, shape (B, T, …)."""
+        pieces = []
+        for batch in (micro.batch for micro in self.state.micro_batches(samples)):
+            with self.state.accelerator.autocast():
+                pieces.append(self.state.processes.over_rows(network, batch))
+            self.state.count(FORWARD, batch.num_tokens)
+        return torch.cat(same_width(pieces))
+
     def imitate(self, samples: list[Sample]) -> tuple[float, dict[str, float]]:
         """Backward `sft_coefficient` x token-mean NLL of the expert's responses to the prompts of a round.
 
