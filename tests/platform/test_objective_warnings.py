@@ -30,6 +30,9 @@ def _warnings(*overrides: str) -> list[str]:
         ["divergence=forward_kl", "discriminator.loss=variational"],
         ["divergence=log_d", "level=token"],
         ["method=rlhf"],
+        # Both read the form: best-of-n ranks by the log-ratio, and self-play reports the AUC of one.
+        ["method=iterative_sft", "discriminator.form=airl"],
+        ["method=selfplay", "discriminator.form=airl"],
         ["min_held_out_auc=0.6"],
         ["method=selfplay"],
         ["method=iterative_sft", "discriminator.loss=bradley_terry"],
@@ -54,6 +57,7 @@ def test_exact_combinations_are_silent(overrides: list[str]) -> None:
         (["method=selfplay", "divergence=js"], ["divergence js is not read", "selfplay"]),
         (["method=rlhf", "divergence=forward_kl"], ["forward_kl is not read", "reverse_kl"]),
         (["method=rlhf", "level=token"], ["level token is not read"]),
+        (["method=rlhf", "discriminator.form=airl"], ["form airl is not read with align.method rlhf", "form=plain"]),
         (["discount=0.9"], ["discount 0.9 is not read"]),
         (["method=rlhf", "min_held_out_auc=0.6"], ["min_held_out_auc 0.6", "stays held", "warmup_rounds"]),
         (["discriminator.updates_per_round=0", "min_held_out_auc=0.6"], ["min_held_out_auc 0.6", "stays held"]),

@@ -136,6 +136,12 @@ def test_rows_of_the_table_run_by_configuration_alone(tmp_path: Path, overrides:
     assert all(value == value for value in last.values())
 
 
+def test_the_reward_of_rlhf_is_the_frozen_models_own_score_whatever_the_form(tmp_path: Path) -> None:
+    plain, _, _ = _run(tmp_path / "plain", "align.method=rlhf")
+    airl, _, _ = _run(tmp_path / "airl", "align.method=rlhf", "align.discriminator.form=airl")
+    assert _same(plain, airl)
+
+
 def test_a_table_of_ngrams_costs_no_passes_however_often_it_learns(tmp_path: Path) -> None:
     passes = {}
     for init, updates in (("ngrams", 1), ("ngrams", 3), ("sft", 1), ("sft", 3)):

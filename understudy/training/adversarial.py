@@ -63,8 +63,11 @@ COMPOSITIONS = {
     "selfplay": Composition("selfplay", {}, {}),
     "iterative_sft": Composition("best_of_n", {}, {}),
     # RLHF's three steps (source note 2.4): SFT, a reward model on expert > sample, then frozen, and PPO on its score.
+    # In the AIRL form log pi is part of the score, which then moves with the policy, however frozen the network.
     "rlhf": Composition(
-        "ppo", {"divergence": "reverse_kl", "level": "sequence"}, {"loss": "bradley_terry", "updates_per_round": 0}
+        "ppo",
+        {"divergence": "reverse_kl", "level": "sequence"},
+        {"loss": "bradley_terry", "form": "plain", "updates_per_round": 0},
     ),
 }
 

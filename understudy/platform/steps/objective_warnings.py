@@ -83,6 +83,11 @@ def _unread(align: AlignConfig) -> Iterator[str]:
         )
     if align.method == "rlhf" and align.level == "token":
         yield "align.level token is not read with align.method rlhf, whose reward model scores whole responses"
+    if align.method == "rlhf" and align.discriminator.form == "airl":
+        yield (
+            "align.discriminator.form airl is not read with align.method rlhf, whose reward is the frozen model's own "
+            "score: log pi in it would move with the policy; take align.discriminator.form=plain"
+        )
     if align.method == "adversarial" and align.level == "sequence" and align.discount != 1:
         yield f"align.discount {align.discount:g} is not read at align.level sequence; take align.level=token"
     if align.method in ("selfplay", "iterative_sft"):
