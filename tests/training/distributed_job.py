@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import save_file
 from training.helpers import align_config, examples, loop, random_policy, sft_config
 
-from understudy.errors import Preempted
+from understudy.errors import IntegrityError, Preempted
 from understudy.models.discriminator import create_discriminator
 from understudy.models.generation import SamplingSettings, generate
 from understudy.models.language_model import LanguageModel
@@ -36,8 +36,9 @@ def run(scenario: dict[str, Any], folder: Path) -> dict[str, Any]:
     message = ""
     modules: dict[str, Any] = {}
     try:
-        modules = {"sft": _sft, "align": _align, "generate": _generate}[scenario["kind"]](scenario, surroundings)
-    except Preempted as error:
+        kinds = {"sft": _sft, "align": _align, "generate": _generate, "unreadable": _unreadable}
+        modules = kinds[scenario["kind"]](scenario, surroundings)
+    except (Preempted, IntegrityError) as error:
         message = str(error)
     whole = {
         f"{name}.{key}": surroundings.processes.whole({"": value.detach()})[""].clone().contiguous()
@@ -84,6 +85,16 @@ def _generate(scenario: dict[str, Any], surroundings: Loop) -> dict[str, Any]:
     generator = torch.Generator().manual_seed(3)
     rollouts = generate(policy, prompts, settings, generator, scenario["repeats"], peers=surroundings.processes)
     surroundings.history += [{"response": row} for row in zip(rollouts.responses, rollouts.finished, strict=True)]  # type: ignore[misc]
+    return {}
+
+
+def _unreadable(scenario: dict[str, Any], surroundings: Loop) -> dict[str, Any]:
+    """Process 0 finds a checkpoint that it cannot read."""
+
+    def latest() -> None:
+        raise IntegrityError("state.json is cut short" if surroundings.processes.is_main else "not mine to read")
+
+    surroundings.processes.from_main(latest)
     return {}
 
 

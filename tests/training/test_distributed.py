@@ -80,12 +80,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     path = tmp_path_factory.mktemp("two")
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    request = write_request(path, CURVES | SAMPLES, RESUMED)
+    _run_two(write_request(path, CURVES | SAMPLES, RESUMED))
+    yield path
+    torch.set_num_threads(threads)
+
+
+def _run_two(request: Path) -> None:
     common = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     environments = [common | {"RANK": rank, "LOCAL_RANK": rank} for rank in ("0", "1")]
     run_all([[sys.executable, str(JOB), str(request)]] * 2, environments)
-    yield path
-    torch.set_num_threads(threads)
 
 
 @pytest.mark.parametrize("name", CURVES)
@@ -112,3 +115,8 @@ def test_two_processes_sample_what_one_samples(name: str, folder: Path, tmp_path
 @pytest.mark.parametrize("name", RESUMED)
 def test_from_one_process_to_two_and_back(name: str, folder: Path, tmp_path: Path) -> None:
     resumes(folder, name, RESUMED, tmp_path)
+
+
+def test_a_checkpoint_that_process_0_cannot_read_ends_both_with_its_words(tmp_path: Path) -> None:
+    _run_two(write_request(tmp_path, {"unreadable": {"kind": "unreadable"}}, {}))
+    assert [result["stopped"] for result in results(tmp_path, "unreadable")] == ["state.json is cut short"] * 2

@@ -34,7 +34,9 @@ def write_request(path: Path, scenarios: Mapping[str, dict[str, Any]], resumed: 
 
 def run_all(commands: Sequence[Sequence[str]], environments: Sequence[Mapping[str, str]]) -> None:
     """Run commands at once, to their good end."""
-    common = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
+    # This checkout's code, wherever the package was installed from.
+    tests = Path(__file__).parents[1]
+    common = {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(tests), str(tests.parent)])}
     processes = [
         subprocess.Popen(
             command,

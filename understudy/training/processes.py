@@ -151,18 +151,28 @@ class Processes:
         return answer["value"]
 
     def from_main(self, checkpoint: Callable[[], Checkpoint | None]) -> Checkpoint | None:
-        """The checkpoint that process 0 finds, in every process, whether or not they share a disk."""
+        """The checkpoint that process 0 finds, in every process, whether or not they share a disk.
+
+        Raises:
+            UnderstudyError: in the other processes, as `on_main` says, where process 0 cannot read it.
+        """
         if self.count == 1:
             return checkpoint()
-        found = checkpoint() if self.is_main else None
-        tensors = found.tensors if found else {}
-        header = {name: [str(value.dtype).removeprefix("torch."), list(value.shape)] for name, value in tensors.items()}
-        told = self._tell({"found": bool(found), "tensors": header} | ({"step": found.step} if found else {}))
-        state = self._tell(found.state if found else {})
-        if not told["found"]:
+        found: list[Checkpoint] = []
+
+        def described() -> dict[str, Any] | None:
+            if (here := checkpoint()) is None:
+                return None
+            found.append(here)
+            likes = {name: [str(v.dtype).removeprefix("torch."), list(v.shape)] for name, v in here.tensors.items()}
+            return {"step": here.step, "tensors": likes, "state": here.state}
+
+        told = self.on_main(described)
+        if told is None:
             return None
+        tensors = found[0].tensors if found else {}
         received = {name: self._tensor(tensors.get(name), *like) for name, like in told["tensors"].items()}
-        return Checkpoint(int(told["step"]), received, state)
+        return Checkpoint(int(told["step"]), received, told["state"])
 
     def whole(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Tensors whose shards are spread over processes, each as a whole in every process."""
