@@ -26,10 +26,11 @@ from understudy.models.discriminator import create_discriminator
 from understudy.models.language_model import LanguageModel, TokenBatch
 from understudy.models.loading import create_policy, load_policy, with_lora
 from understudy.tracker import ListTracker
-from understudy.training.adversarial import align, composed, num_discriminator_outputs, objective_from
+from understudy.training.adversarial import align, num_discriminator_outputs, objective_from
 from understudy.training.checkpoint import Checkpoints
 from understudy.training.examples import Example, encode
 from understudy.training.loop import Loop, create_accelerator
+from understudy.training.methods import composed
 from understudy.training.sft import train_sft
 from understudy.training.state import Models
 

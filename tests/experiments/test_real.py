@@ -39,7 +39,8 @@ from experiments.real.tasks import TASKS, Task, load, pretrained_overrides
 from understudy.config import SplitsConfig, load_params
 from understudy.data.withholding import is_withheld
 from understudy.models.scalar_head import ScalarHead
-from understudy.training.adversarial import AlignResult, composed, objective_from
+from understudy.training.adversarial import AlignResult, objective_from
+from understudy.training.methods import composed
 from understudy.training.sft import SftResult
 
 ROOT = Path(__file__).parents[2]

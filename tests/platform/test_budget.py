@@ -22,30 +22,48 @@ def params(*overrides: str) -> Params:
     return load_params(ROOT / "params.yaml", overrides)
 
 
+SMALL = [
+    "platform.estimate={train_tokens: 1000, prompt_tokens: 10}",
+    "sft.epochs=2",
+    "align.num_rounds=5",
+    "align.rollout.prompts_per_round=3",
+    "align.rollout.responses_per_prompt=2",
+    "align.rollout.max_response_tokens=20",
+    "align.discriminator.warmup_rounds=1",
+    "align.discriminator.warmup_updates_per_round=4",
+    "align.discriminator.updates_per_round=2",
+    "align.discriminator.batch_pairs=8",
+    "evaluation.max_prompts=7",
+    "evaluation.max_response_tokens=30",
+    "evaluation.temperatures=[0.5]",
+]
+
+
 def test_token_passes_by_hand() -> None:
-    given = params(
-        "platform.estimate={train_tokens: 1000, prompt_tokens: 10}",
-        "sft.epochs=2",
-        "align.num_rounds=5",
-        "align.rollout.prompts_per_round=3",
-        "align.rollout.responses_per_prompt=2",
-        "align.rollout.max_response_tokens=20",
-        "align.discriminator.warmup_rounds=1",
-        "align.discriminator.warmup_updates_per_round=4",
-        "align.discriminator.updates_per_round=2",
-        "align.discriminator.batch_pairs=8",
-        "evaluation.max_prompts=7",
-        "evaluation.max_response_tokens=30",
-        "evaluation.temperatures=[0.5]",
-    )
+    given = params(*SMALL)
     passes = budget.token_passes(given)
     assert passes["sft"] == 2 * 1000 * 3
-    rounds = 6 * (3 * 2) * (20 + 30 * (3 + 3))  # sampled once, read by three networks, learned from by one
+    sampled = 6 * (3 * 10 + 6 * 20)  # each prompt is read once, for two responses of 20
+    improved = 5 * 6 * 30 * (3 + 3)  # not in the warm-up: read by three networks, learned from by one
     pairs = (1 * 4 + 5 * 2) * 8 * 2 * 30 * 3
-    assert passes["align"] == passes["sft_longer"] == rounds + pairs == 27360
-    counting = given.align.discriminator.model_copy(update={"init": "ngrams"})
-    by_table = given.model_copy(update={"align": given.align.model_copy(update={"discriminator": counting})})
-    assert budget.token_passes(by_table)["align"] == 6 * (3 * 2) * (20 + 30 * (2 + 3)) == 6120
+    measured = 2 * (4 * 8) * (30 + 2 * 30)  # after rounds 5 and 6: sampled and judged beside the expert's
+    assert passes["align"] == passes["sft_longer"] == sampled + improved + pairs + measured == 32220
+
+    def aligned(*overrides: str) -> int:
+        return budget.token_passes(params(*SMALL, *(f"align.{override}" for override in overrides)))["align"]
+
+    # A table of n-grams costs nothing.
+    assert aligned("discriminator.init=ngrams") == sampled + 5 * 6 * 30 * (2 + 3) + 2 * (4 * 8) * 30 == 7320
+    # Values are read, then two epochs of policy and value; the discriminator learns in the warm-up alone with rlhf.
+    ppo = 5 * 6 * 30 * (3 + 1 + 2 * 2 * 3)
+    assert aligned("policy_update=ppo") == sampled + ppo + pairs + measured
+    assert aligned("method=rlhf") == sampled + ppo + 4 * 8 * 2 * 30 * 3 + measured
+    # The opponent reads the experts' responses, then two steps on pairs; the best of each prompt's two.
+    assert aligned("method=selfplay") == sampled + 5 * 6 * 30 * (3 + 1 + 2 * 2 * 3) + pairs + measured
+    assert aligned("method=iterative_sft") == sampled + 5 * 30 * (6 * 3 + 3 * 3) + pairs + measured
+    imitated = 5 * 3 * 30 * 3  # the expert's response to each of three prompts
+    assert aligned("sft_coefficient_start=0.1") == 32220 + imitated
+    assert aligned("policy_update=ppo", "sft_coefficient_end=0.1") == aligned("policy_update=ppo") + 2 * imitated
     # Four policies, the champion among them: 7 // 2 prompts at one temperature, then 7 in three ways; the base in one.
     assert passes["evaluate"] == 30 * (4 * (3 * 1 + 7 * 3) + 7) == 3090
     pretrained = given.model_copy(update={"model": given.model.model_copy(update={"init": "pretrained"})})
@@ -53,8 +71,6 @@ def test_token_passes_by_hand() -> None:
     unjudged = given.evaluation.model_copy(update={"judges": ()})
     unjudged_params = given.model_copy(update={"evaluation": unjudged})
     assert budget.token_passes(unjudged_params)["evaluate"] == 30 * (4 * 21 + 7)
-    given = given.model_copy(update={"align": given.align.model_copy(update={"policy_update": "ppo"})})
-    assert budget.token_passes(given)["align"] == 27360 + 6 * 6 * 30 * 3  # a second epoch of PPO
 
 
 def test_hours_are_passes_over_the_measured_rate() -> None:

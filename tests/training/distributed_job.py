@@ -20,8 +20,9 @@ from understudy.models.discriminator import create_discriminator
 from understudy.models.generation import SamplingSettings, generate
 from understudy.models.language_model import LanguageModel
 from understudy.models.loading import with_lora
-from understudy.training.adversarial import align, composed, num_discriminator_outputs
+from understudy.training.adversarial import align, num_discriminator_outputs
 from understudy.training.loop import Loop
+from understudy.training.methods import composed
 from understudy.training.sft import train_sft
 from understudy.training.state import Models
 

@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from training.helpers import align_config, examples, loop, random_policy
 
 from understudy.models.language_model import TokenBatch
-from understudy.training.adversarial import composed, objective_from
+from understudy.training.adversarial import objective_from
 from understudy.training.discriminating import DiscriminatorTrainer, auc, pairs_won
 from understudy.training.examples import Example
+from understudy.training.methods import composed
 from understudy.training.replay import Sample
 from understudy.training.state import AlignState, Models
 

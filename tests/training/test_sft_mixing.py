@@ -14,9 +14,10 @@ import understudy.training.updating as updating
 from understudy.errors import ConfigError
 from understudy.models.language_model import LanguageModel
 from understudy.models.scalar_head import ScalarHead
-from understudy.training.adversarial import align, composed, num_discriminator_outputs, objective_from
+from understudy.training.adversarial import align, num_discriminator_outputs, objective_from
 from understudy.training.discriminating import DiscriminatorTrainer
 from understudy.training.examples import Example
+from understudy.training.methods import composed
 from understudy.training.policy_updates import POLICY_UPDATES
 from understudy.training.state import AlignState, Models, rows_of_round
 

@@ -20,6 +20,8 @@ from typing import TYPE_CHECKING, Any
 
 from understudy.config import Params
 from understudy.config.platform import GpuStep
+from understudy.training.methods import BACKWARD
+from understudy.training.passes import align_passes
 
 if TYPE_CHECKING:
     from understudy.tracker import Tracker
@@ -27,7 +29,6 @@ if TYPE_CHECKING:
 GPU_STEPS = ("sft", "align", "sft_longer", "evaluate")
 CPU_STEPS = ("preflight", "ingest")
 METRIC = "gpu_hours"
-_FORWARD, _BACKWARD = 1, 3
 _POLICIES_EVALUATED = 4  # sft, aligned, sft_longer, and the champion, which there may be
 
 
@@ -44,7 +45,8 @@ class Estimate:
 def estimate(params: Params) -> Estimate:
     """Estimate one run from its params, the tokens to train on and a measured rate.
 
-    Lengths that are not known before are taken at their limits, so the estimate is high rather than low.
+    Lengths that are not known before are taken at their limits, so the estimate is high rather than low
+    (`understudy.training.passes` has the work of each method).
     """
     known = params.platform.estimate
     passes = token_passes(params)
@@ -60,25 +62,12 @@ def estimate(params: Params) -> Estimate:
 
 def token_passes(params: Params) -> dict[str, int]:
     """Return the token passes of each GPU step, at the limits of all lengths."""
-    align, known = params.align, params.platform.estimate
-    discriminator, rollout = align.discriminator, align.rollout
-    sequence = known.prompt_tokens + rollout.max_response_tokens
-    samples = rollout.prompts_per_round * rollout.responses_per_prompt
-    warm, rounds = discriminator.warmup_rounds, align.num_rounds
-    # Networks of the policy's size are assumed, but for a table of n-grams, which has no products at all.
-    judges = 0 if discriminator.init == "ngrams" else 1
-    # A round samples, then reference, policy and discriminator read the samples, then the policy learns from them.
-    per_round = samples * (rollout.max_response_tokens + sequence * ((2 + judges) * _FORWARD + _BACKWARD))
-    if align.policy_update == "ppo":
-        per_round += samples * sequence * _BACKWARD * (align.ppo.epochs - 1)
-    # Each update of the discriminator learns from pairs: an expert's and a sampled response.
-    pair_updates = warm * discriminator.warmup_updates_per_round + rounds * discriminator.updates_per_round
-    pairs = judges * pair_updates * discriminator.batch_pairs * 2 * sequence * _BACKWARD
-    aligned = (warm + rounds) * per_round + pairs
+    known = params.platform.estimate
+    aligned = align_passes(params.align, known.prompt_tokens)
     return {
-        "sft": round(params.sft.epochs * known.train_tokens * _BACKWARD),
-        "align": round(aligned),
-        "sft_longer": round(aligned),  # the baseline gets the compute that align used
+        "sft": round(params.sft.epochs * known.train_tokens * BACKWARD),
+        "align": aligned,
+        "sft_longer": aligned,  # the baseline gets the compute that align used
         "evaluate": _responses_evaluated(params) * params.evaluation.max_response_tokens,
     }
 

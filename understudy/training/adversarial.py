@@ -7,20 +7,20 @@
                        `min_held_out_auc` asks for that, while the word is worth something on held-out prompts
 
 Which divergence, level, loss and form run is `AdversarialObjective`'s business, how the policy improves that of
-`POLICY_UPDATES`; the loop asks neither. A method of the note is a composition of the two, see `COMPOSITIONS`.
+`POLICY_UPDATES`; the loop asks neither. A method of the note is a composition of the two, see `methods.COMPOSITIONS`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from understudy.config import AlignConfig
 from understudy.objectives.adversarial import AdversarialObjective
 from understudy.training.discriminating import DiscriminatorTrainer
 from understudy.training.examples import Example
 from understudy.training.loop import Loop
+from understudy.training.methods import composed
 from understudy.training.policy_updates import POLICY_UPDATES
 from understudy.training.replay import Sample
 from understudy.training.state import AlignState, Models
@@ -46,30 +46,6 @@ class AlignResult:
     train_seconds: float
     skipped: list[dict[str, str]] = field(default_factory=list)
     held_out_skipped: list[dict[str, str]] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
-class Composition:
-    """A method as settings of the one loop; None leaves what the params say."""
-
-    policy_update: str | None
-    align: Mapping[str, Any]
-    discriminator: Mapping[str, Any]
-
-
-COMPOSITIONS = {
-    "adversarial": Composition(None, {}, {}),
-    # The discriminator takes no part in the updates; its held-out AUC says how far self-play has come.
-    "selfplay": Composition("selfplay", {}, {}),
-    "iterative_sft": Composition("best_of_n", {}, {}),
-    # RLHF's three steps (source note 2.4): SFT, a reward model on expert > sample, then frozen, and PPO on its score.
-    # In the AIRL form log pi is part of the score, which then moves with the policy, however frozen the network.
-    "rlhf": Composition(
-        "ppo",
-        {"divergence": "reverse_kl", "level": "sequence"},
-        {"loss": "bradley_terry", "form": "plain", "updates_per_round": 0},
-    ),
-}
 
 
 def align(
@@ -126,14 +102,6 @@ def align(
         state.skipped,
         state.held_out_skipped,
     )
-
-
-def composed(config: AlignConfig) -> tuple[AlignConfig, str]:
-    """Return the settings that a method implies and the name of its policy update."""
-    composition = COMPOSITIONS[config.method]
-    discriminator = config.discriminator.model_copy(update=dict(composition.discriminator))
-    settings = {**composition.align, "discriminator": discriminator}
-    return config.model_copy(update=settings), composition.policy_update or config.policy_update
 
 
 def objective_from(config: AlignConfig) -> AdversarialObjective:

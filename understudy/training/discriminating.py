@@ -16,8 +16,9 @@ from understudy.models.language_model import TokenBatch
 from understudy.objectives.discriminator import DiscriminatorScores
 from understudy.training.examples import Example
 from understudy.training.loop import finite_update, step_seed
+from understudy.training.methods import BACKWARD, FORWARD
 from understudy.training.replay import Sample
-from understudy.training.state import BACKWARD, FORWARD, AlignState
+from understudy.training.state import AlignState
 
 
 class DiscriminatorTrainer:

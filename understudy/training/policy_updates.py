@@ -22,8 +22,9 @@ from understudy.objectives.ppo import fold_absorbing, generalised_advantage, ppo
 from understudy.objectives.selfplay import PREFERENCE_LOSSES, PreferencePairs
 from understudy.training.discriminating import DiscriminatorTrainer, last_logits
 from understudy.training.loop import finite_update, step_seed
+from understudy.training.methods import BACKWARD
 from understudy.training.replay import Sample
-from understudy.training.state import BACKWARD, AlignState
+from understudy.training.state import AlignState
 from understudy.training.updating import PolicyUpdate, Scored, Update, token_mean_nll
 
 

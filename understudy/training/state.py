@@ -31,11 +31,10 @@ from understudy.training.checkpoint import (
 from understudy.training.examples import MAX_SKIPPED_FRACTION, Example, too_many, within_horizon
 from understudy.training.health import Health
 from understudy.training.loop import Loop, Stopwatch, create_optimizer, step_seed
+from understudy.training.methods import FORWARD
 from understudy.training.processes import Processes
 from understudy.training.replay import Replay, Sample
 from understudy.training.seen import SeenByReference
-
-FORWARD, BACKWARD = 1, 3  # token passes: a forward pass or a sampled token; a forward and a backward pass
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,9 @@ from understudy.objectives.likelihood import token_nll
 from understudy.objectives.policy_gradient import kl_penalty_to_reference
 from understudy.training.discriminating import DiscriminatorTrainer
 from understudy.training.loop import finite_update, learning_rate, set_learning_rate
+from understudy.training.methods import BACKWARD, FORWARD
 from understudy.training.replay import Sample
-from understudy.training.state import BACKWARD, FORWARD, AlignState
+from understudy.training.state import AlignState
 
 # Loss of (log-probabilities (b, t), their batch, rows among all samples): a mean over those rows.
 LossOf = Callable[[Tensor, TokenBatch, slice], Tensor]

@@ -122,7 +122,7 @@ def _models(
 
 def _store_discriminator(context: StepContext, processes: Processes, models: Models, settings: AlignConfig) -> Stored:
     """Store it with the settings that it was trained by, which the method may have set, not the params."""
-    from understudy.training.adversarial import composed
+    from understudy.training.methods import composed
 
     trained_by, _ = composed(settings)
     description = {
