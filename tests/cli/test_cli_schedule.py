@@ -156,10 +156,12 @@ def test_cost(api: KfpApi, folder: Path, tmp_path: Path, capsys: pytest.CaptureF
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     client = MlflowClient(tracking_uri=uri)
-    tags = {"understudy.step": "sft", "understudy.run_id": str(started)}
-    tags["understudy.result.compute_token_passes"] = "3600000"
-    logged = client.create_run(client.create_experiment("understudy", (tmp_path / "a").as_uri()), tags=tags)
-    client.log_metric(logged.info.run_id, "gpu_hours", 0.5)
+    experiment = client.create_experiment("understudy", (tmp_path / "a").as_uri())
+    for hours, result in ((0.25, {}), (0.25, {"understudy.result.compute_token_passes": "1800000"})):
+        tags = {"understudy.step": "sft", "understudy.run_id": str(started)} | result
+        client.log_metric(client.create_run(experiment, tags=tags).info.run_id, "gpu_hours", hours)
+        if not result:  # a step that failed has held GPUs and counted nothing, so there is no rate
+            assert run(capsys, "cost", *where)[1].endswith(f"  run {started}: 0.25 GPU hours\n")
     found = json.loads(run(capsys, "cost", *where, "--json")[1])["weekly"]
     assert found["runs"] == [
         {"run_id": started, "gpu_hours": 0.5, "steps": {"sft": 0.5}, "token_passes_per_gpu_second": 2000.0}

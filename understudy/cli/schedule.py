@@ -216,8 +216,9 @@ def cost_command(
                 f"{name}: estimate {item.estimate.gpu_hours:g}, budget {item.schedule.budget_gpu_hours:g} GPU hours"
             )
             for cost in costs:
-                rate = f", {cost.token_passes_per_gpu_second:g} token passes/s and GPU" if cost.steps else ""
-                typer.echo(f"  run {cost.run_id}: {cost.gpu_hours:g} GPU hours{rate}")
+                rate = cost.token_passes_per_gpu_second
+                told = "" if rate is None else f", {rate:g} token passes/s and GPU"
+                typer.echo(f"  run {cost.run_id}: {cost.gpu_hours:g} GPU hours{told}")
     if as_json:
         typer.echo(json.dumps(found))
 
