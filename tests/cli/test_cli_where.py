@@ -15,6 +15,7 @@ import typer
 import yaml
 
 from understudy.cli import COMMANDS, call
+from understudy.cli.doctor import _python
 from understudy.errors import ConfigError
 from understudy.platform import where
 from understudy.platform.promotion import examine, places
@@ -83,6 +84,17 @@ def test_doctor_looks_at_the_working_directory_of_the_environment(
     call(["doctor", "--json"])
     findings = {finding["name"]: finding["value"] for finding in json.loads(capsys.readouterr().out)["findings"]}
     assert findings["workdir"] == str(tmp_path / "elsewhere")
+
+
+@pytest.mark.parametrize(("version", "fits"), [((3, 9, 18), False), ((3, 11, 0), True), ((3, 12, 1), True)])
+def test_doctor_compares_versions_of_python_as_numbers(
+    version: tuple[int, int, int], fits: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patched:
+        patched.setattr("sys.version_info", version)
+        patched.setattr("platform.python_version_tuple", lambda: tuple(map(str, version)))
+        found = _python()
+    assert (found.ok, found.say) == (fits, "" if fits else "install Python 3.11 or newer")
 
 
 def test_models_are_where_the_params_say(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

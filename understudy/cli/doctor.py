@@ -6,6 +6,7 @@ import json
 import os
 import platform
 import shutil
+import sys
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -53,7 +54,7 @@ def doctor(
 
 
 def _python() -> Finding:
-    fits = platform.python_version_tuple() >= ("3", "11")
+    fits = sys.version_info >= (3, 11)
     return Finding("python", platform.python_version(), fits, "" if fits else "install Python 3.11 or newer")
 
 
