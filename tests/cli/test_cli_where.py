@@ -66,6 +66,17 @@ def test_the_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert where.storage_uri(params, "s3://option/store") == "s3://option/store"
 
 
+def test_a_relative_sqlite_store_starts_where_the_command_is_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///environment.db")
+    assert where.named_tracking_uri() == f"sqlite:///{tmp_path}/environment.db"
+    write_params(tracking={"uri": "sqlite:///params.db"})
+    assert where.tracking_uri(Path("w"), where.params_here()) == f"sqlite:///{tmp_path}/params.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:////absolute.db")
+    assert where.named_tracking_uri() == "sqlite:////absolute.db"
+
+
 def test_every_command_takes_its_working_directory_from_the_environment() -> None:
     found = {}
     for name, (module, _) in COMMANDS.items():

@@ -60,6 +60,14 @@ def test_no_registry_no_alias_the_champion_and_itself(ask, registry, monkeypatch
     assert ask() == "" and not (tmp_path / "mlflow.db").exists()
 
 
+def test_a_relative_sqlite_store_is_asked(ask, registry, monkeypatch):
+    registry.client.set_registered_model_alias("tiny", "champion", "1")
+    monkeypatch.chdir(registry.workdir)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///mlflow.db")
+    assert unpack(ask(), PolicyRef).sha256 == "a" * 64
+    registry.client.delete_registered_model_alias("tiny", "champion")
+
+
 def test_a_version_of_elsewhere_is_named_with_what_it_lacks(ask):
     with pytest.raises(IntegrityError, match="bare/1 is @champion and has no weights_uri, weights_sha256, stage"):
         ask("bare")

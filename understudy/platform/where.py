@@ -15,6 +15,7 @@ TRACKING_VARIABLE = "MLFLOW_TRACKING_URI"
 STORAGE_VARIABLE = "UNDERSTUDY_STORAGE_URI"
 WORKDIR_VARIABLE = "UNDERSTUDY_WORKDIR"
 WORKDIR = ".understudy"
+SQLITE = "sqlite:///"
 
 
 def params_here() -> Params | None:
@@ -33,12 +34,16 @@ def workdir() -> Path:
 
 def named_tracking_uri(params: Params | None = None) -> str | None:
     """Return the MLflow that somebody named, None for a store in the working directory."""
-    return (params.tracking.uri if params else None) or os.environ.get(TRACKING_VARIABLE) or None
+    uri = (params.tracking.uri if params else None) or os.environ.get(TRACKING_VARIABLE) or None
+    if uri and uri.startswith(SQLITE):
+        # A relative file starts in the current folder, which another process, a step, need not share.
+        return SQLITE + str(Path(uri.removeprefix(SQLITE)).absolute())
+    return uri
 
 
 def tracking_uri(folder: Path, params: Params | None = None) -> str:
     """Return the MLflow that somebody named, else a sqlite store in the working directory `folder`."""
-    return named_tracking_uri(params) or f"sqlite:///{folder.absolute() / 'mlflow.db'}"
+    return named_tracking_uri(params) or f"{SQLITE}{folder.absolute() / 'mlflow.db'}"
 
 
 def storage_uri(params: Params | None = None, option: str | None = None) -> str | None:
