@@ -89,10 +89,17 @@ def test_doubt_is_an_error_and_never_an_empty_registry(ask, registry, monkeypatc
     [
         (404, {"error_code": "RESOURCE_DOES_NOT_EXIST", "message": "Registered Model with name=tiny not found"}, None),
         (400, {"error_code": "INVALID_PARAMETER_VALUE", "message": "Registered model alias champion not found."}, None),
-        (200, {"model_version": {"version": "1", "tags": [{"key": "weights_sha256", "value": "a"}]}}, "lacks"),
-        (400, {"error_code": "INVALID_PARAMETER_VALUE", "message": "Invalid name"}, "doubt"),
-        (401, {"error_code": "UNAUTHENTICATED"}, "doubt"),
-        (503, {}, "doubt"),
+        (
+            200,
+            {"model_version": {"version": "1", "tags": [{"key": "weights_sha256", "value": "a"}]}},
+            "is @champion and has no",
+        ),
+        (400, {"error_code": "INVALID_PARAMETER_VALUE", "message": "Invalid name"}, "status 400 INVALID_PARAMETER"),
+        (401, {"error_code": "UNAUTHENTICATED"}, "MLflow at http://server:5000/ does not say .*: status 401"),
+        (503, {}, "status 503"),
+        (200, {"page": "log in"}, "has no model version, but page"),
+        (200, {"model_version": None}, "has no model version, but model_version"),
+        (200, ["page"], "ValueError"),
     ],
 )
 def test_answers_of_a_server(status, content, found, monkeypatch, tmp_path):
@@ -107,19 +114,19 @@ def test_answers_of_a_server(status, content, found, monkeypatch, tmp_path):
         def json():
             return content
 
-    def get(address, **kwargs):
-        asked.append((address, kwargs["params"]))
+    def request(method, address, **kwargs):
+        asked.append((method, address, kwargs["params"]))
         return Answer
 
-    monkeypatch.setattr(requests, "get", get)
+    monkeypatch.setattr(requests, "request", request)
     if found is None:
         assert current_champion("http://server:5000/", "tiny", tmp_path) is None
     else:
-        error = IntegrityError if found == "lacks" else ServiceUnreachable
-        with pytest.raises(error):
+        error = IntegrityError if "is @champion" in found else ServiceUnreachable
+        with pytest.raises(error, match=found):
             current_champion("http://server:5000/", "tiny", tmp_path)
     address = "http://server:5000/api/2.0/mlflow/registered-models/alias"
-    assert asked == [(address, {"name": "tiny", "alias": "champion"})]
+    assert asked == [("GET", address, {"name": "tiny", "alias": "champion"})]
 
 
 def test_the_record_is_one_text_for_one_champion(ask, registry):

@@ -35,6 +35,7 @@ class Mlflow(ThreadingHTTPServer):
         self.uri = f"http://127.0.0.1:{self.server_address[1]}"
         self.answers: dict[str, tuple[int, Any]] = {"get-by-name": EXPERIMENT, "search": (200, {}), "alias": MISSING}
         self.asked: list[Any] = []
+        self.credentials: set[str | None] = set()
 
 
 class Answer(BaseHTTPRequestHandler):
@@ -44,6 +45,7 @@ class Answer(BaseHTTPRequestHandler):
         name = self.path.partition("?")[0].rpartition("/")[2]
         length = int(self.headers.get("Content-Length", 0))
         self.server.asked.append((name, json.loads(self.rfile.read(length)) if length else self.path))
+        self.server.credentials.add(self.headers["Authorization"])
         status, body = self.server.answers[name]
         self.send_response(status)
         self.end_headers()
@@ -83,6 +85,24 @@ def test_running_steps_and_champion(mlflow: Mlflow) -> None:
     }
     searched = next(asked for name, asked in mlflow.asked if name == "search")
     assert searched["filter"] == "attributes.status = 'RUNNING'"
+
+
+@pytest.mark.parametrize(
+    ("variables", "sent"),
+    [
+        ({"TOKEN": "t0ken"}, "Bearer t0ken"),
+        ({"USERNAME": "me", "PASSWORD": "hush"}, "Basic bWU6aHVzaA=="),
+        ({"TOKEN": "t0ken", "USERNAME": "me", "PASSWORD": "hush"}, "Basic bWU6aHVzaA=="),  # as MLflow's client decides
+        ({}, None),
+    ],
+)
+def test_every_question_has_the_credentials_of_the_environment(
+    mlflow: Mlflow, monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], sent: str | None
+) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(f"MLFLOW_TRACKING_{name}", value)
+    assert exporter.collect(mlflow.uri, "understudy", ["m"])[0].value == 1
+    assert len(mlflow.asked) == 3 and mlflow.credentials == {sent}
 
 
 @pytest.mark.parametrize("answer", [MISSING, NO_ALIAS])

@@ -6,13 +6,11 @@ one would compare its challenger with nobody.
 
 from __future__ import annotations
 
-import os
 import sqlite3
-from contextlib import closing
 from pathlib import Path
-from typing import Any
 
 from understudy.errors import IntegrityError, ServiceUnreachable
+from understudy.platform.mlflow_read import ask, sqlite_store
 from understudy.platform.storage import without_secrets
 from understudy.records import PolicyRef
 
@@ -66,8 +64,7 @@ def _from_sqlite(path: Path, name: str) -> tuple[str, dict[str, str]] | None:
     alias = "SELECT version FROM registered_model_aliases WHERE name = ? AND alias = ?"
     tags = "SELECT key, value FROM model_version_tags WHERE name = ? AND version = ?"
     try:
-        # Read-only, so that asking never creates a store.
-        with closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True, timeout=_ANSWER_SECONDS)) as store:
+        with sqlite_store(path, _ANSWER_SECONDS) as store:
             if not store.execute("SELECT 1 FROM sqlite_master WHERE name = 'registered_model_aliases'").fetchone():
                 return None
             row = store.execute(alias, (name, ALIAS)).fetchone()
@@ -79,28 +76,21 @@ def _from_sqlite(path: Path, name: str) -> tuple[str, dict[str, str]] | None:
 
 
 def _from_server(uri: str, name: str) -> tuple[str, dict[str, str]] | None:
-    import requests
-
-    headers, login = {}, None
-    if token := os.environ.get("MLFLOW_TRACKING_TOKEN"):
-        headers["Authorization"] = f"Bearer {token}"
-    elif user := os.environ.get("MLFLOW_TRACKING_USERNAME"):
-        login = (user, os.environ.get("MLFLOW_TRACKING_PASSWORD", ""))
-    address = f"{uri.rstrip('/')}/api/2.0/mlflow/registered-models/alias"
-    query = {"name": name, "alias": ALIAS}
     try:
-        answer = requests.get(address, params=query, headers=headers, auth=login, timeout=_ANSWER_SECONDS)
-        content: dict[str, Any] = answer.json()
-    except (requests.RequestException, ValueError) as error:
+        status, content = ask(uri, "registered-models/alias", {"name": name, "alias": ALIAS}, _ANSWER_SECONDS)
+    except (OSError, ValueError) as error:
         raise _unclear(uri, name, type(error).__name__) from error
-    if answer.status_code != 200:
+    if status != 200:
         code = content.get("error_code")
         # MLflow answers a missing alias of a known model with INVALID_PARAMETER_VALUE.
         if code == "RESOURCE_DOES_NOT_EXIST" or (code == "INVALID_PARAMETER_VALUE" and ALIAS in str(content)):
             return None
-        raise _unclear(uri, name, f"status {answer.status_code} {code or ''}".strip())
-    version = content["model_version"]
-    return str(version["version"]), {tag["key"]: tag["value"] for tag in version.get("tags", [])}
+        raise _unclear(uri, name, f"status {status} {code or ''}".strip())
+    try:
+        version = content["model_version"]
+        return str(version["version"]), {tag["key"]: tag["value"] for tag in version.get("tags", [])}
+    except (KeyError, TypeError, AttributeError) as error:  # the page of a proxy, or of another service
+        raise _unclear(uri, name, f"its answer has no model version, but {', '.join(content) or 'nothing'}") from error
 
 
 def _from_client(uri: str, name: str, workdir: Path) -> tuple[str, dict[str, str]] | None:

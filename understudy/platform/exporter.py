@@ -9,18 +9,15 @@ not answer, `understudy_exporter_up` is 0 and everything else is absent: an aler
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
-import urllib.error
-import urllib.parse
-import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 from understudy.errors import ConfigError, UnderstudyError
+from understudy.platform.mlflow_read import ask
 from understudy.platform.storage import without_secrets
 
 UP = "understudy_exporter_up"
@@ -105,29 +102,14 @@ def _champions(uri: str, models: Sequence[str]) -> Iterator[Sample]:
 
 def _ask(uri: str, path: str, query: Mapping[str, Any], post: bool = False) -> dict[str, Any] | None:
     """Return MLflow's answer, or None for what does not exist (yet)."""
-    url = f"{uri.rstrip('/')}/api/2.0/mlflow/{path}"
-    body = json.dumps(query).encode() if post else None
-    if not post:
-        url += "?" + urllib.parse.urlencode(query)
-    request = urllib.request.Request(url, data=body, headers={"Content-Type": "application/json"})
-    try:
-        with urllib.request.urlopen(request, timeout=_TIMEOUT_SECONDS) as answer:
-            content: dict[str, Any] = json.load(answer)
-            return content
-    except urllib.error.HTTPError as error:
-        # A registered model without that alias is 400 INVALID_PARAMETER_VALUE, everything else that is missing is 404.
-        with error:
-            code = _error_code(error.read())
-        if code == "RESOURCE_DOES_NOT_EXIST" or (code == "INVALID_PARAMETER_VALUE" and path.endswith("/alias")):
-            return None
-        raise
-
-
-def _error_code(body: bytes) -> str:
-    try:
-        return str(json.loads(body).get("error_code", ""))
-    except (ValueError, AttributeError):
-        return ""
+    status, content = ask(uri, path, query, _TIMEOUT_SECONDS, post)
+    if status == 200:
+        return content
+    # A registered model without that alias is 400 INVALID_PARAMETER_VALUE, everything else that is missing is 404.
+    code = content.get("error_code")
+    if code == "RESOURCE_DOES_NOT_EXIST" or (code == "INVALID_PARAMETER_VALUE" and path.endswith("/alias")):
+        return None
+    raise OSError(f"status {status}")
 
 
 def exposition(samples: Sequence[Sample]) -> str:

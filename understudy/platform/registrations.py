@@ -11,10 +11,9 @@ from __future__ import annotations
 import json
 import os
 import sqlite3
-from contextlib import closing
 from pathlib import Path
-from typing import Any
 
+from understudy.platform.mlflow_read import ask, sqlite_store
 from understudy.platform.storage import without_secrets
 from understudy.records import RegistryEntry
 
@@ -74,24 +73,15 @@ def _from_sqlite(path: Path, entry: RegistryEntry) -> str | None:
         "WHERE version.name = ? AND version.version = ? AND tag.key = ? "
         "AND version.current_stage != 'Deleted_Internal'"
     )
-    # Read-only, so that asking never creates a store.
-    with closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True, timeout=_ANSWER_SECONDS)) as store:
+    with sqlite_store(path, _ANSWER_SECONDS) as store:
         row = store.execute(query, (entry.name, int(entry.version), _WEIGHTS)).fetchone()
     return None if row is None else str(row[0])
 
 
 def _from_server(uri: str, entry: RegistryEntry) -> str | None:
-    import requests
-
-    headers, login = {}, None
-    if token := os.environ.get("MLFLOW_TRACKING_TOKEN"):
-        headers["Authorization"] = f"Bearer {token}"
-    elif user := os.environ.get("MLFLOW_TRACKING_USERNAME"):
-        login = (user, os.environ.get("MLFLOW_TRACKING_PASSWORD", ""))
-    address = f"{uri.rstrip('/')}/api/2.0/mlflow/model-versions/get"
     query = {"name": entry.name, "version": entry.version}
-    answer = requests.get(address, params=query, headers=headers, auth=login, timeout=_ANSWER_SECONDS)
-    if answer.status_code != 200:
+    status, content = ask(uri, "model-versions/get", query, _ANSWER_SECONDS)
+    if status != 200:
         return None
-    tags: list[dict[str, Any]] = answer.json()["model_version"].get("tags", [])
+    tags = content["model_version"].get("tags", [])
     return next((str(tag["value"]) for tag in tags if tag["key"] == _WEIGHTS), None)
