@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from functools import partial
 
 import pytest
 import yaml
@@ -62,6 +63,23 @@ def test_the_step_registers_once_with_every_tag(folder, tmp_path, monkeypatch):
     signature = mlflow.models.get_model_info("models:/tiny/1").signature
     assert [item.name for item in signature.params.params] == ["max_new_tokens", "temperature"]
     assert signature.params.params[1].default == 0.3
+
+
+def test_every_model_and_version_is_found_however_many_there_are(tmp_path):
+    registry = Registry(f"sqlite:///{tmp_path}/mlflow.db", tmp_path)
+    client = registry.client
+    names = [f"m{number:03}" for number in range(102)]
+    for name in names:
+        client.create_registered_model(name)
+    for name in ("m000", "m101", "m101", "m101"):
+        client.create_model_version(name, "file:///nowhere")
+    assert registry.find("m101/1").version == "1"  # beyond the first page of 100
+    client.search_model_versions = partial(client.search_model_versions, max_results=2)
+    listed = [(version.name, version.version) for version in registry.versions()]
+    assert listed == [("m000", "1"), ("m101", "3"), ("m101", "2"), ("m101", "1")]
+    for unknown in ("m102", ""):
+        with pytest.raises(ConfigError, match=f"There is no registered model '{unknown}'.*Did you mean m"):
+            registry.find(unknown)
 
 
 def test_the_model_file_names_both_flavours(folder, tmp_path):

@@ -11,7 +11,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version as package_version
@@ -106,7 +106,7 @@ class Registry:
     def versions(self, name: str | None = None) -> list[Version]:
         """Return all versions, newest first within each name."""
         with self._answering():
-            names = [name] if name else sorted(model.name for model in self.client.search_registered_models())
+            names = [name] if name else self._names()
             return [version for each in names for version in self._versions_of(each)]
 
     def find(self, reference: str) -> Version:
@@ -117,8 +117,8 @@ class Registry:
         """
         name, alias, number = _split(reference)
         with self._answering():
-            names = sorted(model.name for model in self.client.search_registered_models())
-        if name not in names:
+            names = [] if (known := self._knows(name)) else self._names()
+        if not known:
             close = difflib.get_close_matches(name, names, n=3, cutoff=0.4) or names
             hint = f"Did you mean {', '.join(close)}?" if close else "None is registered yet: `understudy run` does it."
             raise ConfigError(f"There is no registered model {name!r} at {without_secrets(self.uri)}. {hint}")
@@ -137,16 +137,30 @@ class Registry:
         with self._answering():
             return Path(mlflow.artifacts.download_artifacts(f"models:/{version.name}/{version.version}")) / "model"
 
+    def _knows(self, name: str) -> bool:
+        from mlflow import MlflowException
+
+        try:
+            self.client.get_registered_model(name)
+        except MlflowException as error:
+            if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):  # no name at all
+                raise
+            return False
+        return True
+
+    def _names(self) -> list[str]:
+        return sorted(model.name for model in _all(self.client.search_registered_models))
+
     def _versions_of(self, name: str) -> list[Version]:
         aliases: dict[str, list[str]] = {}
         for alias, number in self.client.get_registered_model(name).aliases.items():
             aliases.setdefault(str(number), []).append(alias)
-        found = sorted(self.client.search_model_versions(f"name='{name}'"), key=lambda item: -int(item.version))
+        found = sorted(_all(self.client.search_model_versions, f"name='{name}'"), key=lambda item: -int(item.version))
         return [_version(name, item, sorted(aliases.get(str(item.version), []))) for item in found]
 
     def _same_content(self, name: str, tags: Mapping[str, str]) -> Any:
         keys = ("weights_sha256", "report_sha256")
-        found = self.client.search_model_versions(f"name='{name}'")
+        found = _all(self.client.search_model_versions, f"name='{name}'")
         same = [item for item in found if all(item.tags.get(key) == tags[key] for key in keys)]
         # The search leaves aliases out; the version read by itself has them.
         return self.client.get_model_version(name, same[0].version) if same else None
@@ -322,6 +336,16 @@ def _version(name: str, item: Any, aliases: list[str]) -> Version:
     else:
         metrics = {}
     return Version(name=name, version=str(item.version), aliases=aliases, tags=tags, metrics=metrics)
+
+
+def _all(search: Callable[..., Any], *query: str) -> list[Any]:
+    """Return what a search of MLflow's client finds, of every page."""
+    page = search(*query)
+    found = list(page)
+    while page.token:
+        page = search(*query, page_token=page.token)
+        found += page
+    return found
 
 
 def _split(reference: str) -> tuple[str, str | None, str | None]:
