@@ -10,9 +10,13 @@ from typing import Any
 
 import pytest
 
-from understudy.config import load_params
+from pipelines.arguments import arguments
+from understudy.config import Params, load_params
+from understudy.data.files import file_sha256
 from understudy.errors import ConfigError, ServiceUnreachable
-from understudy.platform.steps import preflight
+from understudy.evaluation.judges import load_judge
+from understudy.platform.code_hash import folder_sha256
+from understudy.platform.steps import from_kfp, preflight
 
 ROOT = Path(__file__).parents[2]
 
@@ -42,6 +46,32 @@ def test_all_problems_come_at_once(config: dict[str, Any]) -> None:
         preflight.run(config)
     for part in ("absent.jsonl", "absent.py", "reverse_kll", "4096", "did you mean 'epochs'"):
         assert part in str(raised.value)
+
+
+def test_a_tilde_is_expanded_once_for_preflight_for_digests_and_for_loading(
+    config: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "m").mkdir()
+    (tmp_path / "m" / "config.json").write_text("{}")
+    (tmp_path / "judge.py").write_text("def judge(prompt, response, reference): return 1.0")
+    judges = [
+        {"name": "rm", "kind": "reward_model", "target": "~/m"},
+        {"name": "validity", "kind": "callable", "target": "~/judge.py:judge"},
+        {"name": "pattern", "kind": "regex", "target": "~/m"},
+    ]
+    config["model"] |= {"init": "pretrained", "path": "~/m"}
+    config["evaluation"]["judges"] = judges
+    params = Params.model_validate(config)
+    assert params.model.path == f"{tmp_path}/m"
+    targets = [judge.target for judge in params.evaluation.judges]
+    assert targets == [f"{tmp_path}/m", f"{tmp_path}/judge.py:judge", "~/m"]
+    assert load_judge(params.evaluation.judges[1]).scores(["p"], ["r"], ["r"]) == [1.0]
+    given = from_kfp(arguments(params, lambda source: None)["evaluate_config"])
+    digests = given["judges_sha256"]
+    assert given["base_sha256"] == digests["rm"] == folder_sha256(tmp_path / "m")
+    assert digests["validity"] == file_sha256(tmp_path / "judge.py") and digests["pattern"] is None
+    assert preflight.run(config) == "ok"
 
 
 def test_an_unreachable_service_is_exit_5_within_seconds(

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 from typing import Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from understudy.config.sections import Section
 
@@ -49,6 +50,12 @@ class JudgeConfig(Section):
     def code(self) -> str:
         """The target where it names code or weights on this machine, else ""."""
         return self.target or "" if self.kind in ("callable", "reward_model") else ""
+
+    @field_validator("target")
+    @classmethod
+    def _expanded(cls, target: str | None, info: ValidationInfo) -> str | None:
+        is_path = info.data.get("kind") in ("callable", "reward_model")
+        return os.path.expanduser(target) if target and is_path else target
 
     @model_validator(mode="after")
     def _complete(self) -> Self:

@@ -6,7 +6,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from understudy.config.sections import Section
+from understudy.config.sections import LocalPath, Section
 
 
 class ScratchConfig(Section):
@@ -35,7 +35,7 @@ class ModelConfig(Section):
 
     init: Literal["scratch", "pretrained"]
     scratch: ScratchConfig | None
-    path: str | None
+    path: LocalPath | None
     gguf_file: str | None
     revision: str | None
     lora: LoraConfig | None

@@ -82,7 +82,7 @@ def _model_config(model: ModelConfig) -> Mapping[str, Any] | None:
             "tie_word_embeddings": True,
         }
     try:
-        found = json.loads((Path(model.path or "").expanduser() / "config.json").read_text(encoding="utf-8"))
+        found = json.loads((Path(model.path or "") / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
     return found if isinstance(found, dict) else None

@@ -183,7 +183,7 @@ def _model_problems(model: ModelConfig) -> Iterator[str]:
                 f"{shape.num_kv_heads}; choose one that is"
             )
         return
-    folder = Path(model.path).expanduser()
+    folder = Path(model.path)
     looks_local = folder.is_absolute() or model.path.startswith((".", "~")) or model.path.count("/") > 1
     if looks_local and not folder.is_dir():
         yield f"model.path {model.path!r} does not exist; name a folder with a model, or a model on the hub"
@@ -228,7 +228,7 @@ def _in_hub_cache(name: str) -> bool:
 def _judge_problems(evaluation: EvaluationConfig) -> Iterator[str]:
     for judge in evaluation.judges:
         target = judge.target or ""
-        if judge.kind == "reward_model" and not Path(target).expanduser().is_dir():
+        if judge.kind == "reward_model" and not Path(target).is_dir():
             yield f"judge {judge.name!r}: {target!r} is not a folder with a reward model"
         if judge.chat is not None and judge.chat.api_key_env and not os.environ.get(judge.chat.api_key_env):
             yield f"judge {judge.name!r}: the variable {judge.chat.api_key_env} that is to hold its key is not set"
@@ -284,7 +284,7 @@ def _length_problems(model: ModelConfig, align: AlignConfig, evaluation: Evaluat
 def _context_tokens(model: ModelConfig) -> int | None:
     if model.init == "scratch":
         return model.scratch.context_tokens if model.scratch else None
-    path = Path(model.path or "").expanduser() / "config.json"
+    path = Path(model.path or "") / "config.json"
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
