@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from understudy.data.files import file_sha256
+from understudy.evaluation import judges
 from understudy.platform import code_hash
 
 ROOT = Path(__file__).parents[2]
@@ -84,3 +86,4 @@ def test_a_judges_digest_follows_its_file(tmp_path: Path) -> None:
     assert before is not None and before != code_hash.target_sha256(f"{judge}:judge")
     assert code_hash.target_sha256(f"{tmp_path / 'absent.py'}:judge") is None
     assert code_hash.target_sha256("") is None
+    assert code_hash.target_sha256("understudy.evaluation.judges:load_judge") == file_sha256(Path(judges.__file__))

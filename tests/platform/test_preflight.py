@@ -15,7 +15,7 @@ from understudy.config import Params, load_params
 from understudy.data.files import file_sha256
 from understudy.errors import ConfigError, ServiceUnreachable
 from understudy.evaluation.judges import load_judge
-from understudy.platform.code_hash import folder_sha256
+from understudy.platform.code_hash import folder_sha256, target_sha256
 from understudy.platform.steps import from_kfp, preflight
 
 ROOT = Path(__file__).parents[2]
@@ -72,6 +72,43 @@ def test_a_tilde_is_expanded_once_for_preflight_for_digests_and_for_loading(
     assert given["base_sha256"] == digests["rm"] == folder_sha256(tmp_path / "m")
     assert digests["validity"] == file_sha256(tmp_path / "judge.py") and digests["pattern"] is None
     assert preflight.run(config) == "ok"
+
+
+@pytest.mark.parametrize(
+    ("code", "problem"),
+    [
+        ("def judge(): ...", None),
+        ("async def judge(): ...", None),
+        ("class judge: ...", None),
+        ("from functools import partial\njudge = partial(max, 1)", None),
+        ("try:\n    from a import score as judge\nexcept ImportError:\n    judge = None", None),
+        ("from a import *", None),
+        ("def judge_v2(): ...\nimport os.path", "'judge.py' has no function 'judge'; it names judge_v2, os"),
+        ("class A:\n    def judge(): ...", "'judge.py' has no function 'judge'; it names A"),
+        ("def judge(:", "'judge.py' is not Python: invalid syntax"),
+    ],
+)
+def test_a_judge_is_a_name_at_the_top_of_its_file(
+    config: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, code: str, problem: str | None
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "judge.py").write_text(code)
+    config["evaluation"]["judges"][0]["target"] = "judge.py:judge"
+    if problem is None:
+        assert preflight.run(config) == "ok"
+    else:
+        with pytest.raises(ConfigError, match=problem):
+            preflight.run(config)
+
+
+def test_a_judge_of_the_project_is_found_from_elsewhere(
+    config: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    target = config["evaluation"]["judges"][0]["target"]
+    file, _, _ = target.partition(":")
+    monkeypatch.chdir(tmp_path)
+    assert preflight.run(config) == "ok"
+    assert target_sha256(target) == file_sha256(ROOT / file)
 
 
 def test_an_unreachable_service_is_exit_5_within_seconds(

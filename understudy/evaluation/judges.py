@@ -14,10 +14,10 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-import understudy
 from understudy.config import BradleyTerryJudgeConfig, JudgeConfig
 from understudy.errors import ConfigError, UnderstudyError
 from understudy.evaluation.intervals import Floats
+from understudy.evaluation.judge_target import find_target, target_places
 
 JudgeFunction = Callable[[str, str, str], float | None]
 
@@ -243,12 +243,9 @@ def _module_by_name(config: JudgeConfig, name: str) -> Any:
 
 
 def _existing(config: JudgeConfig, place: str, root: Path | None) -> Path:
-    project = Path(understudy.__file__).resolve().parent.parent
-    candidates = [folder / place for folder in (root or Path.cwd(), project)]
-    for candidate in candidates:
-        if candidate.exists():
-            return candidate
-    tried = " and ".join(dict.fromkeys(str(candidate) for candidate in candidates))
+    if found := find_target(place, root):
+        return found
+    tried = " and ".join(map(str, target_places(place, root)))
     raise ConfigError(
         f"Judge {config.name!r}: target {config.target!r} does not exist (tried {tried}). "
         "Correct evaluation.judges in the params; a relative path starts in the folder where the run starts."

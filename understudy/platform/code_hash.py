@@ -16,6 +16,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from understudy.data.files import file_sha256
+from understudy.evaluation.judge_target import find_target
 
 STEPS = ("preflight", "ingest", "sft", "align", "evaluate", "register", "notify")
 _ROOTS = ("understudy", "components")
@@ -144,13 +145,15 @@ def target_sha256(target: str) -> str | None:
     if not target:
         return None
     name = target.rpartition(":")[0] or target
-    path = Path(name)
-    if not path.suffix and not path.exists():
+    path = find_target(name)
+    if path is None and not name.endswith(".py"):
         try:
             spec = find_spec(name)
         except (ImportError, ValueError):
             return None
-        path = Path(spec.origin) if spec and spec.origin else path
+        path = Path(spec.origin) if spec and spec.origin else None
+    if path is None:
+        return None
     if path.is_dir():
         return folder_sha256(path)
     return file_sha256(path) if path.is_file() else None

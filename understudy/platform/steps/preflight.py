@@ -27,6 +27,7 @@ from understudy.config import (
     validate,
 )
 from understudy.errors import ConfigError, DataRefused, ServiceUnreachable, UnderstudyError
+from understudy.evaluation.judge_target import find_target, target_places, top_level_names
 from understudy.platform import where
 from understudy.platform.context import step_context
 from understudy.platform.steps.memory_warning import available_here, memory_warning
@@ -228,8 +229,10 @@ def _in_hub_cache(name: str) -> bool:
 def _judge_problems(evaluation: EvaluationConfig) -> Iterator[str]:
     for judge in evaluation.judges:
         target = judge.target or ""
-        if judge.kind == "reward_model" and not Path(target).is_dir():
-            yield f"judge {judge.name!r}: {target!r} is not a folder with a reward model"
+        if judge.kind == "reward_model":
+            folder = find_target(target)
+            if folder is None or not folder.is_dir():
+                yield f"judge {judge.name!r}: {target!r} is not a folder with a reward model"
         if judge.chat is not None and judge.chat.api_key_env and not os.environ.get(judge.chat.api_key_env):
             yield f"judge {judge.name!r}: the variable {judge.chat.api_key_env} that is to hold its key is not set"
         if judge.kind != "callable":
@@ -238,12 +241,25 @@ def _judge_problems(evaluation: EvaluationConfig) -> Iterator[str]:
         if not name or not function:
             yield f"judge {judge.name!r}: target {target!r} is not of the form file.py:function or module:function"
         elif name.endswith(".py"):
-            if not Path(name).is_file():
-                yield f"judge {judge.name!r}: file {name!r} does not exist below {os.getcwd()!r}"
-            elif f"def {function}" not in Path(name).read_text(encoding="utf-8", errors="replace"):
-                yield f"judge {judge.name!r}: {name!r} has no function {function!r}"
+            yield from _file_problems(judge.name, name, function)
         elif not _module_exists(name):
             yield f"judge {judge.name!r}: module {name!r} cannot be found; is it installed?"
+
+
+def _file_problems(judge: str, name: str, function: str) -> Iterator[str]:
+    path = find_target(name)
+    if path is None or not path.is_file():
+        tried = " and ".join(map(str, target_places(name)))
+        yield f"judge {judge!r}: file {name!r} does not exist (tried {tried})"
+        return
+    try:
+        names = top_level_names(path.read_bytes())
+    except (SyntaxError, ValueError) as error:
+        yield f"judge {judge!r}: {name!r} is not Python: {error}"
+        return
+    if not names & {function, "*"}:
+        there = ", ".join(sorted(names)) or "nothing"
+        yield f"judge {judge!r}: {name!r} has no function {function!r}; it names {there}"
 
 
 def _module_exists(name: str) -> bool:
