@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import errno
 import gzip
+import io
 import json
 import os
 import random
@@ -11,9 +12,10 @@ import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, cast
 
 import pyarrow
+import pyarrow.ipc
 import pyarrow.parquet
 import pytest
 
@@ -23,7 +25,7 @@ from understudy.data.demonstrations import SPLITS, load_split
 from understudy.data.files import temporary_folder, write_atomically
 from understudy.data.ingest import ingest
 from understudy.data.quarantine import RAW_LIMIT_CHARS
-from understudy.data.sources import list_sources
+from understudy.data.sources import SourceFile, entries, list_sources
 from understudy.data.summary import Summary, write_summary
 from understudy.errors import ConfigError, DataRefused, IntegrityError, UnderstudyError
 
@@ -238,7 +240,53 @@ def damaged_parquet(path: Path) -> None:
     path.write_bytes(whole)
 
 
-@pytest.mark.parametrize("damage", [truncated_gzip, flipped_gzip, truncated_parquet, damaged_parquet])
+def write_arrow(path: Path, items: list[dict[str, Any]], kind: Callable[..., Any]) -> None:
+    table = pyarrow.Table.from_pylist(items)
+    with kind(path, table.schema) as writer:
+        writer.write_table(table, max_chunksize=1100)
+
+
+def truncated_arrow_stream(path: Path) -> None:
+    write_arrow(path, rows(50), pyarrow.ipc.new_stream)
+    path.write_bytes(path.read_bytes()[:-500])
+
+
+def truncated_arrow_file(path: Path) -> None:
+    write_arrow(path, rows(50), pyarrow.ipc.new_file)
+    path.write_bytes(path.read_bytes()[:-20])
+
+
+@pytest.mark.parametrize("kind", [pyarrow.ipc.new_stream, pyarrow.ipc.new_file], ids=["stream", "file"])
+def test_both_formats_of_arrow_are_read_batch_by_batch(kind: Callable[..., Any], tmp_path: Path) -> None:
+    path, given = tmp_path / "a.arrow", rows(5000)
+    write_arrow(path, given, kind)
+    num_read = 0
+
+    class Counted(io.FileIO):
+        def read(self, size: int | None = -1) -> bytes:
+            nonlocal num_read
+            data = super().read(-1 if size is None else size) or b""
+            num_read += len(data)
+            return data
+
+    size = path.stat().st_size
+    found = entries(SourceFile("a.arrow", size, lambda: cast(BinaryIO, Counted(path))))
+    first = next(found)
+    assert first[:3] == (1, 1, given[0]) and num_read < size / 3
+    assert [(number, row) for number, _, row, _ in found] == list(enumerate(given[1:], 2))
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        truncated_gzip,
+        flipped_gzip,
+        truncated_parquet,
+        damaged_parquet,
+        truncated_arrow_stream,
+        truncated_arrow_file,
+    ],
+)
 def test_damaged_file_is_refused_by_name(damage: Callable[[Path], None], tmp_path: Path) -> None:
     source = tmp_path / "file.bin"
     damage(source)

@@ -1,9 +1,9 @@
 """From a source string to files, and from files to rows, without holding more than one row group in memory.
 
-Formats are told by content, not by name: Parquet and gzip by their first bytes, Arrow streams (the files of a
-Hugging Face dataset folder) by theirs, everything else is read as JSON lines. Object storage is listed by
-`platform/`, which hands the same `SourceFile`s over. Lines and Parquet can be read in parts by bytes: a part has the
-lines, or the row groups, that start in it, so that parts side by side have each of them once wherever they were cut.
+Formats are told by content, not by name: Parquet, gzip, Arrow files and Arrow streams (the files of a Hugging Face
+dataset folder) by their first bytes, everything else is read as JSON lines. Object storage is listed by `platform/`,
+which hands the same `SourceFile`s over. Lines and Parquet can be read in parts by bytes: a part has the lines, or the
+row groups, that start in it, so that parts side by side have each of them once wherever they were cut.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ DESCRIPTIONS = frozenset({"state.json", "dataset_info.json", "dataset_dict.json"
 LINE_LIMIT_BYTES = 8 * 1024 * 1024
 _TABLE_BATCH_ROWS = 1024
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+_ARROW_STREAM, _ARROW_FILE = b"\xff\xff\xff\xff", b"ARROW1"
 
 # Number from 1, position in the file (first byte of a line, number of a table's row), row, raw bytes of a line.
 Entry = tuple[int, int, dict[str, Any] | RowProblem, bytes | None]
@@ -147,7 +148,7 @@ def _kind(file: SourceFile) -> str:
         magic = stream.read(10)
     if magic.startswith(b"PAR1"):
         return "Parquet"
-    if magic.startswith((b"\xff\xff\xff\xff", b"ARROW1")):
+    if magic.startswith((_ARROW_STREAM, _ARROW_FILE)):
         return "Arrow"
     return "gzip" if magic.startswith(b"\x1f\x8b") else "JSON lines"
 
@@ -247,18 +248,31 @@ def _row_groups(metadata: Any, part: Part, file_bytes: int) -> tuple[range, int]
 
 def _arrow_rows(file: SourceFile) -> Iterator[Entry]:
     import pyarrow
-    import pyarrow.ipc
 
     number = 0
     try:
-        with closing(file.open()) as stream, pyarrow.ipc.open_stream(stream) as reader:
-            for batch in reader:
+        with closing(file.open()) as stream:
+            for batch in _arrow_batches(stream):
                 for start in range(0, batch.num_rows, _TABLE_BATCH_ROWS):
                     part = batch.slice(start, _TABLE_BATCH_ROWS)
                     yield from _batch_rows(part, number)
                     number += part.num_rows
     except (pyarrow.ArrowException, OSError) as error:
         raise _damaged(file, number, error) from error
+
+
+def _arrow_batches(stream: BinaryIO) -> Iterator[Any]:
+    """Yield the batches of either of Arrow's formats one by one: of a stream, or of a file, whose index is its end."""
+    import pyarrow.ipc
+
+    is_file = stream.read(len(_ARROW_FILE)) == _ARROW_FILE
+    stream.seek(0)
+    if is_file:
+        with pyarrow.ipc.open_file(stream) as reader:
+            yield from (reader.get_batch(index) for index in range(reader.num_record_batches))
+    else:
+        with pyarrow.ipc.open_stream(stream) as reader:
+            yield from reader
 
 
 def _batch_rows(batch: Any, done: int) -> Iterator[Entry]:
