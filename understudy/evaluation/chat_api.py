@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -13,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from understudy.data.files import write_atomically
 from understudy.errors import ConfigError, ServiceUnreachable
 
 LONGEST_WAIT_SECONDS = 60.0
@@ -107,12 +107,7 @@ class ChatApi:
         if folder is None:
             return
         with suppress(OSError):
-            path = self._file(folder, body)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            descriptor, aside = tempfile.mkstemp(dir=path.parent, prefix=".aside-")
-            with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-                json.dump(vars(reply), file)
-            Path(aside).replace(path)
+            write_atomically(self._file(folder, body), json.dumps(vars(reply)).encode())
 
     def _file(self, folder: Path, body: Mapping[str, Any]) -> Path:
         text = json.dumps([self.url, body], sort_keys=True)

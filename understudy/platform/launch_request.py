@@ -10,15 +10,14 @@ import dataclasses
 import hashlib
 import importlib
 import json
-import os
 import re
-import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from understudy import errors, records
+from understudy.data.files import write_atomically
 from understudy.errors import IntegrityError, UnderstudyError
 from understudy.records import Record
 
@@ -104,13 +103,7 @@ class Exchange:
             with reachable(location) as client:
                 client.put_object(Bucket=location.bucket, Key=location.key(name), Body=data)
             return
-        folder = Path(self.uri)
-        folder.mkdir(parents=True, exist_ok=True)
-        aside = folder / f".{name}.{uuid.uuid4().hex}"
-        with aside.open("wb") as file:
-            file.write(data)
-            os.fsync(file.fileno())
-        aside.replace(folder / name)
+        write_atomically(Path(self.uri) / name, data)
 
     def remove(self, name: str) -> None:
         """Remove a file if it is there."""

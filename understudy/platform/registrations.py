@@ -9,10 +9,10 @@ The registry is asked without importing MLflow, which costs seconds; no clear an
 from __future__ import annotations
 
 import json
-import os
 import sqlite3
 from pathlib import Path
 
+from understudy.data.files import write_atomically
 from understudy.platform.mlflow_read import ask, sqlite_store
 from understudy.platform.storage import without_secrets
 from understudy.records import RegistryEntry
@@ -30,11 +30,8 @@ def receipt(workdir: Path, entry: RegistryEntry) -> Path:
 def write_receipt(workdir: Path, tracking_uri: str, entry: RegistryEntry) -> Path:
     """Write the receipt of a registration, whole or not at all."""
     path = receipt(workdir, entry)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_suffix(f".{os.getpid()}.aside")
     content = {"registry": without_secrets(tracking_uri), "entry": entry.to_json()}
-    aside.write_text(json.dumps(content, indent=1, sort_keys=True), encoding="utf-8")
-    aside.replace(path)
+    write_atomically(path, json.dumps(content, indent=1, sort_keys=True).encode())
     return path
 
 

@@ -18,7 +18,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from understudy.data.files import FULL_DISK
+from understudy.data.files import FULL_DISK, sync
 from understudy.errors import ConfigError, IntegrityError, UnderstudyError
 from understudy.platform.manifest import (
     MANIFEST,
@@ -256,15 +256,15 @@ def place(aside: Path, target: Path) -> None:
     """Make `aside` durable and move it to `target` in one step; another writer's equal content may win."""
     for parent, _, files in os.walk(aside):
         for name in files:
-            _fsync(Path(parent) / name)
-        _fsync(Path(parent))
+            sync(Path(parent) / name)
+        sync(Path(parent))
     try:
         aside.rename(target)
     except OSError as error:
         if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
             raise
         return
-    _fsync(target.parent)
+    sync(target.parent)
 
 
 def _copy_files(folder: Path, entries: list[Entry], aside: Path) -> None:
@@ -313,11 +313,3 @@ def _remove_abandoned(parent: Path) -> None:
                 shutil.rmtree(aside, ignore_errors=True)
         except FileNotFoundError:
             continue
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import quote
 
+from understudy.data.files import sync
 from understudy.errors import ConfigError
 from understudy.platform.object_storage import Location, reachable
 from understudy.platform.where import shared_root
@@ -112,7 +113,7 @@ class LocalPlace:
                 os.link(aside, self.folder / name)
             except FileExistsError:
                 return False
-        self._fsync()
+        self._sync(name)
         return True
 
     def replace(self, name: str, data: bytes, tag: str) -> bool:
@@ -123,7 +124,7 @@ class LocalPlace:
             if found is None or found.tag != tag:
                 return False
             aside.replace(self.folder / name)
-        self._fsync()
+        self._sync(name)
         return True
 
     def names(self, prefix: str) -> list[str]:
@@ -148,12 +149,9 @@ class LocalPlace:
             with suppress(OSError):
                 aside.unlink(missing_ok=True)
 
-    def _fsync(self) -> None:
-        descriptor = os.open(self.folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+    def _sync(self, name: str) -> None:
+        for folder in {(self.folder / name).parent, self.folder}:  # which may just have got its subfolder
+            sync(folder)
 
 
 class S3Place:
