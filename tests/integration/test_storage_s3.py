@@ -53,11 +53,26 @@ def test_a_folder_without_manifest_or_with_a_changed_file_is_refused(s3_bucket, 
     with pytest.raises(IntegrityError, match=r"big\.bin has sha256 [0-9a-f]{64}, its manifest names [0-9a-f]{64}"):
         store.fetch(stored.uri, stored.sha256)
     assert not list((tmp_path / "work/store/policy").iterdir())
-    assert store.put_folder(folder, "policy") == stored  # sizes differ, so the file is put again
+    assert store.put_folder(folder, "policy") == stored  # digests differ, so the file is put again
     store.fetch(stored.uri, stored.sha256)
     client.delete_object(Bucket=s3_bucket, Key=f"policy/{stored.sha256}/manifest.json")
     with pytest.raises(IntegrityError, match="manifest.json does not exist"):
         open_store(None, tmp_path / "third").fetch(stored.uri, stored.sha256)
+
+
+@pytest.mark.parametrize("name", ["big.bin", "sub/kleiner Name ü.txt", "manifest.json"])
+def test_an_object_of_equal_size_and_other_bytes_is_put_again_and_no_other(s3_bucket, folder, tmp_path, calls, name):
+    store = open_store(f"s3://{s3_bucket}", tmp_path / "work")
+    stored = store.put_folder(folder, "policy")
+    client, key = boto3.client("s3"), f"policy/{stored.sha256}/{name}"
+    size = client.head_object(Bucket=s3_bucket, Key=key)["ContentLength"]
+    client.put_object(Bucket=s3_bucket, Key=key, Body=b"?" * size)
+    with pytest.raises(IntegrityError, match=f"{name} has sha256 [0-9a-f]{{64}}, its (manifest|record) names"):
+        store.fetch(stored.uri, stored.sha256)
+    calls.clear()
+    assert store.put_folder(folder, "policy") == stored
+    assert {given["Key"] for operation, given in calls if operation in ("PutObject", "UploadPart")} == {key}
+    store.fetch(stored.uri, stored.sha256)
 
 
 def test_a_damaged_cache_is_fetched_again(s3_bucket, folder, tmp_path):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import os
 import re
 from collections.abc import Iterator
@@ -68,12 +70,14 @@ class S3Store(Store):
         with reachable(location) as client:
             there = _sizes(client, location)
             for entry in entries:
-                if there.get(location.key(entry.path)) != entry.size:
-                    _upload(client, location, folder / entry.path, entry)
+                path, size = folder / entry.path, there.get(location.key(entry.path))
+                if size != entry.size or not _has_digest(client, location, path, entry):
+                    _upload(client, location, path, entry)
+            manifest = manifest_bytes(entries)
             if location.key(MANIFEST) not in there:
-                _put_manifest(client, location, manifest_bytes(entries))
-            elif expires(uri):  # as young as new
-                client.put_object(Bucket=location.bucket, Key=location.key(MANIFEST), Body=manifest_bytes(entries))
+                _put_manifest(client, location, manifest)
+            elif expires(uri) or _read(client, location, MANIFEST) != manifest:  # as young as new; or damaged
+                client.put_object(Bucket=location.bucket, Key=location.key(MANIFEST), Body=manifest)
 
     def _expire(self, kind: str, seconds: float, dry_run: bool) -> list[Expired]:
         location = Location.parse(f"{self.root}/{kind}")
@@ -200,6 +204,22 @@ def reachable(location: Location, client: Any = None) -> Iterator[Any]:
 def _sizes(client: Any, location: Location) -> dict[str, int]:
     pages = client.get_paginator("list_objects_v2").paginate(Bucket=location.bucket, Prefix=location.prefix + "/")
     return {item["Key"]: int(item["Size"]) for page in pages for item in page.get("Contents", ())}
+
+
+def _has_digest(client: Any, location: Location, path: Path, entry: Entry) -> bool:
+    """Say whether an object has the file's bytes, by the SHA-256 that the service took when it was put.
+
+    A size says nothing of a damaged object. Reading it would: that is dear, and whoever fetches it does; this is a
+    request without bytes. An object without a SHA-256 was not put by us, so it counts as another.
+    """
+    head = client.head_object(Bucket=location.bucket, Key=location.key(entry.path), ChecksumMode="ENABLED")
+    told = str(head.get("ChecksumSHA256", ""))
+    if "-" not in told:
+        return told == base64.b64encode(bytes.fromhex(entry.sha256)).decode()
+    # Of an upload in parts it is the digest of their digests, with their number.
+    with path.open("rb") as file:
+        parts = [hashlib.sha256(part).digest() for part in iter(lambda: file.read(_PART_BYTES), b"")]
+    return told == f"{base64.b64encode(hashlib.sha256(b''.join(parts)).digest()).decode()}-{len(parts)}"
 
 
 def _upload(client: Any, location: Location, path: Path, entry: Entry) -> None:
