@@ -23,7 +23,7 @@ RUN_ID_FIELD = "metadata.labels['pipeline/runid']"
 # The time a launcher needs beside the job itself: starting, asking, deleting.
 LAUNCHER_MARGIN_SECONDS = 900
 # What a launching pod knows and its training pods must know, too; not in the ConfigMap or Secret.
-FORWARDED = ("UNDERSTUDY_RUN_ID", "UNDERSTUDY_IMAGE_DIGEST", "MLFLOW_RUN_ID")
+FORWARDED = ("UNDERSTUDY_RUN_ID", "UNDERSTUDY_IMAGE_DIGEST", "UNDERSTUDY_THREADS", "MLFLOW_RUN_ID")
 
 
 def on_platform(platform: PlatformConfig, queue: Queue) -> Callable[[Step, Any], None]:

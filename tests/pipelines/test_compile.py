@@ -159,6 +159,8 @@ def test_with_several_nodes_the_steps_pod_only_launches() -> None:
     assert "tolerations" not in settings and QUEUE_LABEL not in settings["podMetadata"]["labels"]
     launch = json.loads(plain_env(container)["UNDERSTUDY_LAUNCH"])
     assert (launch["nodes"], launch["gpus_per_node"], launch["memory"]) == (2, 8, "96Gi")
+    # The threads that this pod hands on are those of the training pods' CPUs, not of its own.
+    assert "UNDERSTUDY_THREADS" in launch["env_names"] and launch["cpu"] == plain_env(container)["UNDERSTUDY_THREADS"]
     assert int(settings["activeDeadlineSeconds"]) > launch["timeout_seconds"] + launch["queue_timeout_seconds"]
 
 

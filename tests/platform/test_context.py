@@ -48,6 +48,28 @@ def test_start_and_finish_are_events_under_the_configs_step_name(run_dir: Path) 
     ]
 
 
+@pytest.mark.parametrize(
+    ("variables", "num_threads"),
+    [
+        ({"UNDERSTUDY_THREADS": "8"}, 8),
+        ({"UNDERSTUDY_THREADS": "8", "LOCAL_WORLD_SIZE": "4"}, 2),
+        ({"UNDERSTUDY_THREADS": "2", "LOCAL_WORLD_SIZE": "4"}, 1),
+        ({"LOCAL_WORLD_SIZE": "3"}, 4),
+        ({}, 12),
+    ],
+)
+def test_the_processes_of_a_machine_share_its_threads(
+    run_dir: Path, monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], num_threads: int
+) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 12)
+    for name in ("UNDERSTUDY_THREADS", "LOCAL_WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with step_context("sft", {}) as context:
+        assert context.threads == num_threads
+
+
 def test_the_first_failure_is_the_one_recorded(run_dir: Path) -> None:
     for message in ("loss is nan at step 3", "later"):
         with pytest.raises(TrainingDiverged), step_context("sft", {}):

@@ -92,7 +92,8 @@ class StepContext:
         self.run_dir = events.path.parent
         self.run_id = os.environ.get("UNDERSTUDY_RUN_ID", self.run_dir.name)
         self.seed = int(config.get("seed", 0))
-        self.threads = int(os.environ.get("UNDERSTUDY_THREADS", "0")) or (os.cpu_count() or 1)
+        threads = int(os.environ.get("UNDERSTUDY_THREADS", "0")) or os.cpu_count() or 1
+        self.threads = max(1, threads // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))  # of this process of a machine
         self.device = os.environ.get("UNDERSTUDY_DEVICE", "auto")
         self.result: Record | None = None
         self.working_seconds = 0.0
