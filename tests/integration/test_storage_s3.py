@@ -143,19 +143,20 @@ def test_pieces_expire_by_the_age_of_their_newest_object(s3_bucket, folder, tmp_
     assert "prefix/ingest-shards-of-another" in keys_and_times(s3_bucket)
 
 
-def test_the_lifecycle_rule_of_the_docs_is_taken_and_names_the_pieces_alone(s3_bucket, folder, tmp_path):
+def test_the_lifecycle_rules_of_the_docs_are_taken_and_name_what_can_be_made_again_alone(s3_bucket, folder, tmp_path):
     text = (Path(__file__).parents[2] / "docs" / "operations.md").read_text(encoding="utf-8")
     (told,) = [block for block in re.findall(r"```json\n(.*?)```", text, re.DOTALL) if "Expiration" in block]
     client = boto3.client("s3")
     client.put_bucket_lifecycle_configuration(Bucket=s3_bucket, LifecycleConfiguration=json.loads(told))
-    (rule,) = client.get_bucket_lifecycle_configuration(Bucket=s3_bucket)["Rules"]
-    assert (rule["Status"], rule["Expiration"]["Days"]) == ("Enabled", 14)
+    rules = client.get_bucket_lifecycle_configuration(Bucket=s3_bucket)["Rules"]
+    assert [(rule["Status"], rule["Expiration"]["Days"]) for rule in rules] == [("Enabled", 14)] * 2
+    prefixes = tuple(rule["Filter"]["Prefix"] for rule in rules)
     store = open_store(f"s3://{s3_bucket}/store", tmp_path / "work")
     keys = []
-    for kind in ("ingest-shards", "policy"):
+    for kind in ("ingest-shards", "checkpoints", "policy"):
         put(store, folder, kind, "text")
-        keys += [key.startswith(rule["Filter"]["Prefix"]) for key in keys_and_times(s3_bucket) if f"/{kind}/" in key]
-    assert keys == [True] * 3 + [False] * 3
+        keys += [key.startswith(prefixes) for key in keys_and_times(s3_bucket) if f"/{kind}/" in key]
+    assert keys == [True] * 6 + [False] * 3
 
 
 def test_a_piece_that_is_put_while_it_is_about_to_be_deleted_stays(s3_bucket, folder, tmp_path, monkeypatch):

@@ -76,7 +76,7 @@ class S3Store(Store):
             manifest = manifest_bytes(entries)
             if location.key(MANIFEST) not in there:
                 _put_manifest(client, location, manifest)
-            elif expires(uri) or _read(client, location, MANIFEST) != manifest:  # as young as new; or damaged
+            elif expires(uri) or read_object(client, location, MANIFEST) != manifest:  # as young as new; or damaged
                 client.put_object(Bucket=location.bucket, Key=location.key(MANIFEST), Body=manifest)
 
     def _expire(self, kind: str, seconds: float, dry_run: bool) -> list[Expired]:

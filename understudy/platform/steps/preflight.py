@@ -30,6 +30,7 @@ from understudy.errors import ConfigError, DataRefused, ServiceUnreachable, Unde
 from understudy.evaluation.judge_target import find_target, target_places, top_level_names
 from understudy.platform import where
 from understudy.platform.context import step_context
+from understudy.platform.steps.first_rows import first_rows, first_rows_warnings
 from understudy.platform.steps.memory_warning import available_here, memory_warning
 from understudy.platform.steps.objective_warnings import objective_warnings
 
@@ -62,7 +63,7 @@ def run(config: Mapping[str, Any]) -> str:
             problems += _promotion_problems(config)
         unreachable = service_problems(where.named_tracking_uri(), where.storage_uri(), context.workdir)
         raise_for(problems, unreachable)
-        for warning in [*objective_warnings(sections["align"]), *_memory_warnings(sections, context.device)]:
+        for warning in _warnings(sections, context.device):
             context.note(f"Warning: {warning}.")
         return "ok"
 
@@ -87,6 +88,15 @@ def _device_problems(device: str) -> Iterator[str]:
         resolve_device(device)
     except ConfigError as error:
         yield str(error)
+
+
+def _warnings(sections: Mapping[str, Any], device: str) -> Iterator[str]:
+    align: AlignConfig = sections["align"]
+    yield from objective_warnings(align)
+    yield from _memory_warnings(sections, device)
+    yield from first_rows_warnings(
+        first_rows(sections["data"]), sections["evaluation"], align.rollout.max_response_tokens
+    )
 
 
 def _memory_warnings(sections: Mapping[str, Any], device: str) -> Iterator[str]:

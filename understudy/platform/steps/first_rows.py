@@ -1,0 +1,90 @@
+"""What the first demonstrations say about the settings: before training, not at its end.
+
+A judge that decides nothing about these demonstrations leaves a report without a verdict, and responses longer than
+the policy may sample are refused by alignment; both would show after SFT's hours.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from itertools import islice
+
+from understudy.config import DataConfig, EvaluationConfig, JudgeConfig
+from understudy.data.rows import Limits, Row, RowProblem, validate_row
+from understudy.data.sources import SourceFile, entries
+from understudy.errors import UnderstudyError
+
+NUM_ROWS = 100
+_CHARS_PER_TOKEN = 4  # at least, for most tokenizers on most text
+_QUICK = ("callable", "regex")  # kinds of judges that cost next to nothing
+_LONG_FRACTION = 0.1
+
+
+def first_rows(data: DataConfig) -> list[Row]:
+    """Return up to `NUM_ROWS` valid rows from the source's beginning; none where it cannot be read, as ingest tells."""
+    from understudy.platform.steps.ingest import list_any
+
+    limits = Limits(data.max_prompt_chars, data.max_response_chars, data.unicode_form)
+    with suppress(UnderstudyError):
+        files = list_any(data.source).files
+        return list(islice(_valid(files, limits), NUM_ROWS))
+    return []
+
+
+def first_rows_warnings(rows: list[Row], evaluation: EvaluationConfig, max_sampled_tokens: int) -> list[str]:
+    """Return what a person should know before training.
+
+    Args:
+        rows: the first ones.
+        evaluation: its judges are asked about the experts' own responses.
+        max_sampled_tokens: of a response in alignment.
+    """
+    if not rows:
+        return []
+    return [*_long(rows, max_sampled_tokens), *(told for judge in evaluation.judges for told in _judged(rows, judge))]
+
+
+def _valid(files: Iterable[SourceFile], limits: Limits) -> Iterator[Row]:
+    for file in files:
+        for _, _, row, raw in entries(file):
+            if not isinstance(row, RowProblem):
+                with suppress(RowProblem):
+                    yield validate_row(row, limits, raw)
+
+
+def _long(rows: list[Row], max_sampled_tokens: int) -> Iterator[str]:
+    limit_chars = _CHARS_PER_TOKEN * max_sampled_tokens
+    num_long = sum(len(row.response) > limit_chars for row in rows)
+    if num_long > _LONG_FRACTION * len(rows):
+        yield (
+            f"{num_long} of the first {len(rows)} responses have more than {limit_chars} characters, so probably more "
+            f"than align.rollout.max_response_tokens {max_sampled_tokens}: alignment cannot imitate those; raise it, "
+            "or lower data.max_response_chars"
+        )
+
+
+def _judged(rows: list[Row], judge: JudgeConfig) -> Iterator[str]:
+    if judge.kind not in _QUICK:
+        return
+    from understudy.evaluation.judges import load_judge
+
+    responses = [row.response for row in rows]
+    try:
+        scores = load_judge(judge).scores([row.prompt for row in rows], responses, responses).tolist()
+    except UnderstudyError as error:
+        yield f"judge {judge.name!r} cannot score the experts' own responses: {error}"
+        return
+    decided = [score for score in scores if not math.isnan(score)]
+    remedy = "is it made for these demonstrations? Name another in evaluation.judges"
+    if 2 * len(decided) < len(rows):
+        yield (
+            f"judge {judge.name!r} decides about {len(decided)} of the experts' own first {len(rows)} responses, and "
+            f"what it does not decide is left out of every comparison; {remedy}"
+        )
+    elif set(decided) <= {0.0, 1.0} and 2 * sum(decided) < len(decided):
+        yield (
+            f"judge {judge.name!r} says no to {decided.count(0.0)} of the experts' own first {len(decided)} responses; "
+            f"{remedy}"
+        )
