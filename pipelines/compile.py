@@ -47,11 +47,6 @@ class Compiled:
     pipeline: Manifest
     version: Manifest
 
-    @property
-    def version_name(self) -> str:
-        """What schedules pin."""
-        return str(self.version["metadata"]["name"])
-
 
 def compile_pipeline(platform: PlatformConfig, queue: Queue = "scheduled") -> Compiled:
     """Compile the DAG with these settings, for reviewed schedules or for a person's ad-hoc runs.

@@ -238,12 +238,12 @@ def test_a_deployed_version_runs_by_its_name(
 
     monkeypatch.setenv("KFP_TOKEN", TOKEN)
     compiled = compile_pipeline(load_params(ROOT / "params.yaml").platform)
-    ids = api.apply([compiled.pipeline, compiled.version])
-    assert cli.call(["pipeline", "submit", "--endpoint", api.url, *SOURCE, "--version", compiled.version_name]) == 0
+    ids, name = api.apply([compiled.pipeline, compiled.version]), compiled.version["metadata"]["name"]
+    assert cli.call(["pipeline", "submit", "--endpoint", api.url, *SOURCE, "--version", name]) == 0
     (run,) = api.runs.values()
-    assert run["pipeline_version_reference"]["pipeline_version_id"] == ids[compiled.version_name]
+    assert run["pipeline_version_reference"]["pipeline_version_id"] == ids[name]
     assert cli.call(["pipeline", "submit", "--endpoint", api.url, *SOURCE, "--version", "nope"]) == 2
-    assert f"it has ['{compiled.version_name}']" in capsys.readouterr().err
+    assert f"it has ['{name}']" in capsys.readouterr().err
 
 
 def test_compile_does_not_meet_what_another_writes_aside(tmp_path: Path) -> None:

@@ -210,7 +210,7 @@ def test_another_setting_is_another_version_and_the_same_one_the_same_bytes() ->
     first, second = compiled_files(params()), compiled_files(params())
     assert first == second
     names = {
-        compile_pipeline(params(*given).platform).version_name
+        compile_pipeline(params(*given).platform).version["metadata"]["name"]
         for given in ([], ["platform.steps.align.gpus=2"], ["platform.code_source_url=https://git.example.com/other"])
     }
     assert len(names) == 3

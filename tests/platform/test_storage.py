@@ -155,15 +155,6 @@ def test_a_full_disk_leaves_nothing_behind(store, folder, tmp_path, monkeypatch)
     assert everything(tmp_path / "work/store/policy") == []
 
 
-def test_a_private_copy_is_only_made_in_a_new_place(store, folder, tmp_path):
-    stored = store.put_folder(folder, "policy")
-    copy = store.fetch(stored.uri, stored.sha256, into=tmp_path / "mine")
-    (copy / "a.txt").write_text("changed")
-    assert (Path(stored.uri) / "a.txt").read_text() == "one"
-    with pytest.raises(ConfigError, match="exists already"):
-        store.fetch(stored.uri, stored.sha256, into=tmp_path / "mine")
-
-
 def test_what_cannot_be_stored_is_refused(store, folder, tmp_path):
     with pytest.raises(UnderstudyError, match="There is no folder"):
         store.put_folder(tmp_path / "nowhere", "policy")

@@ -17,10 +17,10 @@ from rich.text import Text
 
 from understudy.cli.live import near
 from understudy.cli.numbers import duration, number
+from understudy.evaluation.names import EXPERT_TEXT
 from understudy.platform.local_run import RunResult
 
 Values = Mapping[str, Any]
-EXPERT_TEXT = "expert_text"  # metrics that read the expert's responses, at no temperature but 1
 # (policy, decoding) → heading, in order of display.
 COLUMNS = {
     ("sft", "T=1"): "SFT\nT=1",

@@ -20,7 +20,8 @@ from understudy.evaluation.agreement import agreement_of_judges
 from understudy.evaluation.inference import fewest_groups
 from understudy.evaluation.intervals import POSITIVE, SHARE, Floats, Interval, cluster_ids
 from understudy.evaluation.judges import Judge, told
-from understudy.evaluation.result import EXPERT_TEXT, GREEDY, T1, Decoding, EvaluationResult, Generated, Sample
+from understudy.evaluation.names import EXPERT_TEXT
+from understudy.evaluation.result import GREEDY, T1, Decoding, EvaluationResult, Generated, Sample
 from understudy.evaluation.verdict import Contender, compare, decide
 
 COMPARED = (

@@ -11,8 +11,7 @@ from typing import Any
 from understudy.errors import UnderstudyError
 from understudy.evaluation.gate import Decision, RuleVerdict, decide, load_gate
 from understudy.evaluation.gate.words import OUTCOMES, demand, number, rule_name
-
-CHALLENGER, CHAMPION = "aligned", "champion"
+from understudy.evaluation.names import CHALLENGER, CHAMPION
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,8 @@ import numpy as np
 
 from understudy.evaluation.canvas import ROLES, Plot, canvas, legend, policy_label, svg
 from understudy.evaluation.intervals import Interval
-from understudy.evaluation.result import EXPERT_TEXT, EvaluationResult
+from understudy.evaluation.names import EXPERT_TEXT
+from understudy.evaluation.result import EvaluationResult
 
 History = Sequence[Mapping[str, Any]]
 Series = tuple[str, str, list[float], list[float]]  # label, role, x, y

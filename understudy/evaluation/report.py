@@ -18,10 +18,11 @@ from markupsafe import Markup, escape
 from understudy.evaluation.browser import browser_data, script, shown_responses
 from understudy.evaluation.gate_view import GateAnswer
 from understudy.evaluation.intervals import Interval
+from understudy.evaluation.names import EXPERT_TEXT
 from understudy.evaluation.plots import History, draw_plots
 from understudy.evaluation.plots_pair import draw_gains, draw_ladder
 from understudy.evaluation.provenance_tree import provenance_tree
-from understudy.evaluation.result import EXPERT_TEXT, EvaluationResult
+from understudy.evaluation.result import EvaluationResult
 from understudy.evaluation.sides import Pair, pair_of, side_by_side
 from understudy.evaluation.slices import Slice, regressions_of, slices_of
 from understudy.evaluation.verdict import LABELS, Comparison

@@ -14,8 +14,6 @@ from understudy.evaluation.intervals import Floats, Interval
 from understudy.evaluation.metrics import distinct_left_out
 from understudy.evaluation.verdict import Comparison, Verdict
 
-EXPERT_TEXT = "expert_text"  # the "decoding" of metrics that read expert responses instead of sampling
-
 
 @dataclass(frozen=True)
 class Decoding:

@@ -12,10 +12,10 @@ import numpy as np
 
 from understudy.evaluation import intervals, metrics
 from understudy.evaluation.intervals import POSITIVE, Floats, Interval
+from understudy.evaluation.names import CHALLENGER, CHAMPION
 from understudy.evaluation.result import EvaluationResult, Generated
 
-CHALLENGER = "aligned"
-REFERENCES = ("champion", "sft")  # what a challenger is held against, the first that was evaluated
+REFERENCES = (CHAMPION, "sft")  # what a challenger is held against, the first that was evaluated
 CHRF = "chrF to the expert"
 
 

@@ -77,22 +77,20 @@ class Store(ABC):
         self._put(folder, entries, uri)
         return Stored(uri=uri, sha256=sha256)
 
-    def fetch(self, uri: str, sha256: str, into: Path | None = None) -> Path:
+    def fetch(self, uri: str, sha256: str) -> Path:
         """Return a local folder with the content of `uri`, every digest verified.
 
         Local content is used in place and must not be written to; remote content is kept in the cache.
-        With `into`, a folder that does not exist yet, a private copy is made there.
 
         Raises:
             IntegrityError: naming the file and both digests, when content and digest differ.
             ServiceUnreachable: the bucket does not answer, within a bounded time.
         """
         if uri.startswith("s3://"):
-            folder = self._fetch_remote(uri, sha256)
-        else:
-            folder = Path(uri.removeprefix("file://"))
-            verify_folder(folder, sha256)
-        return folder if into is None else _copy_out(folder, sha256, into)
+            return self._fetch_remote(uri, sha256)
+        folder = Path(uri.removeprefix("file://"))
+        verify_folder(folder, sha256)
+        return folder
 
     def expire(self, kind: str, days: float, dry_run: bool = False) -> list[Expired]:
         """Delete content of a kind that can be made again, written more than `days` days ago, and copies of it here.
@@ -281,18 +279,6 @@ def _copy_files(folder: Path, entries: list[Entry], aside: Path) -> None:
         copy.chmod(0o444)  # content is shared by everything that names it
     (aside / MANIFEST).write_bytes(manifest_bytes(entries))
     (aside / MANIFEST).chmod(0o444)
-
-
-def _copy_out(folder: Path, sha256: str, into: Path) -> Path:
-    if into.exists():
-        raise ConfigError(
-            f"{into} exists already; content is only copied into a new folder. Name another or remove it."
-        )
-    with aside_of(into) as aside:
-        shutil.copytree(folder, aside, dirs_exist_ok=True, copy_function=shutil.copyfile)
-        verify_folder(aside, sha256)
-        place(aside, into)
-    return into
 
 
 def _discard(folder: Path) -> None:

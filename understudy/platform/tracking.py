@@ -65,9 +65,9 @@ class MlflowTracker:
         """Name a dataset version as an input of the run, with its DVC md5 as digest."""
         self._send({"op": "dataset", "context": context, "record": dataset.to_json()})
 
-    def log_artifact(self, path: Path, folder: str | None = None) -> None:
+    def log_artifact(self, path: Path) -> None:
         """Upload a file, which must stay in place until the run is closed."""
-        self._send({"op": "artifact", "path": str(path), "folder": folder})
+        self._send({"op": "artifact", "path": str(path)})
 
     def log_result(self, record: Record) -> None:
         """Name what the run produced: a dataset version as such, anything else by tags with its digests."""
@@ -327,7 +327,7 @@ class _Silent:
     def log_dataset(self, dataset: DatasetRef, context: str = "training") -> None:
         """Ignore."""
 
-    def log_artifact(self, path: Path, folder: str | None = None) -> None:
+    def log_artifact(self, path: Path) -> None:
         """Ignore."""
 
     def log_result(self, record: Record) -> None:

@@ -108,7 +108,7 @@ class RunWriter:
         elif message["op"] == "dataset":
             self._log_dataset(message["record"], message["context"])
         elif message["op"] == "artifact":
-            self.client.log_artifact(self.run_id, message["path"], message["folder"])
+            self.client.log_artifact(self.run_id, message["path"])
         elif message["op"] == "close":
             self.client.set_terminated(self.run_id, message["status"])
             if self.orphans_parent:

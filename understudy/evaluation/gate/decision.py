@@ -15,7 +15,7 @@ from typing import Any, Literal
 from understudy.errors import GateRefused
 from understudy.evaluation.gate.contrasts import limit_of
 from understudy.evaluation.gate.rules import Question, RuleVerdict, answer, ask
-from understudy.evaluation.gate.schema import CHAMPION, Gate, PrimaryRule, Rule
+from understudy.evaluation.gate.schema import Gate, PrimaryRule, Rule
 from understudy.evaluation.gate.scores import (
     Scores,
     Series,
@@ -24,6 +24,7 @@ from understudy.evaluation.gate.scores import (
     refuse_unpaired,
     scores_from,
 )
+from understudy.evaluation.names import CHAMPION
 
 BEST_FIRST = ("pass", "not_enough_evidence", "fail")
 

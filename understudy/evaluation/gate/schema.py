@@ -13,9 +13,8 @@ from pydantic import Field, model_validator
 from understudy.config import Section, validate
 from understudy.config.sections import did_you_mean, read_yaml
 from understudy.errors import ConfigError
+from understudy.evaluation.names import CHAMPION, EXPERT_TEXT
 
-CHAMPION = "champion"
-EXPERT_TEXT = "expert_text"  # the "decoding" of metrics that read the expert's responses instead of sampling
 OF_EXPERT_TEXT = ("nll", "nll_per_character")
 OF_SAMPLES = ("length_tokens", "length_characters", "eos_rate", "distinct_1", "distinct_2", "distinct_3")
 JUDGE = re.compile(r"judge:(?P<name>.+)")

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from understudy.config.sections import did_you_mean
 from understudy.errors import GateRefused
-from understudy.evaluation.gate.schema import EXPERT_TEXT, Rule
+from understudy.evaluation.gate.schema import Rule
+from understudy.evaluation.names import EXPERT_TEXT
 
 Floats = NDArray[np.float64]
 _MOST = 1e100

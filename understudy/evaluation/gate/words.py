@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from understudy.evaluation.names import EXPERT_TEXT
+
 if TYPE_CHECKING:
     from understudy.evaluation.gate.rules import RuleVerdict
 
@@ -15,7 +17,7 @@ SHOWN_IDS = 5
 
 def rule_name(verdict: RuleVerdict) -> str:
     """Return metric, decoding and opponent, for example "judge:validity (tuned) against champion"."""
-    where = "" if verdict.decoding == "expert_text" else f" ({verdict.decoding})"
+    where = "" if verdict.decoding == EXPERT_TEXT else f" ({verdict.decoding})"
     return f"{verdict.metric}{where}" + (f" against {verdict.against}" if verdict.against else "")
 
 

@@ -18,6 +18,7 @@ from understudy.platform.lineage.walk import Walked, walk
 from understudy.platform.promotion.change import Candidate
 from understudy.platform.promotion.decisions import State
 from understudy.platform.promotion.refusals import Champion, Surroundings, refusals, refuse
+from understudy.platform.storage import open_store
 
 if TYPE_CHECKING:
     from understudy.evaluation.gate.schema import Gate
@@ -108,7 +109,7 @@ class Examination:
 
     def _verdict(self, gate: Gate, walked: Walked, has_champion: bool, name: str) -> dict[str, Any]:
         from understudy.evaluation.gate import decide
-        from understudy.evaluation.gate.schema import CHAMPION
+        from understudy.evaluation.names import CHAMPION
 
         assert walked.lineage is not None and walked.report is not None
         policies = walked.lineage.report["policies"]
@@ -142,7 +143,7 @@ class Examination:
             for version in self.registry.versions():
                 tags = version.tags
                 if tags.get("weights_sha256") == weights_sha256 and "lineage_sha256" in tags:
-                    store = _open_store(self.storage_uri, self.registry.workdir)
+                    store = open_store(self.storage_uri, self.registry.workdir)
                     return read_lineage(store.fetch(tags["lineage_uri"], tags["lineage_sha256"]))
             return None
 
@@ -163,12 +164,6 @@ def stored_artifacts(registry: Registry, version: Version, storage_uri: str | No
     parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="verify-", dir=parent) as scratch:
         yield StoredArtifacts(registry, version, storage_uri, Path(scratch))
-
-
-def _open_store(uri: str | None, workdir: Path) -> Any:
-    from understudy.platform.storage import open_store
-
-    return open_store(uri, workdir)
 
 
 def _rules(decision: Any) -> str:

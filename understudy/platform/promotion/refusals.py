@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from understudy.errors import GateRefused, UnderstudyError
-from understudy.evaluation.gate.schema import CHAMPION, ProvenanceRules
+from understudy.evaluation.gate.schema import ProvenanceRules
+from understudy.evaluation.names import CHAMPION
 from understudy.platform.lineage.record import Lineage
 from understudy.platform.lineage.walk import Walked
 from understudy.platform.promotion.rows import seen_test_rows
