@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import pytest
 from scipy.stats import kendalltau
@@ -44,6 +46,15 @@ def test_agreement_in_full_in_reverse_and_where_nothing_can_be_said():
     assert lines["a and reverse"]["tau"] == -1 and lines["a and reverse"]["kappa"] == pytest.approx(0.2)
     assert lines["a and flat"]["tau"] is None and lines["a and flat"]["kappa"] == 0
     assert agreement({"a": [up[3:], up[3:]], "b": [up[3:], up[3:]]}, [0, 1], 0.95, None) == []
+
+
+def test_prompts_of_one_cluster_have_an_agreement_without_an_interval_and_without_a_warning():
+    up = np.asarray([1.0, 2.0, 3.0, 4.0])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        (line,) = agreement({"a": [up, 2 - up], "same": [10 * up, 20 - 10 * up]}, ["one"] * 4, 0.95, (0, 1))
+    assert (line["kappa"], line["tau"], line["prompts"]) == (1, 1, 4)
+    assert [line[f"{name}_{end}"] for name in ("kappa", "tau") for end in ("low", "high")] == [None] * 4
 
 
 def test_an_evaluation_with_two_judges_tells_how_far_they_agree(fakes):

@@ -98,7 +98,9 @@ def _with_interval(
         return {name: None, f"{name}_low": None, f"{name}_high": None}
     codes_P = np.unique(np.asarray(label_P), return_inverse=True)[1]
     codes_P = codes_P % JACKKNIFED
-    left_out = [statistic(a[codes_P != code], b[codes_P != code]) for code in range(int(codes_P.max()) + 1)]
+    # Without the only cluster nothing is left.
+    left = range(int(codes_P.max()) + 1) if codes_P.max() > 0 else ()
+    left_out = [statistic(a[codes_P != code], b[codes_P != code]) for code in left]
     known = [value if found is None else found for found in left_out]
     limits = of_set(value, known, len(a), confidence, (-1.0, 1.0)).to_json()
     return {name: value, f"{name}_low": limits["low"], f"{name}_high": limits["high"]}
