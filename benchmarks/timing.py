@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import os
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -37,8 +36,3 @@ def median(values: list[float]) -> float:
 def median_ratio(numerator: list[float], denominator: list[float]) -> float:
     """Median over turns of the ratio of seconds: what disturbs one turn disturbs both."""
     return median([first / second for first, second in zip(numerator, denominator, strict=True)])
-
-
-def load_average() -> float:
-    """Processes that wanted to run in the last minute."""
-    return os.getloadavg()[0]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from understudy.data.dedup import jaccard, near_duplicates, shingles
+from understudy.data.dedup import Bander, jaccard, shingles, similar_rows
 
 
 def texts_with_copies(num_originals: int = 150, seed: int = 3) -> list[str]:
@@ -19,6 +19,11 @@ def texts_with_copies(num_originals: int = 150, seed: int = 3) -> list[str]:
     texts = originals + light + heavy
     draw.shuffle(texts)
     return texts
+
+
+def near_duplicates(texts: list[str], max_rows: int, threshold: float, folder: Path) -> set[int]:
+    bander = Bander(threshold)
+    return similar_rows(((text, bander.bands(text)) for text in texts), max_rows, threshold, folder)
 
 
 def brute_force(texts: list[str], threshold: float) -> set[int]:

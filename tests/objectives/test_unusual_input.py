@@ -134,6 +134,8 @@ def test_refusals_name_the_remedy() -> None:
         _objective(loss="bradley_terry_variance").scores(torch.zeros(4, 4, 1), LOGP, MASK)
     with pytest.raises(ValueError, match="1 of 2 scores are not a number"):
         select_best(torch.tensor([1.0, math.nan]), 2)
+    with pytest.raises(ValueError, match="3 samples in groups of 2"):
+        select_best(torch.ones(3), 2)
     with pytest.raises(ValueError, match="the best of 0"):
         best_of_n_distribution(torch.ones(1), torch.ones(1), 0)
     with pytest.raises(ValueError, match="between -100 and 100"):

@@ -59,23 +59,17 @@ class Bander:
         return np.array([xxhash.xxh3_64_intdigest(band.tobytes()) for band in values], dtype=np.uint64)
 
 
-def near_duplicates(texts: Iterable[str], max_rows: int, threshold: float, folder: Path) -> set[int]:
-    """Return the indices of texts to remove; `folder` receives temporary files.
-
-    Args:
-        texts: prompt and response of each row, in a canonical order.
-        max_rows: at least as many as there are texts.
-        threshold: Jaccard similarity in (0, 1] from which two texts count as one.
-        folder: an existing folder for signatures and texts.
-    """
-    bander = Bander(threshold)
-    return similar_rows(((text, bander.bands(text)) for text in texts), max_rows, threshold, folder)
-
-
 def similar_rows(
     rows: Iterable[tuple[str, npt.NDArray[np.uint64]]], max_rows: int, threshold: float, folder: Path
 ) -> set[int]:
-    """Do what `near_duplicates` does for texts whose bands a `Bander` of this threshold has found already."""
+    """Return the indices of rows to remove; `folder` receives temporary files.
+
+    Args:
+        rows: prompt and response of each row and its bands by a `Bander` of this threshold, in a canonical order.
+        max_rows: at least as many as there are rows.
+        threshold: Jaccard similarity in (0, 1] from which two texts count as one.
+        folder: an existing folder for signatures and texts.
+    """
     num_bands = Bander(threshold).num_bands
     bands = np.memmap(folder / "bands", dtype=np.uint64, mode="w+", shape=(num_bands, max(1, max_rows)))
     store = _Texts(folder / "texts", max_rows)

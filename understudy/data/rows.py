@@ -13,11 +13,11 @@ import re
 import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, Literal, NamedTuple, NoReturn
 
 import orjson
 
-REASONS = (
+Reason = Literal[
     "not UTF-8",
     "lone surrogate",
     "not JSON",
@@ -33,7 +33,7 @@ REASONS = (
     "control character",
     "too long",
     "duplicate id",
-)
+]
 FIELDS = frozenset({"id", "group", "prompt", "response", "messages", "metadata"})
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _FORBIDDEN = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]|\r(?!\n)")
@@ -48,11 +48,12 @@ new_tuple = tuple.__new__
 
 
 class RowProblem(Exception):
-    """Why a row is refused: one of `REASONS`, and the particulars."""
+    """Why a row is refused: a `Reason`, and the particulars."""
 
-    def __init__(self, reason: str, detail: str):
+    def __init__(self, reason: Reason, detail: str):
         super().__init__(f"{reason}: {detail}")
-        self.reason, self.detail = reason, detail
+        self.reason: Reason = reason
+        self.detail = detail
 
 
 class Row(NamedTuple):

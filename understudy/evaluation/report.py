@@ -208,18 +208,13 @@ def _regressions(result: EvaluationResult, pair: Pair | None) -> list[dict[str, 
     ]
 
 
-def _agreement(found: Any) -> tuple[list[str], list[list[str]]] | None:
+def _agreement(found: Sequence[Mapping[str, Any]] | None) -> tuple[list[str], list[list[str]]] | None:
     """Return header and cells of how far judges agree, whatever is stated of each pair of them."""
     if not found:
         return None
-    lines = found if isinstance(found, list) else [{"judges": key} | _as_mapping(item) for key, item in found.items()]
-    rows = [dict(_flattened(line)) for line in lines if isinstance(line, Mapping)]
+    rows = [dict(_flattened(line)) for line in found]
     header = list(dict.fromkeys(key for row in rows for key in row))
-    return (header, [[_rounded(row.get(key, "")) for key in header] for row in rows]) if rows else None
-
-
-def _as_mapping(item: Any) -> dict[str, Any]:
-    return dict(item) if isinstance(item, Mapping) else {"value": item}
+    return header, [[_rounded(row.get(key, "")) for key in header] for row in rows]
 
 
 def _rounded(text: str) -> str:

@@ -12,20 +12,19 @@ import torch
 from torch import Tensor
 
 
-def select_best(score_B: Tensor, group_size: int, keep: int = 1) -> Tensor:
-    """Row indices [groups * keep] of the `keep` best-scored samples of each group, ties to the earlier row.
+def select_best(score_B: Tensor, group_size: int) -> Tensor:
+    """Row indices [groups] of the best-scored sample of each group, ties to the earlier row.
 
     Raises:
-        ValueError: B is no multiple of the group size, fewer than `keep` samples a group, or a score is not a number.
+        ValueError: B is no multiple of the group size, or a score is not a number.
     """
     num = score_B.shape[0]
-    if group_size < keep or num % group_size:
-        raise ValueError(f"cannot keep {keep} of each group: {num} samples in groups of {group_size}.")
+    if group_size < 1 or num % group_size:
+        raise ValueError(f"no best of each group: {num} samples in groups of {group_size}.")
     if bool(score_B.isnan().any()):
         raise ValueError(f"{int(score_B.isnan().sum())} of {num} scores are not a number, so none is the best.")
-    order = torch.argsort(score_B.reshape(-1, group_size), dim=1, descending=True, stable=True)[:, :keep]
-    start = torch.arange(0, num, group_size, device=score_B.device)
-    return (order + start[:, None]).reshape(-1)
+    best = torch.argsort(score_B.reshape(-1, group_size), dim=1, descending=True, stable=True)[:, 0]
+    return best + torch.arange(0, num, group_size, device=score_B.device)
 
 
 def best_of_n_distribution(probability_Y: Tensor, score_Y: Tensor, n: int) -> Tensor:
