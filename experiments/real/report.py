@@ -32,7 +32,11 @@ OTHERS = {
     "minilm": "MiniLM",
     "chrf": "chrF",
 }
-SIZES = {"500": "few demonstrations (500)", "2000": "many (2,000)", "all": "all"}
+SIZES = {"500": "few: 500", "2000": "2,000", "all": "many: all"}
+TALKED_OF = frozenset(
+    ("sft", "sft_longer_last", "reverse_kl_sequence", "js_sequence", "forward_kl_sequence", "best_of_8")
+    + tuple(f"{kind}_ngrams{width}" for kind in ("reverse_kl", "best_of_8") for width in ("", "_wide", "_wide_lengths"))
+)
 SAYS_NOTHING = 0.05  # a score that both stay below: nobody is right, so nobody is better
 ROLES = {"sft": "SFT", "ours": "ours", "baseline": "the other baselines"}
 
@@ -41,7 +45,12 @@ def pages(cells: Cells) -> dict[str, dict[str, str]]:
     """The blocks that cells fill, by page of docs/."""
     return {
         "results-real.md": {"real-tables": tables(cells)},
-        "results.md": {"real-summary": summary(cells), "real-choice": choice(cells)},
+        "results.md": {
+            "real-summary": summary(cells),
+            "real-choice": choice(cells),
+            "real-few": briefly(cells.get(Key("ansible", "2000"), {})),
+            "real-many": briefly(cells.get(Key("ansible_all", "all"), {})),
+        },
     }
 
 
@@ -66,34 +75,53 @@ def summary(cells: Cells) -> str:
 
 
 def choice(cells: Cells) -> str:
-    """What to choose, by what the task is like and how many demonstrations there are: one line for each measurement."""
-    sizes = [size for size in SIZES if any(key.size == size for key in cells)]
-    lines = ["| | " + " | ".join(SIZES[size] for size in sizes) + " |", "|---" * (len(sizes) + 1) + "|"]
+    """What to choose, by what the task is like and how many demonstrations there are: a row for each measurement."""
+    heads = "task | demonstrations | seeds | won, at equal length | best of ours against the best SFT, at equal length"
+    lines = [f"| | {heads} |", "|---" * 6 + "|"]
     for open_ended, label in ((True, "open-ended"), (False, "close-ended")):
         names = [name for name, task in TASKS.items() if task.open_ended == open_ended]
-        columns = []
-        for size in sizes:
-            keys = [key for name in names for key in cells if (key.task, key.size) == (name, size)]
-            said = [f"{key.task}{_with(key)}, {_seeds(cells[key])}: {_chosen(cells[key])}" for key in keys]
-            columns.append("<br>".join(said) or "not measured")
-        lines.append(f"| {label} | " + " | ".join(columns) + " |")
+        keys = [key for key in cells if key.task in names]
+        for key in sorted(keys, key=lambda key: (list(SIZES).index(key.size), names.index(key.task))):
+            task = f"{key.task}{_with(key)} | {SIZES[key.size]} | {_num_seeds(cells[key])}"
+            lines.append(f"| {label} | {task} | {' | '.join(_chosen(cells[key]))} |")
     return "\n".join(lines)
 
 
-def _chosen(arms: Arms) -> str:
+def briefly(arms: Arms) -> str:
+    """The arms that are talked of, at their tuned decodings: scores, wins, and what the answers are like."""
+    if "sft" not in arms:
+        return "Not measured."
+    best = best_sft(arms)
+    heads = "arm | score | wins over best SFT | at equal length | chrF | distinct-2 | characters"
+    lines = [f"| {heads} |", "|---" * 7 + "|"]
+    for name in (name for name in arms if name in TALKED_OF or name == best.arm):
+        tuned = [cell["decodings"]["tuned"] for cell in arms[name].values()]
+        columns = [
+            _shown(mean(judged(arms[name], "tuned"))),
+            *_both_wins(Contender(name, "tuned"), best, arms),
+            _number(of_seeds(each["chrf"] for each in tuned), 1),
+            _number(of_seeds(each["distinct_2"] for each in tuned), 3),
+            _number(of_seeds(sum(each["lengths"]) / len(each["lengths"]) for each in tuned), 0),
+        ]
+        lines.append(f"| {ARMS[name].label} | " + " | ".join(columns) + " |")
+    return "\n".join(lines)
+
+
+def _chosen(arms: Arms) -> tuple[str, str]:
     best, ours = best_sft(arms), best_of("ours", arms)
     if ours is None:
-        return "no divergence was run"
+        return "", "no divergence was run"
     _, wins = win_rate(arms[ours.arm], ours.decoding, arms[best.arm], best.decoding)
+    theirs, mine = _contender(best), _contender(ours)
+    compared = f"{mine} against {theirs}: {_percent(wins)}"
     scores = [mean(judged(arms[each.arm], each.decoding)) for each in (best, ours)]
     if all(score and score.value < SAYS_NOTHING for score in scores):
-        return "says nothing, hardly a response is right"
-    theirs, mine = _contender(best), _contender(ours)
+        return "hardly a response is right", compared
     if wins and wins.high < 0.5:
-        return f"**{theirs}**; win rate of {mine} against it {_percent(wins)}"
+        return f"**{theirs}**", compared
     if wins and wins.low > 0.5:
-        return f"**{mine}**; its win rate against {theirs} {_percent(wins)}"
-    return f"no difference shown; win rate of {mine} against {theirs} {_percent(wins)}"
+        return f"**{mine}**", compared
+    return "no difference shown", compared
 
 
 def _of_one(key: Key, arms: Arms) -> list[str]:

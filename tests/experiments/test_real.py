@@ -22,7 +22,7 @@ from experiments.real.__main__ import main, settings_from
 from experiments.real.arms import ARMS
 from experiments.real.cell import Cell, ClosedFormReward, Folders, Settings, Study
 from experiments.real.measure import Chooser
-from experiments.real.report import choice, pages, summary, tables
+from experiments.real.report import briefly, choice, pages, summary, tables
 from experiments.real.study import (
     DECODINGS,
     Contender,
@@ -305,7 +305,7 @@ def test_cells_of_other_settings_are_not_compared(tmp_path: Path) -> None:
     }
     assert "## pick, 500 demonstrations (align.num_rounds=8)" in tables(cells)
     assert "| pick, 500 (align.num_rounds=8) | 1, 2 |" in summary(cells)
-    assert "<br>pick (align.num_rounds=8), one seed, so that intervals are over prompts alone: " in choice(cells)
+    assert "| open-ended | pick (align.num_rounds=8) | few: 500 | 1 | " in choice(cells)
     assert "| SFT |  |  |  |  | 0.600 | " in tables(cells)  # an interval over seeds needs two
 
 
@@ -342,11 +342,9 @@ def test_the_summary_and_the_rule_say_who_wins(tmp_path: Path) -> None:
     (row,) = summary(cells).splitlines()[2:]
     assert row.startswith("| pick, 500 | 5, 3 | SFT (T=1): 0.") and "| JS, sequence (T=1): 0." in row
     assert "| SPIN (T=1): 0." in row
-    head, _, open_ended, close_ended = choice(cells).splitlines()
-    assert head == "| | few demonstrations (500) |" and close_ended == "| close-ended | not measured |"
-    assert open_ended.startswith(
-        "| open-ended | pick, 5 seeds: **JS, sequence (T=1)**; its win rate against SFT (T=1) "
-    )
+    (open_ended,) = choice(cells).splitlines()[2:]
+    won = "**JS, sequence (T=1)** | JS, sequence (T=1) against SFT (T=1): "
+    assert open_ended.startswith(f"| open-ended | pick | few: 500 | 5 | {won}")
     (tmp_path / "pick-500-js_sequence-0.json").unlink()
     assert "5 seeds, from 4 to 5 for an arm." in tables(load_cells(tmp_path))
 
@@ -354,16 +352,28 @@ def test_the_summary_and_the_rule_say_who_wins(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("chances", "said"),
     [
-        ((0.9, 0.3), "**SFT (T=1)**; win rate of JS, sequence (T=1) against it "),
-        ((0.5, 0.51), "no difference shown; win rate of JS, sequence (T=1) against SFT (T=1) "),
-        ((0.0, 0.001), "says nothing, hardly a response is right"),
+        ((0.9, 0.3), "**SFT (T=1)** | JS, sequence (T=1) against SFT (T=1): "),
+        ((0.5, 0.51), "no difference shown | JS, sequence (T=1) against SFT (T=1): "),
+        ((0.0, 0.001), "hardly a response is right | "),
     ],
 )
 def test_the_rule_names_sft_or_no_difference(tmp_path: Path, chances: tuple[float, float], said: str) -> None:
     for seed in range(5):
         _written(tmp_path, "sft", seed, chances[0])
         _written(tmp_path, "js_sequence", seed, chances[1])
-    assert f"pick, 5 seeds: {said}" in choice(load_cells(tmp_path))
+    assert f"| pick | few: 500 | 5 | {said}" in choice(load_cells(tmp_path))
+
+
+def test_what_is_talked_of_stands_in_a_short_table_with_the_best_sft(tmp_path: Path) -> None:
+    for seed in range(5):
+        for arm, chance in (("sft", 0.3), ("sft_smoothed", 0.9), ("spin", 0.3), ("js_sequence", 0.5)):
+            _written(tmp_path, arm, seed, chance, validation={"T=1": 0.0, "T=0.5": chance})
+    cells = load_cells(tmp_path)
+    head, _, *rows = briefly(cells[Key("pick", "500")]).splitlines()
+    assert head.startswith("| arm | score | wins over best SFT | at equal length | chrF | distinct-2 | characters |")
+    assert [row.split(" | ")[0] for row in rows] == ["| SFT", "| SFT, label smoothing 0.1", "| **JS**, sequence"]
+    assert rows[1].split(" | ")[2] == "(itself)" and "%" in rows[2].split(" | ")[2]
+    assert briefly({}) == "Not measured."
 
 
 def test_each_judge_has_a_table_unless_it_is_the_deciding_one(tmp_path: Path) -> None:
