@@ -17,6 +17,7 @@ from training.two_processes import Resumed, free_port, results, resumes, run_all
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("two processes")]
 JOB = Path(__file__).with_name("distributed_job.py")
 TINY_MICRO_BATCHES = "align.micro_batch_tokens=64"
+TABLE = "align.discriminator.init=ngrams"  # which is not read in parts
 MIXED = ["align.sft_coefficient_start=0.6", "align.sft_coefficient_end=0.2"]
 
 CURVES: dict[str, dict[str, Any]] = {
@@ -38,7 +39,7 @@ CURVES: dict[str, dict[str, Any]] = {
     },
     "ppo, micro-batches": {
         "kind": "align",
-        "overrides": ["align.policy_update=ppo", TINY_MICRO_BATCHES],
+        "overrides": ["align.policy_update=ppo", TABLE, TINY_MICRO_BATCHES],
     },
     "ppo, adapters": {"kind": "align", "overrides": ["align.policy_update=ppo"], "lora": True},
     "selfplay, kto": {"kind": "align", "overrides": ["align.method=selfplay", "align.selfplay.loss=kto"]},
@@ -55,7 +56,7 @@ CURVES: dict[str, dict[str, Any]] = {
     "rloo with SFT, micro-batches": {"kind": "align", "overrides": [*MIXED, TINY_MICRO_BATCHES]},
     "ppo with SFT, micro-batches": {
         "kind": "align",
-        "overrides": ["align.policy_update=ppo", *MIXED, TINY_MICRO_BATCHES],
+        "overrides": ["align.policy_update=ppo", TABLE, *MIXED, TINY_MICRO_BATCHES],
     },
     "selfplay with SFT": {"kind": "align", "overrides": ["align.method=selfplay", *MIXED]},
     "held in two rounds of three": {
@@ -96,7 +97,7 @@ def test_two_processes_give_the_curve_and_the_weights_of_one(name: str, folder: 
     one, (first, second) = run(CURVES[name], tmp_path), results(folder, name)
     assert first["history"] == second["history"] and first["digest"] == second["digest"]
     assert len(one["history"]) >= 4
-    same_curve(one["history"], first["history"])
+    same_curve(one["history"], first["history"], in_parts=name.startswith("rloo") and "micro-batches" in name)
     expected, weights = load_file(tmp_path / "weights.safetensors"), load_file(folder / name / "weights.safetensors")
     torch.testing.assert_close(weights, expected, rtol=1e-2, atol=1e-3)
     # The first alone reports.

@@ -17,9 +17,10 @@ from understudy.platform.launch import accelerate_command
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("two processes")]
 JOB = Path(__file__).with_name("sharded_job.py")
 TINY_MICRO_BATCHES = "align.micro_batch_tokens=64"
+TABLE = "align.discriminator.init=ngrams"  # which is not read in parts
 CURVES: dict[str, dict[str, Any]] = {
     "sft, 3 micro-batches a step": {"kind": "sft", "overrides": ["sft.micro_batches_per_step=3"]},
-    "ppo, micro-batches": {"kind": "align", "overrides": ["align.policy_update=ppo", TINY_MICRO_BATCHES]},
+    "ppo, micro-batches": {"kind": "align", "overrides": ["align.policy_update=ppo", TABLE, TINY_MICRO_BATCHES]},
     "rloo with SFT, micro-batches": {
         "kind": "align",
         "overrides": ["align.sft_coefficient_start=0.6", "align.sft_coefficient_end=0.2", TINY_MICRO_BATCHES],
@@ -53,7 +54,7 @@ def test_sharded_weights_give_the_curve_and_the_weights_of_one_process(name: str
     one, (first, second) = run(CURVES[name], tmp_path), results(folder, name)
     assert first["history"] == second["history"] and first["digest"] == second["digest"]
     assert len(one["history"]) >= 4
-    same_curve(one["history"], first["history"])
+    same_curve(one["history"], first["history"], in_parts=name.startswith("rloo") and "micro-batches" in name)
     expected, weights = load_file(tmp_path / "weights.safetensors"), load_file(folder / name / "weights.safetensors")
     torch.testing.assert_close(weights, expected, rtol=1e-2, atol=1e-3)
 

@@ -34,6 +34,8 @@ NO_LARGER = "discriminator.reader_width=32"  # than the policy
         (["method=selfplay", "selfplay.batch_pairs=4", "sft_coefficient_start=0.5"], AT_MOST),
         (["method=selfplay", "selfplay.updates_per_round=5"], AT_MOST),
         (["method=iterative_sft"], AT_MOST),
+        (["micro_batch_tokens=40"], AT_MOST),
+        (["method=selfplay", "micro_batch_tokens=40"], AT_MOST),
         (["min_held_out_auc=0.5"], AT_MOST_ASSUMED),
         (["discriminator.init=shared_lora"], AT_MOST),
         (["discriminator.init=shared_trunk", NO_LARGER], AT_MOST_ASSUMED),

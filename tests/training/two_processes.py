@@ -63,10 +63,16 @@ def results(folder: Path, name: str) -> tuple[dict[str, Any], dict[str, Any]]:
     return first, second
 
 
-def same_curve(one: list[dict[str, float]], two: list[dict[str, float]]) -> None:
+def same_curve(one: list[dict[str, float]], two: list[dict[str, float]], in_parts: bool = False) -> None:
+    """In parts, the gradient of a new discriminator's bias, 0 by symmetry, is rounding; Adam makes it a whole step."""
     assert [list(entry) for entry in one] == [list(entry) for entry in two]
     for expected, entry in zip(one, two, strict=True):
-        assert entry == pytest.approx(expected, rel=TOLERANCE, abs=TOLERANCE)
+        if in_parts:  # of logits that small, a step turns the sign of some
+            assert entry.pop("discriminator_accuracy", 0) == pytest.approx(
+                expected.pop("discriminator_accuracy", 0), abs=0.1
+            )
+        tolerance = 10 * TOLERANCE if in_parts else TOLERANCE
+        assert entry == pytest.approx(expected, rel=tolerance, abs=tolerance)
 
 
 def resumes(folder: Path, name: str, resumed: Resumed, alone: Path) -> None:

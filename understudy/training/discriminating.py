@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,8 +18,12 @@ from understudy.objectives.discriminator import DiscriminatorScores
 from understudy.training.examples import Example
 from understudy.training.loop import finite_update, step_seed
 from understudy.training.methods import BACKWARD, FORWARD
+from understudy.training.parts import backward_by_parts
 from understudy.training.replay import Sample
-from understudy.training.state import AlignState
+from understudy.training.state import AlignState, same_width
+
+# The side, 0 the expert's and 1 the policy's, and the tokens of what is read at a time, in order.
+Parts = list[tuple[int, TokenBatch]]
 
 
 class DiscriminatorTrainer:
@@ -40,7 +45,7 @@ class DiscriminatorTrainer:
         totals: dict[str, float] = {}
         for update, chosen in enumerate(choices):
             self.state.seed_step("discriminator", update)
-            for name, value in self._step(chosen).items():
+            for name, value in self._step(chosen, update).items():
                 totals[name] = totals.get(name, 0.0) + value / num_updates
         return totals
 
@@ -55,8 +60,11 @@ class DiscriminatorTrainer:
         rows = list(range(min(len(state.held_out), 4 * self.settings.batch_pairs)))
         self.network.eval()
         samples = state.sample(state.held_out, rows, "held_out", 1)
+        parts = self._sides(state.held_out, samples)
         with state.accelerator.autocast():
-            expert, policy = self._scores_of_pairs(state.held_out, samples, self.network, FORWARD)
+            expert, policy = self._scored(samples, parts, [self._read(batch, self.network) for _, batch in parts])
+        for _, batch in parts:
+            state.count_discriminator(FORWARD, batch)
         expert_B, policy_B = last_logits(expert), last_logits(policy)
         return pairs_won(expert_B, policy_B) if state.objective.loss.pairwise else auc(expert_B, policy_B)
 
@@ -82,13 +90,26 @@ class DiscriminatorTrainer:
         num_new = min(len(samples), settings.batch_pairs - num_old)
         return chance.sample(samples, num_new) + chance.sample(old, num_old)
 
-    def _step(self, chosen: list[Sample]) -> dict[str, float]:
+    def _step(self, chosen: list[Sample], update: int) -> dict[str, float]:
         state = self.state
         self.network.train()
-        with state.accelerator.autocast():
-            expert, policy = self._scores_of_pairs(state.train, chosen, self.module, BACKWARD)
-            loss = state.objective.discriminator_loss(expert, policy)
-        state.processes.backward(loss)
+        parts = self._parts(chosen)
+        scored: list[DiscriminatorScores] = []
+
+        def loss_of(outputs: list[Tensor]) -> Tensor:
+            scored[:] = self._scored(chosen, parts, outputs)
+            return state.objective.discriminator_loss(*scored)
+
+        if len(parts) > 2:
+            reads = [partial(self._read_again, update, index, batch) for index, (_, batch) in enumerate(parts)]
+            loss = backward_by_parts(reads, loss_of, state.processes, self.module)
+        else:
+            with state.accelerator.autocast():
+                loss = loss_of([self._read(batch, self.module) for _, batch in parts])
+            state.processes.backward(loss)
+        for _, batch in parts:
+            state.count_discriminator(BACKWARD + (FORWARD if len(parts) > 2 else 0), batch)
+        expert, policy = scored
         names = [state.train[sample.row].id for sample in chosen][:8]
         where = f"align round {state.round}, discriminator update on rows {names}"
         value = float(loss.detach())
@@ -107,17 +128,44 @@ class DiscriminatorTrainer:
             return pairs_won(last_logits(expert), last_logits(policy))
         return (_fraction(_scored(expert) > 0) + _fraction(_scored(policy) < 0)) / 2
 
-    def _scores_of_pairs(
-        self, examples: Sequence[Example], chosen: Sequence[Sample], module: Any, passes: int
-    ) -> tuple[DiscriminatorScores, DiscriminatorScores]:
-        """Scores of the expert's and the sampled responses to the same prompts."""
-        rows, both = [sample.row for sample in chosen], []
-        for samples in (self.state.as_expert(chosen, examples), chosen):
+    def _sides(self, examples: Sequence[Example], chosen: list[Sample]) -> Parts:
+        """The expert's and the sampled responses to the same prompts, each side at once."""
+        parts = []
+        for side, samples in enumerate((self.state.as_expert(chosen, examples), chosen)):
             prompts, responses = [examples[s.row].prompt for s in samples], [s.response for s in samples]
-            batch = self.state.with_seen(self.state.policy.batch(prompts, responses), examples, samples)
-            output_BTn = self.state.processes.over_rows(module, batch)
-            both.append(self.scores(output_BTn, self._logp_for_form(batch), batch.mask_BT, rows))
-            self.state.count_discriminator(passes, batch)
+            batch = self.state.policy.batch(prompts, responses)
+            parts.append((side, self.state.with_seen(batch, examples, samples)))
+        return parts
+
+    def _parts(self, chosen: list[Sample]) -> Parts:
+        """Both sides in parts of what a network may read at a time; at once for one with next to no activations."""
+        state = self.state
+        if self.settings.init in ("ngrams", "shared_trunk"):
+            return self._sides(state.train, chosen)
+        sides = enumerate((state.as_expert(chosen), chosen))
+        return [(side, batch) for side, samples in sides for batch in state.parts(samples)]
+
+    def _read(self, batch: TokenBatch, module: Any) -> Tensor:
+        return self.state.processes.over_rows(module, batch)
+
+    def _read_again(self, update: int, index: int, batch: TokenBatch) -> Tensor:
+        """Read a part of an update with the same dropout each time."""
+        self.state.seed_step("discriminator", update, index)
+        with self.state.accelerator.autocast():
+            return self._read(batch, self.module)
+
+    def _scored(
+        self, chosen: list[Sample], parts: Parts, outputs: list[Tensor]
+    ) -> tuple[DiscriminatorScores, DiscriminatorScores]:
+        """Scores of both sides by what the network said of their parts."""
+        rows, both = [sample.row for sample in chosen], []
+        for side in (0, 1):
+            own = [(output, batch) for (of, batch), output in zip(parts, outputs, strict=True) if of == side]
+            output_BTn, logp_BT, mask_BT = (
+                torch.cat(same_width(column))
+                for column in zip(*((output, self._logp_for_form(b), b.mask_BT) for output, b in own), strict=True)
+            )
+            both.append(self.scores(output_BTn, logp_BT, mask_BT, rows))
         return both[0], both[1]
 
     @torch.no_grad()

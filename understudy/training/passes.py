@@ -25,12 +25,19 @@ def align_passes(config: AlignConfig, prompt_tokens: int) -> int:
     warmup, rounds = discriminator.warmup_rounds, config.num_rounds
     sampling = rollout.prompts_per_round * (prompt_tokens + rollout.responses_per_prompt * rollout.max_response_tokens)
     updates = warmup * discriminator.warmup_updates_per_round + rounds * discriminator.updates_per_round
-    pairs = updates * discriminator.batch_pairs * _pair(config, whole, BACKWARD)
+    deep = discriminator.init not in ("ngrams", "shared_trunk")
+    again = FORWARD if deep and _in_parts(config, discriminator.batch_pairs, whole) else 0
+    pairs = updates * discriminator.batch_pairs * _pair(config, whole, BACKWARD + again)
     measured = 4 * discriminator.batch_pairs * (whole + _pair(config, whole, FORWARD))
     measurements = -(-(warmup + rounds) // config.held_out_every_rounds)
     if config.min_held_out_auc is not None:  # a policy that waits is told each round
         measurements = warmup + rounds + 1
     return (warmup + rounds) * sampling + pairs + rounds * _improving(config, update, whole) + measurements * measured
+
+
+def _in_parts(config: AlignConfig, sequences: int, whole: int) -> bool:
+    """Whether so many are more than is read at a time, so that a loss of all together reads each once more."""
+    return sequences * whole > config.micro_batch_tokens
 
 
 def _pair(config: AlignConfig, whole: int, passes: int) -> int:
@@ -51,11 +58,13 @@ def _improving(config: AlignConfig, update: str, whole: int) -> int:
     samples = prompts * config.rollout.responses_per_prompt
     # Sequences that are read besides, those learned from in a step, by policy and value, and the number of steps.
     ppo, selfplay = config.ppo, config.selfplay
+    preferred = min(selfplay.batch_pairs, samples)
+    again = 2 * preferred * selfplay.updates_per_round if _in_parts(config, preferred, whole) else 0
     read, learned, steps = {
         "rloo": (0, samples, 1),
         "ppo": (samples, 2 * samples, ppo.epochs),
         "best_of_n": (0, prompts, 1),
-        "selfplay": (samples, 2 * min(selfplay.batch_pairs, samples), selfplay.updates_per_round),
+        "selfplay": (samples + again, 2 * preferred, selfplay.updates_per_round),
     }[update]
     if config.sft_coefficient_start or config.sft_coefficient_end:
         learned += prompts  # the expert's response to each

@@ -22,7 +22,8 @@ from understudy.objectives.ppo import fold_absorbing, generalised_advantage, ppo
 from understudy.objectives.selfplay import PREFERENCE_LOSSES, PreferencePairs
 from understudy.training.discriminating import DiscriminatorTrainer, last_logits
 from understudy.training.loop import finite_update, step_seed
-from understudy.training.methods import BACKWARD
+from understudy.training.methods import BACKWARD, FORWARD
+from understudy.training.parts import backward_by_parts
 from understudy.training.replay import Sample
 from understudy.training.state import AlignState
 from understudy.training.updating import PolicyUpdate, Scored, Update, token_mean_nll
@@ -161,25 +162,37 @@ class SelfPlay(Update):
             chance = random.Random(step_seed(state.seed, "selfplay", state.round, update))
             rows = chance.sample(range(len(samples)), min(settings.batch_pairs, len(samples)))
             sft_loss, told = self.imitate(samples)
-            pairs = PreferencePairs(
-                self._with_gradient([experts[row] for row in rows]),
-                self._with_gradient([samples[row] for row in rows]),
-                opponent_expert_B[rows],
-                opponent_sample_B[rows],
-            )
-            loss = PREFERENCE_LOSSES[settings.loss](pairs, beta=settings.beta)
-            state.processes.backward(loss)
-            margin_B = (pairs.expert_ratio_B - pairs.sample_ratio_B).detach()
-            numbers = told | self.step(sft_loss + float(loss.detach()))
-            numbers["reward"] = settings.beta * float(margin_B.mean())
+            sides = [experts[row] for row in rows], [samples[row] for row in rows]
+            loss, margin = self._prefer(*sides, opponent_expert_B[rows], opponent_sample_B[rows])
+            numbers = told | self.step(sft_loss + loss) | {"reward": settings.beta * margin}
         return scored.report() | numbers
 
-    def _with_gradient(self, samples: list[Sample]) -> Tensor:
-        pieces = []
-        for batch in (micro.batch for micro in self.state.micro_batches(samples)):
-            pieces.append(self.logps_with_gradient(batch).sum(dim=1))
-            self.state.count(BACKWARD, batch.num_tokens)
-        return torch.cat(pieces)
+    def _prefer(
+        self, experts: list[Sample], samples: list[Sample], opponent_expert_B: Tensor, opponent_sample_B: Tensor
+    ) -> tuple[float, float]:
+        """Backward the preference loss of some pairs; returns it and the mean difference of the two log-ratios."""
+        state, settings, margins = self.state, self.state.config.selfplay, []
+        both = [[micro.batch for micro in state.micro_batches(side)] for side in (experts, samples)]
+        batches, num_expert = both[0] + both[1], len(both[0])
+
+        def loss_of(logps: list[Tensor]) -> Tensor:
+            expert_B, sample_B = torch.cat(logps[:num_expert]), torch.cat(logps[num_expert:])
+            pairs = PreferencePairs(expert_B, sample_B, opponent_expert_B, opponent_sample_B)
+            margins.append(float((pairs.expert_ratio_B - pairs.sample_ratio_B).detach().mean()))
+            return PREFERENCE_LOSSES[settings.loss](pairs, beta=settings.beta)
+
+        reads = [partial(self._response_logps, batch) for batch in batches]
+        if by_parts := len(batches) > 2:
+            loss = backward_by_parts(reads, loss_of, state.processes, self.module)
+        else:
+            loss = loss_of([read() for read in reads])
+            state.processes.backward(loss)
+        for batch in batches:
+            state.count(BACKWARD + (FORWARD if by_parts else 0), batch.num_tokens)
+        return float(loss.detach()), margins[0]
+
+    def _response_logps(self, batch: TokenBatch) -> Tensor:
+        return self.logps_with_gradient(batch).sum(dim=1)
 
 
 POLICY_UPDATES: dict[str, Callable[[AlignState, DiscriminatorTrainer], PolicyUpdate]] = {

@@ -66,6 +66,15 @@ class MicroBatch:
         return total
 
 
+def same_width(tensors: Sequence[Any]) -> list[Tensor]:
+    """Pad (b, T) or (b, T, n) tensors with zeros to the widest T."""
+    width = max(tensor.shape[1] for tensor in tensors)
+    return [
+        torch.cat([tensor, tensor.new_zeros(tensor.shape[0], width - tensor.shape[1], *tensor.shape[2:])], dim=1)
+        for tensor in tensors
+    ]
+
+
 @dataclass(frozen=True)
 class Models:
     """The networks of one alignment. The reference may be the policy itself, read without its adapters."""
@@ -230,14 +239,27 @@ class AlignState:
 
     def micro_batches(self, samples: Sequence[Sample]) -> Iterator[MicroBatch]:
         """Consecutive samples under a token budget for each process, in order."""
-        longest = max(len(self.train[s.row].prompt) + len(s.response) for s in samples)
-        size = max(1, self.config.micro_batch_tokens // longest)
+        size = self._rows_at_once(samples)
         step = size * self.processes.count
         for start in range(0, len(samples), step):
             some = samples[start : start + step]
-            batch = self.policy.batch([self.train[s.row].prompt for s in some], [s.response for s in some])
             parts = [slice(first, min(first + size, len(some))) for first in range(0, len(some), size)]
-            yield MicroBatch(batch, parts, start, len(samples), start + step >= len(samples))
+            yield MicroBatch(self._batch(some), parts, start, len(samples), start + step >= len(samples))
+
+    def parts(self, samples: Sequence[Sample]) -> list[TokenBatch]:
+        """Consecutive samples under a token budget for all processes together, in order.
+
+        They are the same for any number of processes, as what is drawn for each of them at random must be.
+        """
+        size = self._rows_at_once(samples)
+        return [self._batch(samples[start : start + size]) for start in range(0, len(samples), size)]
+
+    def _rows_at_once(self, samples: Sequence[Sample]) -> int:
+        longest = max(len(self.train[s.row].prompt) + len(s.response) for s in samples)
+        return max(1, self.config.micro_batch_tokens // longest)
+
+    def _batch(self, samples: Sequence[Sample]) -> TokenBatch:
+        return self.policy.batch([self.train[s.row].prompt for s in samples], [s.response for s in samples])
 
     def count_discriminator(self, passes: int, batch: TokenBatch) -> None:
         """Account for the discriminator's compute on a batch; one that reads the reference runs on responses alone."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -20,7 +20,7 @@ from understudy.training.discriminating import DiscriminatorTrainer
 from understudy.training.loop import finite_update, learning_rate, set_learning_rate
 from understudy.training.methods import BACKWARD, FORWARD
 from understudy.training.replay import Sample
-from understudy.training.state import AlignState
+from understudy.training.state import AlignState, same_width
 
 # Loss of (log-probabilities (b, t), their batch, rows among all samples): a mean over those rows.
 LossOf = Callable[[Tensor, TokenBatch, slice], Tensor]
@@ -192,12 +192,3 @@ def _sampled_logps(samples: Sequence[Sample], batch: TokenBatch) -> Tensor | Non
         return None
     width = batch.response_BT.shape[1]
     return torch.tensor([logps + [0.0] * (width - len(logps)) for logps in noted], device=batch.ids_BS.device)
-
-
-def same_width(tensors: Sequence[Any]) -> list[Tensor]:
-    """Pad (b, T) or (b, T, n) tensors with zeros to the widest T."""
-    width = max(tensor.shape[1] for tensor in tensors)
-    return [
-        torch.cat([tensor, tensor.new_zeros(tensor.shape[0], width - tensor.shape[1], *tensor.shape[2:])], dim=1)
-        for tensor in tensors
-    ]
