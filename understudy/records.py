@@ -144,7 +144,7 @@ class Promotion(Record):
     name: str
     version: str
     outcome: str  # "promoted" | "refused" (by the gate's verdict) | "unchanged" (it is champion already)
-    verdict: str  # of the gate: "pass" | "fail" | "not_enough_evidence" | "not_decided"; "champion" where unchanged
+    verdict: str  # of the gate: "pass" | "fail" | "not_enough_evidence" | "no_rule" | "not_decided"; or "champion"
     reason: str
     more_prompts: int | None  # that would settle it, where there was not enough evidence
     champion: str | None  # version that is champion now

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from pathlib import Path
 
 import pytest
 import yaml
@@ -12,6 +13,7 @@ from evaluation.gates import VALID
 
 from understudy import cli
 
+ROOT = Path(__file__).parents[2]
 NAMES = ("base", "sft", "aligned", "sft_longer", "champion")
 
 
@@ -76,9 +78,35 @@ def test_a_tie_says_how_many_more_prompts(written, capsys):
 def test_no_champion_accepts_and_a_policy_can_be_named(written, capsys):
     arguments = written(sft=0.1, aligned=0.05)
     assert call(["model", "gate", *arguments]) == 0
-    assert "may become the first champion" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "No rule applied: there is no champion, and gate.yaml asks nothing of a first one" in said
+    assert "Pass" not in said and "one-sided" not in said
+    assert call(["model", "gate", *arguments, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["verdict"] == "no_rule"
     assert call(["model", "gate", *arguments, "--champion", "sftt"]) == 4
     assert "The report is about aligned, sft, not about 'sftt'" in capsys.readouterr().err
+
+
+def test_rules_about_what_was_not_measured_are_refused_without_a_champion_too(written, capsys):
+    absent = {"metric": "judge:no_opps", "decoding": "tuned", "minimum_improvement": 0.0, "detect": 0.1}
+    assert call(["model", "gate", *written({"primary": [absent]}, sft=0.1, aligned=0.05)]) == 4
+    assert "aligned has no judge:no_opps; did you mean 'judge:no_oops'?" in capsys.readouterr().err
+
+
+def test_rubbish_is_no_first_champion_by_the_shipped_gate(written, tmp_path, capsys):
+    shipped = (ROOT / "gate.yaml").read_text().replace("judge:validity", "judge:no_oops")
+    for error, status, said in (
+        (0.9, 4, "Fail: aligned may not become the first champion, compared with sft; judge:no_oops (primary)"),
+        (0.01, 0, "Pass: aligned may become the first champion, compared with sft."),
+    ):
+        arguments = written(sft=0.15, aligned=error)
+        gate = yaml.safe_load(shipped)
+        gate["primary"][0]["standard_deviation"] = None  # 80 prompts are fewer than it plans
+        gate["guards"] = gate["guards"][:2]
+        (tmp_path / "gate.yaml").write_text(yaml.safe_dump(gate))
+        assert call(["model", "gate", *arguments]) == status
+        captured = capsys.readouterr()
+        assert said in (captured.err if status else captured.out)
 
 
 def test_reports_of_before_are_refused_and_typing_errors_are_said(written, tmp_path, capsys):

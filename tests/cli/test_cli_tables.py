@@ -35,7 +35,8 @@ def test_the_gates_table(capsys: pytest.CaptureFixture[str]) -> None:
         "more_prompts": None, "undecided": {}, "text": "",
     }  # fmt: skip
     rule: RuleVerdict = SimpleNamespace(**fields)  # type: ignore[assignment]
-    gate._show(SimpleNamespace(rules=[rule], headline="Pass.", confidence=0.95, correction="holm"))  # type: ignore[arg-type]
+    decision = SimpleNamespace(rules=[rule], verdict="pass", headline="Pass.", confidence=0.95, correction="holm")
+    gate._show(decision)  # type: ignore[arg-type]
     shown = capsys.readouterr().out
     assert f"primary judge:{NAME} (tuned[0]) against [b]sft" in shown and "Pass" in shown
 

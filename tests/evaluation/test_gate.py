@@ -361,14 +361,32 @@ def test_the_same_weights_are_nothing_to_decide_and_a_person_may_have_to_choose(
         decide_scores(make_gate(no_champion="refuse"), None, challenger)
 
 
+def test_without_a_champion_no_rule_is_no_pass():
+    _, challenger = pair()
+    found = decide_scores(make_gate(), None, challenger)
+    assert (found.verdict, found.accepts, found.rules[0].verdict) == ("no_rule", True, "skipped")
+    assert found.headline == (
+        "No rule applied: there is no champion, and gate.yaml asks nothing of a first one; aligned may become it."
+    )
+    guards = [{"metric": "judge:qualty", "decoding": "tuned", "margin": 0.1}, {"metric": "nll", "margin": 0.1}]
+    with pytest.raises(GateRefused) as refused:  # also what is skipped until there is a champion
+        decide_scores(make_gate(*guards), None, challenger)
+    assert "aligned has no judge:qualty; did you mean 'judge:quality'?" in str(refused.value)
+    assert "aligned has no nll; it has judge:quality" in str(refused.value)
+
+
 def test_without_a_champion_sft_may_stand_in():
     sft, challenger = pair(shift=0.3)
     sft = type(sft)(**{**vars(sft), "policy": "sft"})
     gate = make_gate(no_champion="compare_to_sft")
     found = decide_scores(gate, None, challenger, {"sft": sft})
     assert (found.verdict, found.champion, found.rules[0].against) == ("pass", None, "sft")
+    assert found.headline == "Pass: aligned may become the first champion, compared with sft."
     _, worse = pair(shift=-0.3)
-    assert decide_scores(gate, None, worse, {"sft": sft}).verdict == "fail"
+    found = decide_scores(gate, None, worse, {"sft": sft})
+    assert found.verdict == "fail" and "may not become the first champion, compared with sft" in found.headline
+    with pytest.raises(GateRefused, match="no_champion is `compare_to_sft`, and SFT has no scores"):
+        decide_scores(gate, None, challenger)
 
 
 def test_a_guard_may_ask_for_more_than_the_champion_has():

@@ -23,7 +23,7 @@ def test_the_gate_at_the_root_is_valid_and_asks_what_its_comments_say():
     assert (gate.confidence, gate.power, gate.alpha) == (0.95, 0.8, pytest.approx(0.05))
     assert gate.primary[0].metric == "judge:validity" and gate.primary[0].against == "champion"
     assert {rule.limit for rule in gate.guards} == {"margin", "relative_margin", "max_drift"}
-    assert gate.provenance.allow_dirty_code is False
+    assert gate.no_champion == "compare_to_sft" and gate.provenance.allow_dirty_code is False
 
 
 def test_all_problems_at_once_with_the_closest_names(tmp_path):

@@ -72,9 +72,27 @@ def test_a_gate_that_refuses_or_cannot_be_read_is_said_and_costs_nothing(result,
     assert ask_gate(tmp_path / "gate.yaml", report_of(result)).outcome == "refused"
 
 
-def test_without_a_champion_or_a_gate_file_the_page_is_todays(result, tmp_path):
-    assert ask_gate(gate_file(tmp_path), report_of(result, champion=False)) is None
+def test_without_a_champion_the_page_says_what_the_gate_asks_of_a_first_one(result, tmp_path):
     assert ask_gate(tmp_path / "absent.yaml", report_of(result)) is None
+    first = report_of(result, champion=False)
+    page = render_report(result, {}, {}, "x", ask_gate(gate_file(tmp_path), first))
+    assert f"<h1>{result.verdict.headline}</h1>" in page
+    assert "The gate, without a champion: No rule applied: there is no champion, and gate.yaml asks nothing" in page
+    asked = GATE["primary"][0] | {"metric": "judge:no_opps"}
+    page = render_report(result, {}, {}, "x", ask_gate(gate_file(tmp_path, primary=[asked]), first))
+    assert "aligned has no judge:no_opps; did you mean &#39;judge:no_oops&#39;?" in page
+
+
+def test_a_report_that_compares_nothing_makes_no_first_champion(result, tmp_path):
+    floor = {"metric": "eos_rate", "decoding": "tuned", "floor": 0.1}
+    silent = {"verdict": {"outcome": "not_measured", "text": "Aligned and SFT cannot be compared: for a reason."}}
+    first, said = report_of(result, champion=False) | silent, "Aligned and SFT cannot be compared: for a reason."
+    for guards in ([], [floor]):
+        answer = ask_gate(gate_file(tmp_path, guards=guards), first)
+        assert answer.outcome == "refused" and said in answer.refusal and "--approve REASON" in answer.refusal
+    # Where SFT stands in for the champion, the rules themselves say what was measured.
+    assert ask_gate(gate_file(tmp_path, no_champion="compare_to_sft"), first).decision.champion is None
+    assert ask_gate(gate_file(tmp_path), report_of(result) | silent).decision.champion == "champion"
 
 
 def test_the_tree_goes_from_the_model_to_its_source_and_names_what_is_missing():

@@ -62,9 +62,10 @@ def decide(world, number: int, gate=None, **settings) -> Promotion:
 
 def test_first_better_and_no_better(world, monkeypatch):
     first = decide(world, 1)
-    assert (first.outcome, first.verdict, first.champion, first.previous) == ("promoted", "pass", "1", None)
-    assert first.reason == "Pass: aligned may become the first champion." and first.commit is None
+    assert (first.outcome, first.verdict, first.champion, first.previous) == ("promoted", "no_rule", "1", None)
+    assert first.reason.startswith("No rule applied: there is no champion, and gate.yaml asks nothing of a first one")
     (decision,) = read_decisions(place_of(world.workdir, "tiny", None))
+    assert decision.transition.reason == first.reason and first.commit is None
     assert decision.sha256 == first.decision_sha256 and decision.transition.decided_by == "pipeline run run-1"
     # An attempt that was cut off after it had decided says the same the second time; another run changes nothing.
     assert decide(world, 1) == first
@@ -76,6 +77,7 @@ def test_first_better_and_no_better(world, monkeypatch):
     assert "tiny/3 is not promoted" in third.reason and "judge:quality (tuned)" in third.reason
     second = decide(world, 2)
     assert (second.outcome, second.champion, second.previous) == ("promoted", "2", "1")
+    assert second.reason == "Pass: aligned may replace champion."
     assert len(read_decisions(place_of(world.workdir, "tiny", None))) == 2
 
 
@@ -85,6 +87,12 @@ def test_too_few_prompts_say_how_many_more(world):
     found = decide(world, 2, {"primary": [rule]})
     assert (found.outcome, found.verdict, found.champion) == ("refused", "not_enough_evidence", "1")
     assert found.more_prompts is not None and 400 < found.more_prompts < 900 and "more prompts" in found.reason
+
+
+def test_a_first_champion_that_was_not_measured_as_the_gate_asks_fails_the_step(world):
+    with pytest.raises(GateRefused, match="aligned has no judge:qualty; did you mean 'judge:quality'"):
+        decide(world, 1, {"primary": [GATE["primary"][0] | {"metric": "judge:qualty"}]})
+    assert read_decisions(place_of(world.workdir, "tiny", None)) == []
 
 
 def test_the_first_is_left_to_a_person_where_the_gate_says_so(world):

@@ -27,7 +27,8 @@ def environment(monkeypatch):
 
 
 def found(gate: str | None = None, **settings) -> list[str]:
-    return list(promotion_problems(PromotionConfig(enabled=True, **settings), gate or yaml.safe_dump(GATE)))
+    promotion = PromotionConfig(enabled=True, **settings)
+    return list(promotion_problems(promotion, gate or yaml.safe_dump(GATE), ["quality"]))
 
 
 def signed() -> str:
@@ -47,6 +48,11 @@ def test_each_problem_is_told(tmp_path, monkeypatch):
     (private, _), (_, stranger) = write_keys(tmp_path), write_keys(tmp_path, "stranger")
     (said,) = found("confidence: 2\n")
     assert said.startswith("promotion.gate: ") and "confidence: Input should be less than 1" in said
+    asked = [GATE["primary"][0] | {"metric": f"judge:{name}"} for name in ("qualty", "ruff", "quality")]
+    assert found(yaml.safe_dump(GATE | {"primary": asked})) == [
+        "promotion.gate: it asks for judge:qualty, which evaluation does not have; did you mean 'quality'?",
+        "promotion.gate: it asks for judge:ruff, which evaluation does not have; evaluation.judges has quality",
+    ]
     (said,) = found(signed())
     assert "requires a signature, and UNDERSTUDY_SIGNING_KEY and UNDERSTUDY_TRUSTED_KEYS is not set" in said
     monkeypatch.setenv("UNDERSTUDY_SIGNING_KEY", str(private))
@@ -82,7 +88,9 @@ def test_preflight_tells_them_with_everything_else(tmp_path, monkeypatch):
     config = load_params(ROOT / "params.yaml", [f"data.source={source}"]).model_dump(mode="json")
     config |= {"promotion": {"enabled": True, "gitops": "https://git.example.com/x"}, "gate_yaml": yaml.safe_dump(GATE)}
     config["align"]["divergence"] = "reverse_kll"
-    with pytest.raises(ConfigError, match="(?s)2 problems.*reverse_kll.*promotion.gitops deploys to a cluster"):
+    with pytest.raises(
+        ConfigError, match="(?s)3 problems.*reverse_kll.*judge:quality, which.*validity.*gitops deploys"
+    ):
         preflight.run(config)
     config["promotion"] = {"enabled": True, "gitop": "x"}
     with pytest.raises(ConfigError, match="did you mean 'gitops'"):

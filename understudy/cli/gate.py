@@ -45,7 +45,7 @@ def gate(
         typer.echo(json.dumps(decision.to_json(), indent=1, allow_nan=False))
     else:
         _show(decision)
-    if decision.verdict != "pass":
+    if not decision.accepts:
         more = f" About {decision.more_prompts:,} more prompts would settle it." if decision.more_prompts else ""
         raise GateRefused(f"{decision.headline}{more}")
 
@@ -97,7 +97,8 @@ def _show(decision: Decision) -> None:
     console = Console()
     console.print(table)
     _say_undecided(decision.rules)
-    typer.echo(f"{decision.headline} {decision.confidence:.0%} one-sided; correction: {decision.correction}.")
+    how = f" {decision.confidence:.0%} one-sided; correction: {decision.correction}."
+    typer.echo(decision.headline + (how if decision.verdict != "no_rule" else ""))
 
 
 def _say_undecided(rules: list[RuleVerdict]) -> None:

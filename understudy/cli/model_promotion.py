@@ -65,7 +65,7 @@ def promote(
     examination = Examination(registry, gate, approve, storage_of_params())
     candidate = examination.candidate(version, deployed=repository is not None)
     ledger = Ledger(MlflowAliases(registry), place_of(workdir, version.name, storage_of_params()), repository)
-    reason = approve.strip() if approve else "The gate passed."
+    reason = approve.strip() if approve else None
     outcome = change(
         ledger, candidate, lambda before: examination.examine(version, before), actor(), reason, wait_seconds=wait
     )

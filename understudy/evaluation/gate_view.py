@@ -23,12 +23,14 @@ class GateAnswer:
         sha256: its digest, because the file may say something else tomorrow.
         decision: None when the gate refused to decide.
         refusal: why, else "".
+        has_champion: whether there is one to replace; else the page is about the challenger and SFT first.
     """
 
     file: str
     sha256: str
     decision: Decision | None
     refusal: str
+    has_champion: bool
 
     @property
     def headline(self) -> str:
@@ -39,7 +41,7 @@ class GateAnswer:
 
     @property
     def outcome(self) -> str:
-        """Return pass, fail, not_enough_evidence or refused."""
+        """Return pass, fail, not_enough_evidence, no_rule or refused."""
         return self.decision.verdict if self.decision else "refused"
 
     def rows(self) -> list[dict[str, str]]:
@@ -48,18 +50,19 @@ class GateAnswer:
 
 
 def ask_gate(path: Path, report: Mapping[str, Any]) -> GateAnswer | None:
-    """Ask a gate file about a parsed report; None without a file or without a champion in the report.
+    """Ask a gate file about a parsed report; None without a file.
 
     A gate that cannot be read or refuses is an answer, too: it must not cost the evaluation.
     """
-    if not path.is_file() or CHAMPION not in report.get("protocol", {}).get("policies", {}):
+    if not path.is_file():
         return None
+    has_champion = CHAMPION in report.get("protocol", {}).get("policies", {})
     sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
     try:
-        decision = decide(load_gate(path), report, CHALLENGER, CHAMPION)
+        decision = decide(load_gate(path), report, CHALLENGER, CHAMPION if has_champion else None)
     except UnderstudyError as error:
-        return GateAnswer(path.name, sha256, None, str(error))
-    return GateAnswer(path.name, sha256, decision, "")
+        return GateAnswer(path.name, sha256, None, str(error), has_champion)
+    return GateAnswer(path.name, sha256, decision, "", has_champion)
 
 
 def _row(rule: RuleVerdict) -> dict[str, str]:

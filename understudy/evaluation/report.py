@@ -71,7 +71,7 @@ def render_report(
         histories: policy name → rows that its training logged.
         provenance: section title → mapping or JSON-like value (records, params, versions, digests).
         title: name of the model, for the heading and the window.
-        gate: what the gate says, where there is a champion and a gate file.
+        gate: what the gate says, where there is a gate file.
         numbers: the content of report.json, for what others added to it: `judge_agreement`, `ladder`, `stopped_by`.
     """
     pair = pair_of(result)

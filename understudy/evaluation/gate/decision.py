@@ -27,6 +27,7 @@ from understudy.evaluation.gate.scores import (
 from understudy.evaluation.names import CHAMPION
 
 BEST_FIRST = ("pass", "not_enough_evidence", "fail")
+Verdict = Literal["pass", "fail", "not_enough_evidence", "no_rule"]
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class Decision:
     """Whether the challenger may replace the champion.
 
     Attributes:
-        verdict: "pass", "fail" or "not_enough_evidence".
+        verdict: "pass", "fail" or "not_enough_evidence"; "no_rule" where there is no champion and nothing was asked.
         headline: one sentence.
         challenger: its name in the report.
         champion: what it was compared with, None where there is no champion.
@@ -46,7 +47,7 @@ class Decision:
         rules: one verdict per rule, primaries first.
     """
 
-    verdict: Literal["pass", "fail", "not_enough_evidence"]
+    verdict: Verdict
     headline: str
     challenger: str
     champion: str | None
@@ -56,6 +57,11 @@ class Decision:
     correction: str
     more_prompts: int | None
     rules: list[RuleVerdict]
+
+    @property
+    def accepts(self) -> bool:
+        """Whether the challenger may become champion: every rule passed, or the gate asks nothing of a first one."""
+        return self.verdict in ("pass", "no_rule")
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values."""
@@ -73,13 +79,16 @@ def decide(gate: Gate, report: Mapping[str, Any], challenger: str, champion: str
 
     Raises:
         GateRefused: the two were not measured alike, or the report lacks what a rule reads; every problem is named.
+            Also when rules were skipped for want of a champion, and the report itself could compare nothing.
     """
     others = {rule.against for rule in (*gate.primary, *gate.guards)} - {CHAMPION}
     if champion is None and gate.no_champion == "compare_to_sft":
         others.add("sft")
     scores = {name: scores_from(report, name) for name in sorted(others)}
     found = None if champion is None else scores_from(report, champion)
-    return decide_scores(gate, found, scores_from(report, challenger), scores)
+    decision = decide_scores(gate, found, scores_from(report, challenger), scores)
+    _refuse_unmeasured_first(decision, report.get("verdict"))
+    return decision
 
 
 def decide_scores(
@@ -98,10 +107,14 @@ def decide_scores(
         references[CHAMPION] = champion
     elif gate.no_champion == "refuse":
         raise GateRefused("There is no champion, and the gate's no_champion is `refuse`: a person chooses the first.")
-    elif gate.no_champion == "compare_to_sft" and "sft" in references:
+    elif gate.no_champion == "compare_to_sft":
+        if "sft" not in references:
+            raise GateRefused(
+                "There is no champion, the gate's no_champion is `compare_to_sft`, and SFT has no scores."
+            )
         references[CHAMPION] = references["sft"]
-    asked, skipped = _applicable(gate, references, challenger)
-    _refuse_unusable(asked, references, challenger)
+    asked, skipped = _applicable(gate, references)
+    _refuse_unusable(asked, skipped, references, challenger)
     sorted_challenger = canonical(challenger)
     sorted_references = {name: canonical(scores) for name, scores in references.items()}
     questions = [ask(rule, sorted_challenger, sorted_references.get(rule.against, sorted_challenger)) for rule in asked]
@@ -119,7 +132,7 @@ def strictest_level(gate: Gate, rule: Rule) -> float:
     return gate.alpha / len(gate.primary) if shared else gate.alpha
 
 
-def _applicable(gate: Gate, references: Mapping[str, Scores], challenger: Scores) -> tuple[list[Rule], list[Rule]]:
+def _applicable(gate: Gate, references: Mapping[str, Scores]) -> tuple[list[Rule], list[Rule]]:
     """Split the rules into those that can be asked and those for which there is no champion yet."""
     asked: list[Rule] = []
     skipped: list[Rule] = []
@@ -130,9 +143,22 @@ def _applicable(gate: Gate, references: Mapping[str, Scores], challenger: Scores
     return asked, skipped
 
 
-def _refuse_unusable(asked: Sequence[Rule], references: Mapping[str, Scores], challenger: Scores) -> None:
-    """Raise one GateRefused with everything that keeps the rules from being asked."""
-    problems = []
+def _refuse_unmeasured_first(decision: Decision, said: Any) -> None:
+    """Raise GateRefused for a first champion that no rule compared and whose report (`said`) could not compare it."""
+    compared = "skipped" not in [rule.verdict for rule in decision.rules]
+    if compared or not decision.accepts or not isinstance(said, Mapping) or said.get("outcome") != "not_measured":
+        return
+    raise GateRefused(
+        f"There is no champion, and the report can say nothing of a first one: {said.get('text')} Evaluate with a "
+        "judge and more groups of prompts, or decide as a person: understudy model promote NAME@alias --approve REASON."
+    )
+
+
+def _refuse_unusable(
+    asked: Sequence[Rule], skipped: Sequence[Rule], references: Mapping[str, Scores], challenger: Scores
+) -> None:
+    """Raise one GateRefused with everything that keeps the rules from being asked, now or of the next challenger."""
+    problems = [f"{rule.name}: {text}" for rule in skipped for text in [missing_measurement(challenger, rule)] if text]
     for rule in asked:
         sides = [challenger] if limit_of(rule) in ("floor", "ceiling") else [challenger, references.get(rule.against)]
         if None in sides:
@@ -199,9 +225,8 @@ def _decision(
     primaries = _deciding(gate, [rule for rule in rules if rule.kind == "primary"])
     guards = [rule for rule in rules if rule.kind == "guard"]
     outcomes = [rule.verdict for rule in primaries + guards]
-    verdict: Literal["pass", "fail", "not_enough_evidence"] = (
-        "fail" if "fail" in outcomes else "not_enough_evidence" if "not_enough_evidence" in outcomes else "pass"
-    )
+    worst_first: tuple[Verdict, ...] = ("fail", "not_enough_evidence", "pass")
+    verdict: Verdict = next((each for each in worst_first if each in outcomes), "no_rule")
     num_primary = len(gate.primary)
     corrected = gate.primaries_needed == "any" and num_primary > 1
     correction = (
@@ -212,11 +237,12 @@ def _decision(
     one, each = ([rule.more_prompts for rule in part if rule.more_prompts is not None] for part in (primaries, guards))
     more = ([min(one)] if one and gate.primaries_needed == "any" else one) + each
     against = references[CHAMPION].policy if CHAMPION in references else None
+    named = None if champion is None else champion.policy
     return Decision(
         verdict=verdict,
-        headline=_headline(verdict, challenger.policy, against, primaries + guards),
+        headline=_headline(verdict, challenger.policy, named, against, primaries + guards),
         challenger=challenger.policy,
-        champion=None if champion is None else champion.policy,
+        champion=named,
         digests={scores.policy: scores.sha256 for scores in (challenger, *references.values())},
         dataset_md5=challenger.dataset_md5,
         confidence=gate.confidence,
@@ -234,12 +260,20 @@ def _deciding(gate: Gate, primaries: list[RuleVerdict]) -> list[RuleVerdict]:
     return [rule for rule in primaries if rule.verdict == best]
 
 
-def _headline(verdict: str, challenger: str, against: str | None, rules: Sequence[RuleVerdict]) -> str:
-    names = [f"{rule.metric} ({rule.kind})" for rule in rules if rule.verdict == verdict]
+def _headline(
+    verdict: Verdict, challenger: str, champion: str | None, against: str | None, rules: Sequence[RuleVerdict]
+) -> str:
+    if verdict == "no_rule":
+        return (
+            "No rule applied: there is no champion, and gate.yaml asks nothing of a first one; "
+            f"{challenger} may become it."
+        )
+    names = ", ".join(f"{rule.metric} ({rule.kind})" for rule in rules if rule.verdict == verdict)
+    step = f"replace {champion}" if champion else "become the first champion"
+    if against and not champion:
+        step += f", compared with {against}"
     if verdict == "pass":
-        over = f"may replace {against}" if against else "may become the first champion"
-        return f"Pass: {challenger} {over}."
-    over = against or "nothing"
+        return f"Pass: {challenger} may {step}."
     if verdict == "fail":
-        return f"Fail: {challenger} may not replace {over}; {', '.join(names)}."
-    return f"Not enough evidence that {challenger} may replace {over}; undecided: {', '.join(names)}."
+        return f"Fail: {challenger} may not {step}; {names}."
+    return f"Not enough evidence that {challenger} may {step}; undecided: {names}."

@@ -49,7 +49,7 @@ def promote(
     candidate: Candidate,
     examine: Examine,
     decided_by: str,
-    reason: str,
+    reason: str | None,
     wait_seconds: float = WAIT_SECONDS,
 ) -> Outcome:
     """Make a version the champion, and the champion the previous one.
@@ -59,7 +59,7 @@ def promote(
         candidate: the version.
         examine: called with the state as it is under the lease; returns the evidence or raises GateRefused.
         decided_by: the person or the pipeline run.
-        reason: why, in a sentence.
+        reason: a person's, in a sentence; None for the headline of the gate's decision.
         wait_seconds: how long to wait for another promotion.
 
     Raises:
@@ -79,7 +79,8 @@ def promote(
         previous = before.previous if is_champion else before.champion
         after = State(candidate.version, previous, serving, before.pipeline_versions)
         kind = "deploy" if is_champion else "promote"
-        return _transition(kind, candidate.model, before, after, decided_by, reason, evidence)
+        why = reason or str(evidence["decision"]["headline"])
+        return _transition(kind, candidate.model, before, after, decided_by, why, evidence)
 
     return _change(ledger, candidate.model, decided_by, decide, wait_seconds)
 

@@ -95,7 +95,9 @@ class Examination:
                     SAME_WEIGHTS,
                 )
             decision = (
-                {"verdict": "champion"} if is_champion else self._verdict(gate, walked, champion is not None, name)
+                {"verdict": "champion", "headline": "It is the champion already."}
+                if is_champion
+                else self._verdict(gate, walked, champion is not None, name)
             )
         keys = ("weights_sha256", "registered_sha256", "lineage_sha256", "report_sha256", "dataset_md5", "git_commit")
         return {
@@ -123,7 +125,7 @@ class Examination:
             if self.approved is None:
                 raise
             return {"verdict": NOT_DECIDED, "headline": str(error)}
-        if decision.verdict != "pass" and self.approved is None:
+        if not decision.accepts and self.approved is None:
             raise VerdictRefused(
                 f"{name} is not promoted: the gate's verdict is {decision.verdict.replace('_', ' ')}.\n"
                 f"{_rules(decision)}\nNothing was changed. A person may decide otherwise with --approve REASON.",

@@ -10,7 +10,7 @@ import importlib.util
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +60,8 @@ def run(config: Mapping[str, Any]) -> str:
         problems += config_problems(sections, context.workdir)
         problems += _device_problems(context.device)
         if "gate_yaml" in config:
-            problems += _promotion_problems(config)
+            judges = [judge.name for judge in sections["evaluation"].judges] if "evaluation" in sections else None
+            problems += _promotion_problems(config, judges)
         unreachable = service_problems(where.named_tracking_uri(), where.storage_uri(), context.workdir)
         raise_for(problems, unreachable)
         for warning in _warnings(sections, context.device):
@@ -119,13 +120,12 @@ def _valid_sections(config: Mapping[str, Any]) -> tuple[list[str], dict[str, Any
     return problems, sections
 
 
-def _promotion_problems(config: Mapping[str, Any]) -> list[str]:
+def _promotion_problems(config: Mapping[str, Any], judges: Sequence[str] | None) -> list[str]:
     from understudy.platform.steps.promotion_problems import promotion_problems
 
     try:
-        return list(
-            promotion_problems(validate(PromotionConfig, config["promotion"], "promotion"), config["gate_yaml"])
-        )
+        promotion = validate(PromotionConfig, config["promotion"], "promotion")
+        return list(promotion_problems(promotion, config["gate_yaml"], judges))
     except ConfigError as error:
         return [str(error)]
 

@@ -26,7 +26,6 @@ from understudy.platform.registry import Registry
 from understudy.records import Promotion, RegistryEntry
 
 NAME = "promote"
-REASON = "The gate passed."
 
 
 def run(config: Mapping[str, Any], entry: RegistryEntry) -> Promotion:
@@ -63,7 +62,7 @@ def _decide(registry: Registry, entry: RegistryEntry, gate: Path, ledger: Ledger
     candidate = examination.candidate(version, deployed=ledger.gitops is not None)
     try:
         outcome = promote(
-            ledger, candidate, lambda before: examination.examine(version, before), actor(), REASON, wait_seconds
+            ledger, candidate, lambda before: examination.examine(version, before), actor(), None, wait_seconds
         )
     except VerdictRefused as refused:
         nothing = _unchanged(entry, current_state(ledger, entry.name), ledger.place)
@@ -80,7 +79,7 @@ def _decide(registry: Registry, entry: RegistryEntry, gate: Path, ledger: Ledger
         nothing,
         outcome="promoted",
         verdict=str(evidence["verdict"]),
-        reason=str(evidence["decision"].get("headline", decision.transition.reason)),
+        reason=decision.transition.reason,
         decision_sha256=decision.sha256,
         commit=ledger.gitops.commit_of(decision.transition.id) if ledger.gitops else None,
     )

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from understudy.config import PromotionConfig
+from understudy.config.sections import did_you_mean
 from understudy.errors import UnderstudyError
 from understudy.platform import where
 
 if TYPE_CHECKING:
-    from understudy.evaluation.gate.schema import ProvenanceRules
+    from understudy.evaluation.gate.schema import Gate, ProvenanceRules
 
 
-def promotion_problems(promotion: PromotionConfig, gate_yaml: str) -> Iterator[str]:
+def promotion_problems(promotion: PromotionConfig, gate_yaml: str, judges: Sequence[str] | None) -> Iterator[str]:
     """Yield what is wrong with the gate, the repository, the code and the keys.
+
+    `judges` are the names that evaluation has, None where they are wrong themselves, which is told elsewhere.
 
     In a pod, only what every pod of the run has in common: keys and Git's credentials are given to the last step alone.
     """
@@ -28,15 +31,26 @@ def promotion_problems(promotion: PromotionConfig, gate_yaml: str) -> Iterator[s
         path = Path(scratch) / "gate.yaml"
         path.write_text(gate_yaml, encoding="utf-8")
         try:
-            provenance = load_gate(path).provenance
+            gate = load_gate(path)
         except UnderstudyError as error:
             yield f"promotion.gate: {error}"
         else:
-            yield from _code_problems(provenance)
+            if judges is not None:
+                yield from _judge_problems(gate, judges)
+            yield from _code_problems(gate.provenance)
             if here:
-                yield from _key_problems(provenance)
+                yield from _key_problems(gate.provenance)
         if promotion.gitops is not None:
             yield from _deployment_problems(promotion, Path(scratch), here)
+
+
+def _judge_problems(gate: Gate, judges: Sequence[str]) -> Iterator[str]:
+    from understudy.evaluation.gate.schema import JUDGE
+
+    found = [JUDGE.fullmatch(rule.metric) for rule in (*gate.primary, *gate.guards)]
+    for name in sorted({match["name"] for match in found if match} - set(judges)):
+        hint = did_you_mean(name, judges, f"evaluation.judges has {', '.join(judges) or 'none'}")
+        yield f"promotion.gate: it asks for judge:{name}, which evaluation does not have; {hint}"
 
 
 def _code_problems(rules: ProvenanceRules) -> Iterator[str]:
