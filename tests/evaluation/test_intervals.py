@@ -147,6 +147,32 @@ def test_a_share_has_the_exact_limits_of_as_many_independent_prompts():
         assert coverage(draw, chance, lambda v: mean(v, groups, CONFIDENCE)) >= FEWEST
 
 
+def test_none_and_all_of_n_have_the_exact_limits_without_bounds_being_named():
+    none, every = mean_alone(np.zeros(8)), mean_alone(np.ones(8))
+    assert (none.low, none.high) == (0.0, pytest.approx(0.369417, abs=1e-6))  # 1 - 0.025^(1/8)
+    assert (every.low, every.high) == (pytest.approx(0.630583, abs=1e-6), 1.0)
+    exact = binomtest(0, 8).proportion_ci(CONFIDENCE, "exact")
+    assert none.high == pytest.approx(exact.high)
+    # Six groups, two of them of two prompts, are worth 64 / 12 prompts: nothing shows that prompts of a group differ.
+    grouped = mean(np.zeros(8), [0, 0, 1, 1, 2, 3, 4, 5], CONFIDENCE)
+    assert (grouped.low, grouped.high) == (0.0, pytest.approx(1 - 0.025 ** (12 / 64)))
+    # What has other bounds, or none and other values, is no share.
+    assert mean_alone(np.zeros(8), bounds=(0, 100)).high > 1
+    assert mean_alone(np.full(8, 0.5)).high > 0.8 and mean_alone(np.full(8, 2.0)).high > 2
+
+
+@pytest.mark.parametrize(("num_groups", "per_group"), [(8, 1), (20, 1), (12, 3)])
+@pytest.mark.parametrize("chance", [0.02, 0.1, 0.35, 0.97])
+def test_a_share_errs_on_each_side_at_most_one_time_in_forty_with_few_hits_or_none(chance, num_groups, per_group):
+    """Prompts of a group agree altogether; most draws of the smallest chance have no hit at all."""
+    generator, labels = np.random.default_rng(13), np.repeat(np.arange(num_groups), per_group)
+    draws = np.repeat(generator.random((SIMULATIONS, num_groups)) < chance, per_group, axis=1).astype(float)
+    found = [mean(draw, labels, CONFIDENCE) for draw in draws]
+    most = binom.ppf(0.999, SIMULATIONS, 0.025)
+    assert sum(one.low > chance for one in found) <= most and sum(one.high < chance for one in found) <= most
+    assert all(0 <= one.low <= one.value <= one.high <= 1 for one in found)
+
+
 def test_groups_that_agree_by_coincidence_are_not_prompts_that_all_agree():
     """Six groups with 13 wins of 20 each: their means have no variance, and their 42 losses were seen."""
     won = np.tile(np.repeat([1.0, -1.0], [13, 7]), 6)

@@ -92,10 +92,14 @@ def mean(
     value_P, weight_P, label_P = _decided(np.asarray(values, dtype=np.float64), weights, clusters)
     if not len(value_P):
         return None
+    is_share = weights is None and np.isin(value_P, SHARE).all()
+    if is_share and bounds == ANY:  # a judge's, which states no bounds
+        bounds = SHARE
     span = inference.largest_value(value_P / weight_P.mean())
     found = _of_prompts(value_P, weight_P, label_P, confidence, span, bounds, bounds)
-    is_share = weights is None and np.isin(value_P, SHARE).all() and 0 < found.value < 1
-    return _as_share(found, value_P, label_P, confidence) if is_share and found.measured else found
+    # Where all prompts agree, these limits are the exact ones already, of as many prompts as there are equal groups.
+    mixed = is_share and found.measured and 0 < found.value < 1
+    return _as_share(found, value_P, label_P, confidence) if mixed else found
 
 
 def difference(
