@@ -60,6 +60,27 @@ def test_a_better_model_passes_with_a_table(written, capsys):
     assert decision["rules"][0]["value"] > 0.15 and decision["rules"][0]["groups"] == 40
 
 
+def test_a_narrow_screen_shows_every_name_and_number_whole(written, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "60")
+    primary = {"metric": "judge:no_oops", "decoding": "tuned", "minimum_improvement": 0.0, "detect": 0.1}
+    call(["model", "gate", *written({"primary": [primary]}, sft=0.1, aligned=0.05, champion=0.06)])
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 5 * 4 + 1 and all(len(line) <= 60 for line in lines[:-1])
+    assert lines[:2] == ["Not enough evidence (primary)", "  judge:no_oops (tuned) against champion"]
+    assert lines[2].startswith("  +0.025, limits -0.0") and lines[2].endswith(", wanted above +0")
+    assert lines[3].startswith("  80 prompts in 40 groups, ") and lines[3].endswith(" more would settle it")
+    assert lines[4:6] == ["Pass (guard)", "  nll_per_character against champion"]
+
+
+def test_a_refusal_is_json_on_stdout_and_words_on_stderr(written, capsys):
+    absent = {"metric": "judge:no_opps", "decoding": "tuned", "minimum_improvement": 0.0, "detect": 0.1}
+    assert call(["model", "gate", *written({"primary": [absent]}, sft=0.1, aligned=0.05, champion=0.1), "--json"]) == 4
+    captured = capsys.readouterr()
+    found = json.loads(captured.out)
+    assert found["verdict"] == "refused" and found["headline"] in captured.err and found["rules"] == []
+    assert "aligned has no judge:no_opps" in found["headline"]
+
+
 def test_a_worse_model_ends_with_four_and_numbers(written, capsys):
     arguments = written(sft=0.1, aligned=0.15, champion=0.01)
     assert call(["model", "gate", *arguments, "--json"]) == 4

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,6 +13,8 @@ from understudy.cli import options
 from understudy.errors import ConfigError, GateRefused
 
 if TYPE_CHECKING:
+    from rich.console import RenderableType
+
     from understudy.evaluation.gate import Decision, Gate, RuleVerdict
 
 Report = Annotated[
@@ -40,7 +43,12 @@ def gate(
     known = found.get("protocol", {}).get("policies", {})
     ours = challenger or next((name for name, sha256 in known.items() if sha256 == registered), "aligned")
     theirs = champion or ("champion" if "champion" in known else "none")
-    decision = decide(rules, found, ours, None if theirs == "none" else theirs)
+    try:
+        decision = decide(rules, found, ours, None if theirs == "none" else theirs)
+    except GateRefused as error:
+        if as_json:
+            typer.echo(json.dumps({"verdict": "refused", "headline": str(error), "rules": []}, indent=1))
+        raise
     if as_json:
         typer.echo(json.dumps(decision.to_json(), indent=1, allow_nan=False))
     else:
@@ -76,29 +84,35 @@ def _read(report: str, workdir: Path) -> tuple[dict[str, Any], str | None]:
 
 def _show(decision: Decision) -> None:
     from rich.console import Console
-    from rich.table import Table
+
+    # A block per rule and no table: names that one would copy stay whole on a narrow screen, too.
+    console = Console(highlight=False)
+    for rule in decision.rules:
+        for line in _block(rule):
+            console.print(line, overflow="fold")
+    _say_undecided(decision.rules)
+    how = f" {decision.confidence:.0%} one-sided; correction: {decision.correction}."
+    typer.echo(decision.headline + (how if decision.verdict != "no_rule" else ""))
+
+
+def _block(rule: RuleVerdict) -> Iterator[RenderableType]:
+    from rich.padding import Padding
     from rich.text import Text
 
     from understudy.evaluation.gate.words import OUTCOMES, demand, number, rule_name
 
-    table = Table("verdict", "rule", "measured", "limits", "wanted", "prompts", "more")
-    for rule in decision.rules:
-        limits = "" if rule.low is None else f"{number(rule, rule.low)} … {number(rule, rule.high)}"
-        texts = (
-            f"{rule.kind} {rule_name(rule)}",
-            number(rule, rule.value),
-            limits,
-            "" if rule.bound is None else demand(rule),
-            f"{rule.prompts} in {rule.groups}",
-            f"{rule.more_prompts:,}" if rule.more_prompts else "",
-        )
-        # As Text, so that brackets in the name of a judge or a slice are not read as markup.
-        table.add_row(Text(OUTCOMES[rule.verdict], COLOURS[rule.verdict]), *map(Text, texts))
-    console = Console()
-    console.print(table)
-    _say_undecided(decision.rules)
-    how = f" {decision.confidence:.0%} one-sided; correction: {decision.correction}."
-    typer.echo(decision.headline + (how if decision.verdict != "no_rule" else ""))
+    yield Text.assemble((OUTCOMES[rule.verdict], COLOURS[rule.verdict]), f" ({rule.kind})")
+    lines = [rule_name(rule)]
+    if rule.verdict == "skipped":
+        lines.append("no champion yet to compare with")
+    else:
+        limits = "" if rule.low is None else f", limits {number(rule, rule.low)} … {number(rule, rule.high)}"
+        wanted = "" if rule.bound is None else f", wanted {demand(rule)}"
+        more = f", {rule.more_prompts:,} more would settle it" if rule.more_prompts else ""
+        lines.append(number(rule, rule.value) + limits + wanted)
+        lines.append(f"{rule.prompts:,} prompts in {rule.groups:,} groups{more}")
+    # As Text, so that brackets in the name of a judge or a slice are not read as markup.
+    yield from (Padding(Text(line), (0, 0, 0, 2), expand=False) for line in lines)
 
 
 def _say_undecided(rules: list[RuleVerdict]) -> None:
