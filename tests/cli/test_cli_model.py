@@ -66,13 +66,8 @@ def test_mistakes_are_said(workdir, tmp_path, capsys):
     assert f"Port {port} on 127.0.0.1 cannot be used (Address already in use)" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("width", "columns"), [(9, 1), (47, 5), (120, 7)])
-def test_a_narrow_list_loses_columns_but_no_part_of_a_name(workdir, capsys, monkeypatch, width, columns):
-    monkeypatch.setenv("COLUMNS", str(width))
-    assert call(["model", "list", "--workdir", str(workdir)]) == 0
-    heading, row = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
-    names = ["model", "version", "aliases", "stage", "commit", "dataset", "pipeline run"]
-    assert heading.replace("pipeline run", "pipeline_run").split() == [
-        name.replace(" ", "_") for name in names[:columns]
-    ]
-    assert row.startswith("tiny") and "…" not in row and len(heading) <= width
+def test_a_rollback_takes_the_name_alone(workdir, capsys):
+    for given in ("tiny@challenger", "tiny/1"):
+        assert call(["model", "rollback", given, "--workdir", str(workdir)]) == 2
+        said = capsys.readouterr().err
+        assert f"takes the name alone, not '{given}'" in said and "`understudy model rollback tiny`" in said

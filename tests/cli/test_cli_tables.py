@@ -24,8 +24,34 @@ def wide(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_list_of_models_shows_the_name_that_one_would_copy(capsys: pytest.CaptureFixture[str]) -> None:
     assert RegistryConfig(name=NAME, alias="challenger").name == NAME
     tags = {"stage": "[red]aligned", "pipeline_run": "[/]"}
-    Console(width=200).print(model._table([Version(NAME, "1", ["champion[x]"], tags, {})], 200))
+    model._show_list([Version(NAME, "1", ["champion[x]"], tags, {})])
     assert capsys.readouterr().out.splitlines()[1].split() == [NAME, "1", "champion[x]", "[red]aligned", "[/]"]
+
+
+@pytest.mark.parametrize("width", [9, 60, 80, 120])
+def test_a_narrow_list_of_models_says_the_same_in_lines(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, width: int
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    tags = {"stage": "aligned", "git_commit": "c" * 40, "git_dirty": "true", "dataset_md5": "d" * 32}
+    tags["pipeline_run"] = "understudy-weekly-2026-11-30"
+    versions = [Version("understudy-ansible", "12", ["challenger"], tags, {}), Version("tiny", "1", [], {}, {})]
+    model._show_list(versions)
+    lines = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
+    if width == 120:
+        said = ["understudy-ansible", "12", "challenger", "aligned", "cccccccc+", "dddddddd", tags["pipeline_run"]]
+        assert [line.split() for line in lines[1:]] == [said, ["tiny", "1"]]
+        assert lines[0].split("  ")[0] == "model" and lines[0].endswith("pipeline run")
+        return
+    assert lines == [
+        "understudy-ansible/12",
+        "  aliases       challenger",
+        "  stage         aligned",
+        "  commit        cccccccc+",
+        "  dataset       dddddddd",
+        "  pipeline run  understudy-weekly-2026-11-30",
+        "tiny/1",
+    ]
 
 
 def test_the_gates_blocks(capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,8 +14,6 @@ from understudy.cli import model_compare, model_promotion, model_watch, options
 from understudy.errors import ConfigError
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from understudy.platform.registry import Registry, Version
 
 app = typer.Typer(
@@ -33,14 +31,12 @@ def list_models(workdir: options.Workdir = options.WORKDIR, as_json: options.AsJ
     if not versions:
         typer.echo("No model is registered yet. `understudy run` trains and registers one.")
         return
+    _show_list(versions)
+
+
+def _show_list(versions: list[Version]) -> None:
+    """Print a row per version, or a block where rows are too wide for the screen; nothing is left out or cut."""
     from rich.console import Console
-
-    console = Console()
-    console.print(_table(versions, console.width))
-
-
-def _table(versions: list[Version], width: int) -> Table:
-    """Return one row per version; a narrow screen loses columns, never a part of a name that one would copy."""
     from rich.table import Table
     from rich.text import Text
 
@@ -56,17 +52,19 @@ def _table(versions: list[Version], width: int) -> Table:
         }
         for version in versions
     ]
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    shown: list[str] = []
-    for column in rows[0]:
-        width -= max(len(text) for text in (column, *(row[column] for row in rows))) + 2
-        if width >= -2 or not shown:
-            shown.append(column)
-            table.add_column(column, no_wrap=True, overflow="fold")
+    console = Console(highlight=False)
+    if sum(2 + max(map(len, (column, *(row[column] for row in rows)))) for column in rows[0]) - 2 > console.width:
+        for row in rows:
+            typer.echo(f"{row.pop('model')}/{row.pop('version')}")
+            for column, text in row.items():
+                if text:
+                    typer.echo(f"  {column:<12}  {text}")
+        return
+    table = Table(*rows[0], box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     for row in rows:
         # As Text, so that brackets in a name are not read as markup.
-        table.add_row(*(Text(row[column]) for column in shown))
-    return table
+        table.add_row(*map(Text, row.values()))
+    console.print(table)
 
 
 @app.command()

@@ -93,9 +93,15 @@ def rollback(
     from understudy.platform.promotion.places import place_of
     from understudy.platform.promotion.transition import Ledger
 
+    name = model.partition("@")[0].partition("/")[0]
+    if name != model:
+        raise ConfigError(
+            f"Rollback takes the name alone, not {model!r}: it goes back from the champion that there is. Say "
+            f"`understudy model rollback {name}`; which version to go back to is named with --to VERSION."
+        )
     repository = _gitops(gitops, environment, branch, push)
     registry = open_registry(workdir)
-    name = registry.find(model.partition("@")[0].partition("/")[0]).name
+    name = registry.find(name).name
     if to is not None and to != "none":
         to = registry.find(f"{name}/{to.rpartition('/')[2]}").version
     examination = Examination(registry, Path("gate.yaml"), None, storage_of_params())
