@@ -350,6 +350,7 @@ def test_every_missing_measurement_is_named_at_once_with_the_closest():
     assert "aligned has no judge:qualty; did you mean 'judge:quality'?" in str(refused.value)
     assert "champion has no nll; it has judge:quality" in str(refused.value)
     assert "aligned has judge:quality for tuned, not for greedy" in str(refused.value)
+    assert str(refused.value).endswith("such as your own judge: docs/gate.md has an example.")
 
 
 def test_the_same_weights_are_nothing_to_decide_and_a_person_may_have_to_choose():

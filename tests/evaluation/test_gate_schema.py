@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,17 @@ def test_the_gate_at_the_root_is_valid_and_asks_what_its_comments_say():
     assert gate.primary[0].metric == "judge:validity" and gate.primary[0].against == "champion"
     assert {rule.limit for rule in gate.guards} == {"margin", "relative_margin", "max_drift"}
     assert gate.no_champion == "compare_to_sft" and gate.provenance.allow_dirty_code is False
+
+
+def test_the_example_of_the_docs_is_a_whole_gate_for_ones_own_judge(tmp_path):
+    (example,) = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs/gate.md").read_text(), re.DOTALL)
+    path = tmp_path / "mine.yaml"
+    with pytest.raises(ConfigError, match="docs/gate.md has one"):
+        load_gate(path)
+    path.write_text(example)
+    gate = load_gate(path)
+    assert [rule.metric for rule in (*gate.primary, *gate.guards)] == ["judge:mine", "nll_per_character", "eos_rate"]
+    assert (gate.no_champion, gate.primary[0].detect, gate.guards[1].margin) == ("compare_to_sft", 0.08, 0.05)
 
 
 def test_all_problems_at_once_with_the_closest_names(tmp_path):

@@ -169,7 +169,11 @@ def _refuse_unusable(
         if not any(lacking) and len(sides) > 1 and sides[1] is not None:
             problems += _incomparable(rule, challenger, sides[1])
     if problems:
-        raise GateRefused("The gate asks for what was not measured:\n" + "\n".join(f"  - {text}" for text in problems))
+        raise GateRefused(
+            "The gate asks for what was not measured:\n"
+            + "\n".join(f"  - {text}" for text in problems)
+            + "\nLet its rules name what the report has, such as your own judge: docs/gate.md has an example."
+        )
     decodings = sorted({rule.where for rule in asked})
     for reference in {id(scores): scores for scores in references.values()}.values():
         refuse_unpaired(challenger, reference, decodings)
