@@ -51,6 +51,23 @@ def test_a_version_that_the_registry_does_not_hold_is_forgotten(
     assert forget_unconfirmed(tmp_path, store) == [path] and not path.exists()
 
 
+def test_an_alias_that_another_version_has_by_now_is_forgotten_and_one_that_nobody_has_is_not(tmp_path: Path) -> None:
+    import mlflow
+
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    client = mlflow.MlflowClient(tracking_uri=uri)
+    client.create_registered_model("tiny")
+    for _ in range(2):
+        client.create_model_version("tiny", "file:///nowhere", tags={"weights_sha256": SHA256})
+    path = write_receipt(tmp_path, uri, ENTRY)
+    assert forget_unconfirmed(tmp_path, uri) == []
+    client.set_registered_model_alias("tiny", "champion", "2")
+    client.set_registered_model_alias("tiny", "challenger", "1")
+    assert forget_unconfirmed(tmp_path, uri) == []
+    client.set_registered_model_alias("tiny", "challenger", "2")
+    assert forget_unconfirmed(tmp_path, uri) == [path]
+
+
 def test_another_or_an_emptied_registry_forgets_and_is_not_created_by_asking(tmp_path: Path, store: str) -> None:
     other = f"sqlite:///{tmp_path / 'other.db'}"
     path = write_receipt(tmp_path, store, ENTRY)
@@ -66,16 +83,22 @@ def test_a_broken_receipt_is_forgotten(tmp_path: Path, store: str) -> None:
 
 
 class Answers(BaseHTTPRequestHandler):
-    """MLflow's `model-versions/get`: tiny/1 is there, all else is RESOURCE_DOES_NOT_EXIST; wants a token."""
+    """MLflow's two answers about tiny/1 and the aliases of tiny; all else is RESOURCE_DOES_NOT_EXIST; wants a token."""
+
+    challenger = "1"
 
     def do_GET(self) -> None:
-        query = {name: values[0] for name, values in parse_qs(urlsplit(self.path).query).items()}
-        known = self.path.startswith("/api/2.0/mlflow/model-versions/get?") and query == {
-            "name": "tiny",
-            "version": "1",
+        address = urlsplit(self.path)
+        query = {name: values[0] for name, values in parse_qs(address.query).items()}
+        tags = [{"key": "weights_sha256", "value": SHA256}]
+        aliases = [{"alias": "champion", "version": "7"}, {"alias": "challenger", "version": self.challenger}]
+        known = {
+            ("model-versions/get", "tiny", "1"): {"model_version": {"tags": tags}},
+            ("registered-models/get", "tiny", None): {"registered_model": {"aliases": aliases}},
         }
-        status = 401 if self.headers["Authorization"] != "Bearer t0ken" else 200 if known else 404
-        body = json.dumps({"model_version": {"tags": [{"key": "weights_sha256", "value": SHA256}]}}).encode()
+        asked = (address.path.removeprefix("/api/2.0/mlflow/"), query.get("name"), query.get("version"))
+        status = 401 if self.headers["Authorization"] != "Bearer t0ken" else 200 if asked in known else 404
+        body = json.dumps(known.get(asked, {})).encode()
         self.send_response(status)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
@@ -98,4 +121,13 @@ def test_a_server_is_asked_with_the_users_token(tmp_path: Path, server: str, mon
     monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "t0ken")
     assert forget_unconfirmed(tmp_path, server) == []
     monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "wrong")
+    assert forget_unconfirmed(tmp_path, server) == [path]
+
+
+def test_a_server_says_that_another_version_has_the_alias(
+    tmp_path: Path, server: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "t0ken")
+    monkeypatch.setattr(Answers, "challenger", "2")
+    path = write_receipt(tmp_path, server, ENTRY)
     assert forget_unconfirmed(tmp_path, server) == [path]

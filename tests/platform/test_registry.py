@@ -65,6 +65,15 @@ def test_the_step_registers_once_with_every_tag(folder, tmp_path, monkeypatch):
     assert signature.params.params[1].default == 0.3
 
 
+def test_content_that_is_registered_again_gets_its_alias_back_and_no_new_version(folder, tmp_path):
+    registry = Registry(f"sqlite:///{tmp_path}/mlflow.db", tmp_path)
+    for report, version in (("a", "1"), ("b", "2"), ("a", "1")):
+        tags = {"weights_sha256": "1" * 64, "report_sha256": report * 64}
+        entry = registry.register("tiny", "challenger", folder, tags, "understudy", None)
+        assert (entry.version, registry.find("tiny@challenger").version) == (version, version)
+    assert [item.version for item in registry.versions("tiny")] == ["2", "1"]
+
+
 def test_every_model_and_version_is_found_however_many_there_are(tmp_path):
     registry = Registry(f"sqlite:///{tmp_path}/mlflow.db", tmp_path)
     client = registry.client

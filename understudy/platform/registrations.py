@@ -36,7 +36,10 @@ def write_receipt(workdir: Path, tracking_uri: str, entry: RegistryEntry) -> Pat
 
 
 def forget_unconfirmed(workdir: Path, tracking_uri: str) -> list[Path]:
-    """Remove the receipts of versions that the registry does not hold with the same weights; return their paths."""
+    """Remove the receipts of versions that the registry does not hold with their weights and alias; return their paths.
+
+    Weights must be the same, and the alias must not be another version's.
+    """
     gone = [path for path in sorted((workdir / FOLDER).glob("*.json")) if not _confirmed(path, tracking_uri)]
     for path in gone:
         path.unlink()
@@ -49,36 +52,45 @@ def _confirmed(path: Path, tracking_uri: str) -> bool:
         entry = RegistryEntry.from_json(content["entry"])
         if content["registry"] != without_secrets(tracking_uri):
             return False
-        return _weights_of(tracking_uri, entry) == entry.tags[_WEIGHTS]
+        weights, holder = _found(tracking_uri, entry)
+        return weights == entry.tags[_WEIGHTS] and holder in (None, entry.version)
     except (OSError, ValueError, KeyError, LookupError, sqlite3.Error):
         return False
 
 
-def _weights_of(uri: str, entry: RegistryEntry) -> str | None:
-    """Return the digest that the registry has of a version's weights, None where it has no such version."""
+def _found(uri: str, entry: RegistryEntry) -> tuple[str | None, str | None]:
+    """Return what the registry says: the digest of the version's weights, and which version has its alias."""
     if uri.startswith("sqlite:///"):
         return _from_sqlite(Path(uri.removeprefix("sqlite:///")), entry)
     if uri.startswith(("http://", "https://")):
         return _from_server(uri, entry)
-    return None
+    return None, None
 
 
-def _from_sqlite(path: Path, entry: RegistryEntry) -> str | None:
+def _from_sqlite(path: Path, entry: RegistryEntry) -> tuple[str | None, str | None]:
     query = (
-        "SELECT tag.value FROM model_versions AS version JOIN model_version_tags AS tag "
+        "SELECT tag.value, alias.version FROM model_versions AS version JOIN model_version_tags AS tag "
         "ON tag.name = version.name AND tag.version = version.version "
+        "LEFT JOIN registered_model_aliases AS alias ON alias.name = version.name AND alias.alias = ? "
         "WHERE version.name = ? AND version.version = ? AND tag.key = ? "
         "AND version.current_stage != 'Deleted_Internal'"
     )
     with sqlite_store(path, _ANSWER_SECONDS) as store:
-        row = store.execute(query, (entry.name, int(entry.version), _WEIGHTS)).fetchone()
-    return None if row is None else str(row[0])
+        row = store.execute(query, (entry.alias, entry.name, int(entry.version), _WEIGHTS)).fetchone()
+    if row is None:
+        return None, None
+    weights, holder = row
+    return str(weights), None if holder is None else str(holder)
 
 
-def _from_server(uri: str, entry: RegistryEntry) -> str | None:
+def _from_server(uri: str, entry: RegistryEntry) -> tuple[str | None, str | None]:
     query = {"name": entry.name, "version": entry.version}
     status, content = ask(uri, "model-versions/get", query, _ANSWER_SECONDS)
-    if status != 200:
-        return None
+    model_status, model = ask(uri, "registered-models/get", {"name": entry.name}, _ANSWER_SECONDS)
+    if status != 200 or model_status != 200:
+        return None, None
     tags = content["model_version"].get("tags", [])
-    return next((str(tag["value"]) for tag in tags if tag["key"] == _WEIGHTS), None)
+    aliases = model["registered_model"].get("aliases", [])
+    weights = next((str(tag["value"]) for tag in tags if tag["key"] == _WEIGHTS), None)
+    holder = next((str(item["version"]) for item in aliases if item["alias"] == entry.alias), None)
+    return weights, holder
