@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import shutil
 import socket
 import sys
 
 import pytest
+from support.capabilities import modes_hold
 from support.small_policy import write_small_policy
 
 from understudy import cli
+from understudy.platform.promotion.examine import stored_artifacts
 from understudy.platform.registry import Registry
 
 
@@ -71,3 +74,26 @@ def test_a_rollback_takes_the_name_alone(workdir, capsys):
         assert call(["model", "rollback", given, "--workdir", str(workdir)]) == 2
         said = capsys.readouterr().err
         assert f"takes the name alone, not '{given}'" in said and "`understudy model rollback tiny`" in said
+
+
+def test_a_working_directory_that_may_only_be_read_is_read(workdir, tmp_path, capsys):
+    closed = tmp_path / "closed"
+    shutil.copytree(workdir, closed)
+    (closed / "mlflow.db.lock").unlink()
+    (closed / "mlflow.db").chmod(0o444)
+    closed.chmod(0o555)
+    here = ["--workdir", str(closed)]
+    with modes_hold():
+        with pytest.raises(PermissionError):
+            (closed / "file").touch()
+        for arguments, words in {
+            ("list",): "tiny   1        challenger",
+            ("show", "tiny"): "tiny/1  @challenger",
+            ("generate", "tiny", "--prompt", "a", "--max-new-tokens", "1"): "",
+            ("ladder",): "tiny/1     1500",
+        }.items():
+            assert call(["model", *arguments, *here]) == 0
+            assert words in capsys.readouterr().out
+        registry = Registry(f"sqlite:///{closed}/mlflow.db", closed)
+        with stored_artifacts(registry, registry.find("tiny"), None) as stored:
+            assert stored.scratch.is_dir() and closed not in stored.scratch.parents

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import sqlite3
+import subprocess
+import sys
 import time
 
 import pytest
+from support.refused_writes import files_of_at_most
 
-from understudy.errors import Preempted, ServiceUnreachable
+from understudy.errors import Preempted, ServiceUnreachable, UnderstudyError
+from understudy.platform.registry import Registry
 from understudy.platform.tracking import check_reachable, current, flatten, open_step_run
 
 
@@ -74,3 +79,23 @@ def test_nested_values_become_flat_params():
         "e": "[1, 2]",
         "f": "x",
     }
+
+
+def test_a_store_whose_first_tables_did_not_fit_is_made_whole_next_time(uri, tmp_path):
+    with pytest.raises(UnderstudyError, match="disk I/O error"), files_of_at_most(500_000):
+        Registry(uri, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["mlflow.db.lock"]
+    (tmp_path / "mlflow.db.new-left").touch()  # by one that was killed
+    (tmp_path / "mlflow.db.new-left-journal").touch()
+    with open_step_run("sft", {"seed": 1}) as tracker:
+        tracker.log(1, {"loss": 1.0})
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["mlflow.db", "mlflow.db.lock"]
+    with sqlite3.connect(tmp_path / "mlflow.db") as store:
+        assert store.execute("SELECT value FROM metrics WHERE key = 'loss'").fetchall() == [(1.0,)]
+
+
+def test_processes_that_make_one_store_at_once_all_find_it_whole(uri, tmp_path):
+    script = f"from understudy.platform.registry import Registry; print(Registry({uri!r}, None).versions())"
+    made = [subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) for _ in range(3)]
+    assert [process.communicate()[0] for process in made] == ["[]\n"] * 3
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["mlflow.db", "mlflow.db.lock"]

@@ -23,7 +23,7 @@ from understudy.errors import ConfigError, IntegrityError, ServiceUnreachable, U
 from understudy.platform.git import git
 from understudy.platform.manifest import MANIFEST, describe_folder, manifest_bytes, manifest_sha256
 from understudy.platform.storage import first_line, without_secrets
-from understudy.platform.tracking import check_reachable, store_lock
+from understudy.platform.tracking import check_reachable, make_store
 from understudy.records import RegistryEntry
 
 POLICY_MANIFEST = "policy-manifest.json"
@@ -68,9 +68,9 @@ class Registry:
             for logger in ("mlflow", "alembic"):
                 logging.getLogger(logger).setLevel(logging.ERROR)
             mlflow.set_tracking_uri(uri)
-            with store_lock(uri):
-                self.client = mlflow.MlflowClient(tracking_uri=uri)
-                self.client.search_registered_models(max_results=1)
+            make_store(uri)
+            self.client = mlflow.MlflowClient(tracking_uri=uri)
+            self.client.search_registered_models(max_results=1)
 
     def register(
         self,

@@ -8,6 +8,7 @@ that imports MLflow, batches, retries, and outlives a step that was killed long 
 from __future__ import annotations
 
 import fcntl
+import glob
 import hashlib
 import json
 import math
@@ -18,6 +19,7 @@ import sys
 import tempfile
 import threading
 import time
+import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,6 +27,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from understudy.config import section_sha256
+from understudy.data.files import sync
 from understudy.errors import ConfigError, Preempted, ServiceUnreachable, UnderstudyError
 from understudy.platform import where
 from understudy.platform.storage import without_secrets
@@ -34,6 +37,7 @@ from understudy.records import DatasetRef, Record
 _OPEN_SECONDS = 90.0
 _CLOSE_SECONDS = 90.0
 _CONNECT_SECONDS = 5.0
+_UNFINISHED = ".new-"
 _open: list[MlflowTracker] = []
 
 
@@ -225,17 +229,38 @@ def check_reachable(uri: str) -> None:
         ) from error
 
 
-@contextmanager
-def store_lock(uri: str) -> Iterator[None]:
-    """Hold a sqlite store for its first use: two processes that create its tables at once break each other."""
-    if not uri.startswith("sqlite:///"):
-        yield
+def make_store(uri: str) -> None:
+    """Make a sqlite store's database with all its tables, whole or not at all; do nothing where one is.
+
+    Its tables are made aside, since MLflow cannot go on where it was interrupted, or where the disk was full. The lock
+    is for that alone: two processes that make tables at once break each other, and who only reads may not write it.
+    """
+    path = Path(uri.removeprefix(where.SQLITE))
+    if not uri.startswith(where.SQLITE) or path.exists():
         return
-    path = Path(uri.removeprefix("sqlite:///") + ".lock")
+    from mlflow import MlflowClient
+
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as stream:
-        fcntl.flock(stream, fcntl.LOCK_EX)
-        yield
+    with path.with_name(f"{path.name}.lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if path.exists():  # another process was first
+            return
+        _remove_unfinished(path)
+        # A name of its own, since MLflow keeps the connections of a process by their file's name.
+        aside = path.with_name(f"{path.name}{_UNFINISHED}{uuid.uuid4().hex}")
+        try:
+            MlflowClient(tracking_uri=f"{where.SQLITE}{aside}").search_registered_models(max_results=1)
+            sync(aside)
+            aside.rename(path)
+            sync(path.parent)
+        finally:
+            _remove_unfinished(path)
+
+
+def _remove_unfinished(store: Path) -> None:
+    """Remove databases that were not finished, and their journals."""
+    for path in store.parent.glob(f"{glob.escape(store.name)}{_UNFINISHED}*"):
+        path.unlink()
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, str]:

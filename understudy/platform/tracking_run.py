@@ -28,12 +28,12 @@ class RunWriter:
     def __init__(self, opening: Message) -> None:
         from mlflow import MlflowClient
 
-        from understudy.platform.tracking import store_lock
+        from understudy.platform.tracking import make_store
 
         _quiet()
-        with store_lock(opening["uri"]):
-            self.client = MlflowClient(tracking_uri=opening["uri"])
-            self.experiment_id = self._experiment(opening["experiment"], opening["artifacts"])
+        make_store(opening["uri"])
+        self.client = MlflowClient(tracking_uri=opening["uri"])
+        self.experiment_id = self._experiment(opening["experiment"], opening["artifacts"])
         self.metrics: list[Any] = []
         self.orphans_parent: str | None = None  # a parent that no process of its own keeps open
         if opening["step"] and not opening["join_run_id"]:

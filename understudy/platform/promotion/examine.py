@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import tempfile
 from collections.abc import Iterator
@@ -162,10 +163,20 @@ def walked_version(registry: Registry, version: Version, storage_uri: str | None
 @contextmanager
 def stored_artifacts(registry: Registry, version: Version, storage_uri: str | None) -> Iterator[StoredArtifacts]:
     """Give the version's artifacts as they lie in their stores."""
-    parent = registry.workdir / "scratch"
-    parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="verify-", dir=parent) as scratch:
+    with _scratch_folder(registry.workdir) as scratch:
         yield StoredArtifacts(registry, version, storage_uri, Path(scratch))
+
+
+def _scratch_folder(workdir: Path) -> tempfile.TemporaryDirectory[str]:
+    """Make a folder on the disk that has room for models; where that may only be read, the system's will do."""
+    parent = workdir / "scratch"
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        return tempfile.TemporaryDirectory(prefix="verify-", dir=parent)
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise
+        return tempfile.TemporaryDirectory(prefix="understudy-verify-")
 
 
 def _rules(decision: Any) -> str:
