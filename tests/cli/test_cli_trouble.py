@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import re
+import resource
 import shutil
+import sqlite3
 import subprocess
 import sys
 from contextlib import nullcontext
@@ -15,11 +17,13 @@ from unittest.mock import MagicMock
 
 import pytest
 from support.capabilities import modes_hold
+from support.refused_writes import files_of_at_most
 
 from understudy import cli
 from understudy.cli.data import DEFAULTS
 from understudy.config import DataConfig
 from understudy.platform import datasets
+from understudy.platform.registry import Registry
 from understudy.platform.steps.ingest import ingest_source
 
 ROOT = Path(__file__).parents[2]
@@ -223,3 +227,33 @@ def test_a_remote_whose_objects_are_forbidden(
     found, said = told(monkeypatch, capsys, "data", "ingest", "my.jsonl", "--workdir", "new")
     assert found == code, said
     assert_said(f"DVC could not push to .*{remote}: .* Check the remote and your rights on it, then run", said)
+
+
+def test_a_disk_that_ingest_fills(project: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    monkeypatch.setattr(datasets, "_workspace", limited(datasets._workspace))
+    with files_of_at_most(1_000_000):
+        code, said = told(monkeypatch, capsys, *INGEST_AGAIN.split(), "--workdir", "new")
+    assert code == 1, said
+    assert_said(r"^The disk that holds '\S*/new' is full .*File too large.*left there. Free some space or", said)
+
+
+def limited(function: Any) -> Any:
+    """Let no file grow from here on: earlier ones are of the ingest itself, which has a test of its own."""
+
+    def done(*arguments: Any) -> Any:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+        return function(*arguments)
+
+    return done
+
+
+def test_a_disk_that_a_database_fills(project: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    def full(*arguments: object) -> None:
+        store = sqlite3.connect(":memory:")
+        store.execute("PRAGMA max_page_count = 1")
+        store.execute("CREATE TABLE t (x)")
+
+    monkeypatch.setattr(Registry, "__init__", full)
+    code, said = told(monkeypatch, capsys, "model", "list", "--workdir", "damaged")
+    assert code == 1, said
+    assert_said("The disk is full .database or disk is full.. Free some space, or name a working directory on", said)

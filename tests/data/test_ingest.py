@@ -6,6 +6,8 @@ import io
 import json
 import os
 import random
+import shutil
+import sqlite3
 import subprocess
 import sys
 import time
@@ -18,11 +20,12 @@ import pyarrow
 import pyarrow.ipc
 import pyarrow.parquet
 import pytest
+from support.refused_writes import files_of_at_most
 
 from understudy.config import DataConfig
 from understudy.data import ingest as ingest_module
 from understudy.data.demonstrations import SPLITS, load_split
-from understudy.data.files import temporary_folder, write_atomically
+from understudy.data.files import temporary_folder, told_when_full, write_atomically
 from understudy.data.ingest import ingest
 from understudy.data.quarantine import RAW_LIMIT_CHARS
 from understudy.data.sources import SourceFile, entries, list_sources
@@ -370,6 +373,26 @@ def test_full_disk_is_said_and_leaves_nothing(tmp_path: Path, monkeypatch: pytes
             with pytest.raises(UnderstudyError, match="is full .No space left on device.*--workdir"):
                 run(source, tmp_path / "w")
         assert names(tmp_path / "w") <= {"quarantine.jsonl"}
+
+
+def test_a_full_disk_is_known_whoever_passes_it_on(tmp_path: Path) -> None:
+    store = sqlite3.connect(":memory:")
+    store.execute("PRAGMA max_page_count = 1")
+    (tmp_path / "from").mkdir()
+    (tmp_path / "from" / "a").write_bytes(b"x" * 5000)
+    writes: dict[str, Callable[[], object]] = {
+        "database or disk is full": lambda: store.execute("CREATE TABLE t (x)"),
+        "File too large": lambda: shutil.copytree(tmp_path / "from", tmp_path / "to"),
+    }
+    for words, write in writes.items():
+        with pytest.raises(UnderstudyError, match=f"^The disk that holds .* is full .*{words}.* Nothing half-written"):
+            with files_of_at_most(4096), told_when_full(tmp_path):
+                try:
+                    write()
+                except (sqlite3.Error, shutil.Error) as error:
+                    raise RuntimeError("a library's own") from error
+    with pytest.raises(sqlite3.OperationalError, match="no such table"), told_when_full(tmp_path):
+        store.execute("SELECT * FROM absent")
 
 
 def test_many_write_one_file_at_once_and_it_is_one_of_theirs(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import signal
+import sqlite3
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -87,6 +88,18 @@ def test_the_first_failure_is_the_one_recorded(run_dir: Path) -> None:
 def test_a_full_disk_is_said_in_one_paragraph(run_dir: Path) -> None:
     with pytest.raises(UnderstudyError, match=r"disk is full: writing /x/y .*--workdir"), step_context("sft", {}):
         raise OSError(errno.ENOSPC, "No space left on device", "/x/y")
+
+
+def test_a_full_disk_of_a_database_is_said_so_too(run_dir: Path) -> None:
+    full = sqlite3.connect(":memory:")
+    full.execute("PRAGMA max_page_count = 1")
+    with pytest.raises(UnderstudyError, match=r"disk is full: .*database or disk is full.*--workdir") as said:
+        with step_context("sft", {}):
+            try:
+                full.execute("CREATE TABLE t (x)")
+            except sqlite3.Error as error:
+                raise RuntimeError("MLflow's own") from error
+    assert said.value.exit_code == failure(run_dir)["exit_code"] == 1
 
 
 def test_a_signal_ends_a_step_without_state_at_once(run_dir: Path) -> None:

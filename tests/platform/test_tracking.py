@@ -8,8 +8,10 @@ import sys
 import time
 
 import pytest
+from sqlalchemy.exc import SQLAlchemyError
 from support.refused_writes import files_of_at_most
 
+from understudy.data.files import is_full_disk
 from understudy.errors import Preempted, ServiceUnreachable, UnderstudyError
 from understudy.platform.registry import Registry
 from understudy.platform.tracking import check_reachable, current, flatten, open_step_run
@@ -82,8 +84,9 @@ def test_nested_values_become_flat_params():
 
 
 def test_a_store_whose_first_tables_did_not_fit_is_made_whole_next_time(uri, tmp_path):
-    with pytest.raises(UnderstudyError, match="disk I/O error"), files_of_at_most(500_000):
+    with pytest.raises(SQLAlchemyError, match="disk I/O error") as refused, files_of_at_most(500_000):
         Registry(uri, tmp_path)
+    assert is_full_disk(refused.value)
     assert [path.name for path in tmp_path.iterdir()] == ["mlflow.db.lock"]
     (tmp_path / "mlflow.db.new-left").touch()  # by one that was killed
     (tmp_path / "mlflow.db.new-left-journal").touch()
@@ -99,3 +102,14 @@ def test_processes_that_make_one_store_at_once_all_find_it_whole(uri, tmp_path):
     made = [subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) for _ in range(3)]
     assert [process.communicate()[0] for process in made] == ["[]\n"] * 3
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mlflow.db", "mlflow.db.lock"]
+
+
+def test_a_store_that_the_disk_has_no_room_for_is_no_service_that_does_not_answer(uri, tmp_path):
+    # The process that writes inherits the limit.
+    with (
+        files_of_at_most(500_000),
+        pytest.raises(UnderstudyError, match="The disk of sqlite:.*db is full .disk I/O error.*Free some") as said,
+        open_step_run("sft", {"seed": 1}),
+    ):
+        pass
+    assert said.value.exit_code == 1

@@ -29,6 +29,10 @@ COMMANDS = {
     "ui": ("understudy.cli.ui", "Open MLflow's web interface on the runs of this working directory."),
     "doctor": ("understudy.cli.doctor", "Check this machine: versions, disk, memory, GPU, services."),
 }
+_FULL_DISK = (
+    "The disk is full ({}). Free some space, or name a working directory on another disk with --workdir DIR, then run "
+    "the same command again."
+)
 _INTERRUPTED = "Interrupted. Run the same command again to resume."
 _TYPER_INTERRUPTED = 130  # what typer makes of a Ctrl-C in a command, without a word
 CONTEXT = {"help_option_names": ["-h", "--help"]}
@@ -99,6 +103,10 @@ def call(arguments: list[str]) -> int:
     except Exception as error:
         if debug:
             traceback.print_exception(error)
+        from understudy.data.files import full_disk_words, is_full_disk
+
+        if is_full_disk(error):
+            return _say(_FULL_DISK.format(full_disk_words(error)), UnderstudyError.exit_code)
         remedy = "" if debug else " Run the command with --debug to see where."
         return _say(f"Unexpected {type(error).__name__}: {error}.{remedy}", UnderstudyError.exit_code)
     if result == _TYPER_INTERRUPTED:

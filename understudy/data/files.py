@@ -7,6 +7,7 @@ import fcntl
 import hashlib
 import os
 import shutil
+import sqlite3
 import tempfile
 import time
 import uuid
@@ -17,7 +18,35 @@ from pathlib import Path
 from understudy.errors import ConfigError, UnderstudyError
 
 FULL_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+# Over a quota or a limit SQLite knows only that a write failed.
+_FULL_SQLITE = {sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_WRITE}
 _ABANDONED_AFTER_SECONDS = 24 * 3600
+
+
+def is_full_disk(error: BaseException) -> bool:
+    """Say whether the system or SQLite refused a write for lack of space, whoever passed that on.
+
+    An error for people is none: it says what to say.
+    """
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, UnderstudyError):
+        if isinstance(cause, shutil.Error):  # of copytree, which keeps the errors of all its files as text
+            return any(f"[Errno {number}]" in str(cause) for number in FULL_DISK)
+        if isinstance(cause, OSError) and cause.errno in FULL_DISK:
+            return True
+        if isinstance(cause, sqlite3.Error) and getattr(cause, "sqlite_errorcode", None) in _FULL_SQLITE:
+            return True
+        cause = cause.__cause__
+    return False
+
+
+def full_disk_words(error: BaseException) -> str:
+    """Return in a few words what was refused on a full disk."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    if isinstance(error, shutil.Error) and isinstance(error.args[0], list):
+        return str(error.args[0][0][-1])
+    return (error.strerror if isinstance(error, OSError) else None) or str(error)
 
 
 @contextmanager
@@ -25,11 +54,11 @@ def told_when_full(folder: Path) -> Iterator[None]:
     """Turn a full disk into an error for people."""
     try:
         yield
-    except OSError as error:
-        if error.errno not in FULL_DISK:
+    except Exception as error:
+        if not is_full_disk(error):
             raise
         raise UnderstudyError(
-            f"The disk that holds {str(folder)!r} is full ({error.strerror or error}). Nothing half-written was "
+            f"The disk that holds {str(folder)!r} is full ({full_disk_words(error)}). Nothing half-written was "
             "left there. Free some space or choose another --workdir, then run the same command again."
         ) from error
 

@@ -9,7 +9,6 @@ cluster, and so that they never take part in cache keys:
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import re
@@ -27,6 +26,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
+from understudy.data.files import full_disk_words, is_full_disk
 from understudy.errors import ConfigError, Preempted, UnderstudyError
 from understudy.platform import where
 from understudy.platform.budget import report
@@ -200,12 +200,12 @@ def step_context(step: str, config: Mapping[str, Any]) -> Iterator[StepContext]:
         events.write(name, "finish", seconds=seconds, working_seconds=working_seconds, record=record)
         context.tidy()
     except BaseException as error:
-        told = _told(error, workdir)
-        record_failure(run_dir, name, told)
-        events.write(name, "failed", error=type(told).__name__, message=str(told))
-        if told is error:
+        shown = told(error, workdir)
+        record_failure(run_dir, name, shown)
+        events.write(name, "failed", error=type(shown).__name__, message=str(shown))
+        if shown is error:
             raise
-        raise told from error
+        raise shown from error
 
 
 def is_main_process() -> bool:
@@ -289,16 +289,16 @@ def _watch_runner(runner_pid: int, done: threading.Event) -> None:
             return
 
 
-def _told(error: BaseException, workdir: Path) -> BaseException:
+def told(error: BaseException, workdir: Path) -> BaseException:
     """Return the error as a person should read it."""
     if isinstance(error, KeyboardInterrupt):
         return Preempted(f"Interrupted. {RESUME}")
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+    if is_full_disk(error):
         free = shutil.disk_usage(workdir).free / 1e6
         return UnderstudyError(
-            f"The disk is full: writing {error.filename or 'a file'} failed with {free:.0f} MB free below "
-            f"{str(workdir)!r}. Free some space, or name a working directory on another disk with --workdir DIR. "
-            f"{RESUME}"
+            f"The disk is full: writing {getattr(error, 'filename', None) or 'a file'} failed "
+            f"({full_disk_words(error)}) with {free:.0f} MB free below {str(workdir)!r}. Free some space, or name a "
+            f"working directory on another disk with --workdir DIR. {RESUME}"
         )
     if isinstance(error, SystemExit):
         return ConfigError(f"A library ended the step with exit status {error.code}; its words are in kfp.log.")

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from understudy.data.demonstrations import SPLITS, iterate_split
-from understudy.data.files import FULL_DISK, temporary_folder, told_when_full, write_atomically
+from understudy.data.files import is_full_disk, temporary_folder, told_when_full, write_atomically
 from understudy.errors import ConfigError, IntegrityError, ServiceUnreachable, UnderstudyError
 from understudy.platform.git import git
 from understudy.platform.object_storage import Location, reachable
@@ -90,7 +90,7 @@ def _add_and_push(folder: Path, scratch: Path, remote: str) -> tuple[Any, int, b
             (stage,) = repo.add(str(scratch / _OUT_NAME))
             num_uploaded = int(repo.push())
     except (DvcException, OSError) as error:
-        if isinstance(error, OSError) and error.errno in FULL_DISK:
+        if is_full_disk(error):
             raise
         cause = error.__cause__ or error
         local = ConfigError if isinstance(error, OSError) else UnderstudyError

@@ -20,7 +20,7 @@ from typing import Any
 
 from understudy.config import section_sha256
 from understudy.errors import Preempted, UnderstudyError
-from understudy.platform.context import FAILURE_NAME, STOP_NAME, record_failure
+from understudy.platform.context import FAILURE_NAME, STOP_NAME, record_failure, told
 from understudy.platform.events import FILE_NAME, EventLog, Kind
 
 REQUEST_NAME = "request.json"
@@ -42,7 +42,7 @@ def main(run_dir: Path) -> int:
     except (_StepFailed, Preempted):
         succeeded = False
     except Exception as error:
-        record_failure(run_dir, "pipeline", error)
+        record_failure(run_dir, "pipeline", told(error, run_dir))
         raise
     return 0 if succeeded else 1
 

@@ -19,6 +19,7 @@ from pathlib import Path
 from platform import python_version
 from typing import Any
 
+from understudy.data.files import is_full_disk
 from understudy.errors import ConfigError, IntegrityError, ServiceUnreachable, UnderstudyError
 from understudy.platform.git import git
 from understudy.platform.manifest import MANIFEST, describe_folder, manifest_bytes, manifest_sha256
@@ -208,6 +209,8 @@ class Registry:
         try:
             yield
         except SQLAlchemyError as error:
+            if is_full_disk(error):  # told by who called, as for any other file
+                raise
             # Its own words go on with the statement; what the database said comes first.
             first = next(iter(str(error).splitlines()), type(error).__name__)[:300]
             raise IntegrityError(
@@ -215,6 +218,8 @@ class Registry:
                 "Restore it, or move it away: `understudy run` makes a new one."
             ) from error
         except (RequestException, MlflowException) as error:
+            if is_full_disk(error):
+                raise
             raise ServiceUnreachable(
                 f"MLflow at {without_secrets(self.uri)} did not do what was asked: {first_line(error)}. "
                 "Check tracking.uri and the server, then run the same command again; nothing is registered twice."

@@ -95,6 +95,7 @@ class MlflowTracker:
 
         Raises:
             ServiceUnreachable: something could not be delivered within a bounded time.
+            UnderstudyError: the store's disk is full.
         """
         self._send({"op": "close", "status": status})
         try:
@@ -146,6 +147,11 @@ class MlflowTracker:
             self._channel.stop()
             self._start(WorkerProcess())  # steps are logged once however often they are said
             return self._wait(key, seconds)
+        if answers.get("full_disk"):
+            raise UnderstudyError(
+                f"The disk of {without_secrets(self.uri)} is full ({answers['full_disk']}): MLflow did not take "
+                "everything. Free some space, then run the same command again; what it already has is not repeated."
+            )
         reason = answers.get("error") or ("its writer died" if "ended" in answers else f"no answer in {seconds:.0f} s")
         raise ServiceUnreachable(
             f"MLflow at {without_secrets(self.uri)} did not take everything: {reason}. "

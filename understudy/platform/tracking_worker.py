@@ -18,6 +18,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import IO, Any
 
+from understudy.data.files import full_disk_words, is_full_disk
 from understudy.platform.storage import first_line
 from understudy.platform.tracking_run import Message, RunWriter
 
@@ -126,7 +127,8 @@ def serve_run(
         answer(run_id=run.run_id, experiment_id=run.experiment_id)
         answer(closed=run.serve(inbox, lambda text: answer(warning=text)))
     except Exception as error:  # the last word of this run, repeated by the step
-        answer(error=f"{type(error).__name__}: {first_line(error)}")
+        full = full_disk_words(error) if is_full_disk(error) else None
+        answer(error=f"{type(error).__name__}: {first_line(error)}", full_disk=full)
     finally:
         if own is not None and run is None:
             own.opened(None)
