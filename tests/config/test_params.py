@@ -35,6 +35,20 @@ def test_later_presets_win_and_overrides_win_over_all(tmp_path: Path) -> None:
     assert load_params(PARAMS, ["align.num_rounds=5"], [first, second]).align.num_rounds == 5
 
 
+def test_a_mapping_in_an_override_keeps_what_it_does_not_name_as_a_presets_does(tmp_path: Path) -> None:
+    base, nested = load_params(PARAMS), "{splits: {test: 0.2}, max_prompt_chars: 50}"
+    by_override = load_params(PARAMS, [f"data={nested}"])
+    assert by_override.data.splits.model_dump() == {"validation": base.data.splits.validation, "test": 0.2}
+    expected = base.data.model_copy(update={"splits": by_override.data.splits, "max_prompt_chars": 50})
+    assert by_override.data == load_params(PARAMS, presets=[preset(tmp_path, f"data: {nested}")]).data == expected
+    with pytest.raises(ConfigError, match="lora.alpha: missing"):
+        load_params(PARAMS, ["model.lora={rank: 8}"])  # null before: there is nothing to keep
+    whole = "model.lora={rank: 8, alpha: 32, dropout: 0.05, target_modules: all-linear}"
+    lora = load_params(PARAMS, [whole, "model.lora={rank: 16}"]).model.lora
+    assert lora and (lora.rank, lora.alpha) == (16, 32)
+    assert load_params(PARAMS, [whole, "model.lora=null"]).model.lora is None
+
+
 def test_all_problems_of_all_files_are_said_at_once_with_the_closest_names(tmp_path: Path) -> None:
     wrong = preset(tmp_path, "aling: {num_rounds: 3}\nsft: {epoch: 2}")
     with pytest.raises(ConfigError) as refused:

@@ -30,7 +30,10 @@ Presets = Annotated[
     typer.Option("--preset", help="Params laid over it, e.g. pipelines/runs/cpu.yaml; repeatable."),
 ]
 Overrides = Annotated[
-    list[str] | None, typer.Option("--set", help="section.key=value, e.g. data.source=my.jsonl; repeatable.")
+    list[str] | None,
+    typer.Option(
+        "--set", help="section.key=value, e.g. data.source=my.jsonl; repeatable. {a: 1} keeps the mapping's other keys."
+    ),
 ]
 PARAMS = Path("params.yaml")
 Model = Annotated[str, typer.Argument(help="NAME, NAME@alias or NAME/version")]

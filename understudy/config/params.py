@@ -15,7 +15,7 @@ from understudy.config.evaluation import EvaluationConfig
 from understudy.config.model import ModelConfig
 from understudy.config.platform import PlatformConfig
 from understudy.config.registry import PromotionConfig, RegistryConfig
-from understudy.config.sections import Section, apply_override, read_yaml, validate
+from understudy.config.sections import Section, apply_override, overlaid, read_yaml, validate
 from understudy.config.services import NotifyConfig, RuntimeConfig, StorageConfig, TrackingConfig
 from understudy.config.sft import SftConfig
 from understudy.errors import ConfigError
@@ -48,14 +48,15 @@ class Params(Section):
 def load_params(path: Path, overrides: Iterable[str] = (), presets: Iterable[Path] = ()) -> Params:
     """Read a params file, lay presets over it in order, then apply `a.b=c` overrides (values parsed as YAML).
 
-    A preset is a params file with only the values that it changes; a list replaces a list.
+    A preset is a params file with only the values that it changes, and a mapping in an override is like one: keys that
+    it does not name stay. A list replaces a list.
 
     Raises:
         ConfigError: naming every problem at once.
     """
     data = _read_mapping(path, "Params file", "Run in the project's folder, or name one with --params FILE.")
     for preset in presets:
-        data = _overlaid(data, _read_mapping(preset, "Preset", "pipelines/runs/ and examples/ hold some."))
+        data = overlaid(data, _read_mapping(preset, "Preset", "pipelines/runs/ and examples/ hold some."))
     problems: list[str] = []
     for override in overrides:
         try:
@@ -94,11 +95,3 @@ def _read_mapping(path: Path, what: str, remedy: str) -> dict[str, Any]:
     if not isinstance(data, dict):
         raise ConfigError(f"{path} holds {type(data).__name__}, not a mapping of sections such as `data:` and `sft:`.")
     return data
-
-
-def _overlaid(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    both = {
-        name: _overlaid(under[name], value) if isinstance(value, dict) and isinstance(under.get(name), dict) else value
-        for name, value in over.items()
-    }
-    return under | both

@@ -51,7 +51,7 @@ def section_sha256(*values: BaseModel | Mapping[str, Any] | str | int) -> str:
 
 
 def apply_override(data: dict[str, Any], override: str) -> None:
-    """Set one `a.b=c` in nested sections; raise ConfigError when it is not of that form."""
+    """Set one `a.b=c` in nested sections, a mapping over a mapping as a preset's; raise ConfigError on another form."""
     key, separator, text = override.partition("=")
     if not separator or not all(part.strip() for part in key.split(".")):
         raise ConfigError(f"--set {override!r} is not of the form section.key=value, for example sft.epochs=2.")
@@ -70,7 +70,16 @@ def apply_override(data: dict[str, Any], override: str) -> None:
         if not isinstance(child, dict):
             raise ConfigError(f"--set {override!r}: {parent!r} is a value ({child!r}), it has no keys below it.")
         node = child
-    node[last] = value
+    node.update(overlaid(node, {last: value}))
+
+
+def overlaid(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """Return `under` with the values of `over` in it, mapping by mapping."""
+    both = {
+        name: overlaid(under[name], value) if isinstance(value, dict) and isinstance(under.get(name), dict) else value
+        for name, value in over.items()
+    }
+    return under | both
 
 
 def read_yaml(text: str) -> Any:
