@@ -6,6 +6,8 @@ import io
 import json
 import os
 import random
+import re
+import shlex
 import shutil
 import sqlite3
 import subprocess
@@ -359,6 +361,34 @@ def test_missing_source_and_directory_without_data(tmp_path: Path) -> None:
     (tmp_path / "e").mkdir()
     with pytest.raises(DataRefused, match="it is empty"):
         list_sources(str(tmp_path / "e"))
+
+
+@pytest.mark.parametrize(
+    ("name", "lines", "words", "python"),
+    [
+        ("a.csv", ['prompt,response', 'p1,"r, 1"', 'p2,r2'], "It looks like CSV; one JSON object a line is read", True),
+        ("a.json", json.dumps(rows(2), indent=1).splitlines(), "looks like one JSON array; one JSON object", True),
+        ("a.json", [json.dumps(rows(2))], "line 1: the line is a list. It looks like one JSON array;", True),
+        ("a.json", ["[", *(json.dumps(row) + "," for row in rows(2)), json.dumps(rows(1)[0]), "]"], "JSON array", True),
+        ("a.json", json.dumps(rows(1)[0], indent=1).splitlines(), "looks like one JSON object over several", True),
+        ("a.jsonl", ['{"input": "p", "output": "r"}'] * 3, "^All 3 rows of .* are bad: missing field .3.. The first is "
+         "line 1: prompt is absent; it has the keys input, output. Every refused row", False),
+        ("a.jsonl", ["prompt:", "p"], "^All 2 rows .* The first is line 1: .* Every refused row is in", False),
+    ],
+)  # fmt: skip
+def test_what_is_refused_as_a_whole_is_told_by_its_first_row(
+    tmp_path: Path, name: str, lines: list[str], words: str, python: bool
+) -> None:
+    source = write(tmp_path / name, [line.encode() for line in lines])
+    with pytest.raises(DataRefused, match=words) as refused:
+        run(source, tmp_path / "w")
+    command = re.search("`python3 (-c '.*') < FILE > FILE.jsonl`", str(refused.value))
+    assert bool(command) is python
+    if command:
+        done = subprocess.run(
+            [sys.executable, *shlex.split(command[1])], input=source.read_bytes(), capture_output=True, check=True
+        )
+        assert set(json.loads(done.stdout.splitlines()[0])) == {"prompt", "response"}
 
 
 def test_full_disk_is_said_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

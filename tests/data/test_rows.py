@@ -15,6 +15,15 @@ def line(**changes: object) -> bytes:
     return json.dumps({**GOOD, **changes}).encode()
 
 
+def test_an_absent_field_is_named_with_the_keys_that_are_there() -> None:
+    with pytest.raises(RowProblem, match="^missing field: prompt is absent; it has the keys input, output$"):
+        validate_row({"input": "p", "output": "r"}, LIMITS)
+    with pytest.raises(RowProblem, match=r"messages\[0\].content is absent; it has the keys role$"):
+        validate_row({"messages": [{"role": "user"}]}, LIMITS)
+    with pytest.raises(RowProblem, match="it has the keys 0, 1, .* 10, 11 and 3 more$"):
+        validate_row({str(index): "" for index in range(15)}, LIMITS)
+
+
 def chat(*turns: tuple[str, str]) -> bytes:
     return json.dumps({"messages": [{"role": role, "content": content} for role, content in turns]}).encode()
 

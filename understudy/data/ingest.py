@@ -9,6 +9,7 @@ bucket of the spool and one row group, whatever the size of the source.
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Iterator, Sequence
@@ -125,14 +126,41 @@ def _refuse_bad_data(config: DataConfig, summary: Summary, quarantine: Path) -> 
             "with prompt and response or messages."
         )
     if summary.bad == summary.rows_in:
-        raise DataRefused(f"All {summary.bad} rows of {config.source!r} are bad: {reasons}. {where} Correct it.")
+        raise DataRefused(
+            f"All {summary.bad} rows of {config.source!r} are bad: {reasons}. {_first_refused(quarantine, summary)} "
+            f"{where} Correct it."
+        )
     fraction = summary.bad / summary.rows_in
     if fraction > config.max_bad_fraction:
         raise DataRefused(
             f"{summary.bad} of {summary.rows_in} rows of {config.source!r} are bad ({fraction:.1%}), above "
-            f"data.max_bad_fraction {config.max_bad_fraction:.1%}. Most frequent reasons: {reasons}. {where} "
+            f"data.max_bad_fraction {config.max_bad_fraction:.1%}. Most frequent reasons: {reasons}. "
+            f"{_first_refused(quarantine, summary)} {where} "
             "Correct the source, or raise data.max_bad_fraction if losing them is intended."
         )
+
+
+def _first_refused(quarantine: Path, summary: Summary) -> str:
+    """Say of the first refused row what is wrong with it, and of what is not JSON lines what it looks like."""
+    with quarantine.open("rb") as file:
+        first = json.loads(file.readline())
+    place = f"{first['source']}, line {first['line']}" if len(summary.source_files) > 1 else f"line {first['line']}"
+    said = f"The first is {place}: {first['detail']}."
+    start = first["raw"].lstrip("\ufeff").lstrip()
+    if start.startswith("["):
+        form, read = "one JSON array", "json.load(sys.stdin)"
+    elif first["reason"] != "not JSON":
+        return said
+    elif start.rstrip() == "{":
+        form, read = "one JSON object over several lines", "[json.load(sys.stdin)]"
+    elif "," in start and not start.startswith("{") and summary.bad == summary.rows_in:
+        form, read = "CSV", "csv.DictReader(sys.stdin)"
+    else:
+        return said
+    return (
+        f"{said} It looks like {form}; one JSON object a line is read: `python3 -c 'import csv, json, sys; "
+        f"[print(json.dumps(row)) for row in {read}]' < FILE > FILE.jsonl` writes that."
+    )
 
 
 def _near_duplicates(shards: Shards, repeated: set[int], config: DataConfig, scratch: Path) -> set[int]:

@@ -38,6 +38,7 @@ FIELDS = frozenset({"id", "group", "prompt", "response", "messages", "metadata"}
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _FORBIDDEN = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]|\r(?!\n)")
 MESSAGE_FIELDS = frozenset({"role", "content"})
+_SHOWN_KEYS, _SHOWN_CHARS = 12, 40
 _ROLES = frozenset({"system", "user", "assistant"})
 # Every key ends so; an escaped quotation mark inside a text does not count, unless a backslash itself is escaped.
 _KEY_END = re.compile(rb'(?<!\\)"\s*:')
@@ -122,8 +123,8 @@ def validate_row(row: dict[str, Any], limits: Limits, raw: bytes | None = None) 
     prompt, response, messages = get("prompt"), get("response"), get("messages")
     context: list[dict[str, str]]
     if messages is None or (messages == [] and prompt is not None):
-        _require_text(prompt, "prompt")
-        _require_text(response, "response")
+        _require_text(prompt, "prompt", row)
+        _require_text(response, "response", row)
         context = [{"role": "user", "content": prompt}]
         num_prompt_chars = len(prompt)
     else:
@@ -213,14 +214,20 @@ def _refuse_repeated_keys(line: bytes) -> None:
     json.loads(line.removeprefix(_BYTE_ORDER_MARK), object_pairs_hook=check, parse_int=str)
 
 
-def _require_text(value: Any, name: str) -> None:
+def _require_text(value: Any, name: str, holder: dict[str, Any]) -> None:
     if type(value) is str and value and not value.isspace():
         return
     if value is None:
-        raise RowProblem("missing field", f"{name} is absent")
+        raise RowProblem("missing field", f"{name} is absent; {_keys(holder)}")
     if not isinstance(value, str):
         raise RowProblem("wrong type", f"{name} is {_kind(value)}, not text")
     raise RowProblem("empty field", f"{name} is blank")
+
+
+def _keys(holder: dict[str, Any]) -> str:
+    names = [name[:_SHOWN_CHARS] for name in holder]
+    more = f" and {len(names) - _SHOWN_KEYS} more" if len(names) > _SHOWN_KEYS else ""
+    return f"it has the keys {', '.join(names[:_SHOWN_KEYS])}{more}" if names else "it has no keys"
 
 
 def _split_messages(messages: Any) -> tuple[list[dict[str, str]], str, str]:
@@ -245,10 +252,10 @@ def _turn(message: Any, index: int) -> dict[str, str]:
     if not isinstance(message, dict):
         raise RowProblem("wrong type", f"{where} is {_kind(message)}, not an object")
     role, content = message.get("role"), message.get("content")
-    _require_text(role, f"{where}.role")
+    _require_text(role, f"{where}.role", message)
     if role not in _ROLES:
         raise RowProblem("unknown role", f"{where}.role is {str(role)[:40]!r}, not system, user or assistant")
-    _require_text(content, f"{where}.content")
+    _require_text(content, f"{where}.content", message)
     return {"role": str(role), "content": str(content)}
 
 
