@@ -391,6 +391,23 @@ def test_what_is_refused_as_a_whole_is_told_by_its_first_row(
         assert set(json.loads(done.stdout.splitlines()[0])) == {"prompt", "response"}
 
 
+def test_rows_of_text_parts_make_the_version_of_plain_text_and_duplicates_of_it(tmp_path: Path) -> None:
+    def chat(row: dict[str, Any], split: bool) -> dict[str, Any]:
+        texts = [("user", row["prompt"]), ("assistant", row["response"])]
+        part: Callable[[str], dict[str, str]] = lambda text: {"type": "text", "text": text, "citations": "c"}  # noqa: E731
+        return {
+            "messages": [
+                {"role": role, "content": [part(text[:3]), part(text[3:])] if split else text} for role, text in texts
+            ]
+        }
+
+    plain = write(tmp_path / "plain.jsonl", [chat(row, split=False) for row in rows(60)])
+    mixed = [chat(row, split) for row in rows(60) for split in (True, False)]
+    files, summary, bad = run(write(tmp_path / "parts.jsonl", mixed), tmp_path / "w")
+    assert (files, bad) == (run(plain, tmp_path / "v")[0], [])
+    assert (summary.duplicates_exact, summary.ignored_fields) == (60, {"messages[].content[].citations": 60})
+
+
 def test_full_disk_is_said_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")

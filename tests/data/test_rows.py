@@ -28,6 +28,12 @@ def chat(*turns: tuple[str, str]) -> bytes:
     return json.dumps({"messages": [{"role": role, "content": content} for role, content in turns]}).encode()
 
 
+def parts(*content: object) -> bytes:
+    """A row whose user turn is a list of parts."""
+    turns = [{"role": "user", "content": content}, {"role": "assistant", "content": "r"}]
+    return json.dumps({"messages": turns}).encode()
+
+
 BAD = [
     ("not UTF-8", b'{"prompt": "\xff", "response": "r"}'),
     ("not UTF-8", b'{"prompt": "\xed\xa0\x80", "response": "r"}'),
@@ -79,6 +85,13 @@ BAD = [
     ("wrong type", b'{"messages": ["hello"]}'),
     ("wrong type", b'{"messages": [{"role": 1, "content": "p"}]}'),
     ("wrong type", b'{"messages": [{"role": "user", "content": [1]}]}'),
+    ("wrong type", parts({"type": "image_url", "image_url": {"url": "x"}})),
+    ("wrong type", parts({"text": "p"})),
+    ("wrong type", parts({"type": "text", "text": 1})),
+    ("wrong type", parts({"type": "text"})),
+    ("wrong type", parts("p")),
+    ("empty field", parts()),
+    ("empty field", parts({"type": "text", "text": " "})),
     ("unknown role", chat(("user", "p"), ("tool", "x"), ("assistant", "r"))),
     ("no user turn", chat(("system", "s"), ("assistant", "r"))),
     ("no user turn", chat(("assistant", "r"), ("user", "p"))),
@@ -156,6 +169,21 @@ def test_chat_takes_the_last_assistant_turn_and_the_context_before_it() -> None:
     assert row.response == "b"
     assert row.prompt == "q"
     assert [turn["role"] for turn in row.messages] == ["system", "user", "assistant", "user"]
+
+
+def test_text_parts_are_their_texts_joined_and_other_parts_are_named() -> None:
+    first, second = {"type": "text", "text": "a \r"}, {"type": "text", "text": "\nb", "cache_control": {"type": "x"}}
+    for raw in (None, parts(first, second)):
+        row = validate_row(parse_line(parts(first, second)), LIMITS, raw)
+        assert row == validate_row(parse_line(chat(("user", "a \r\nb"), ("assistant", "r"))), LIMITS)
+    with pytest.raises(RowProblem, match=r"messages\[0\].content\[1\] is a part of type 'image_url'; only parts of"):
+        validate_row(parse_line(parts(first, {"type": "image_url"})), LIMITS)
+    with pytest.raises(RowProblem, match="the prompt has 21 characters, the limit is 20"):
+        validate_row(parse_line(parts(*[{"type": "text", "text": "1234567"}] * 3)), LIMITS)
+    with pytest.raises(RowProblem, match="control character: U.0007 in the prompt after 'a'"):
+        validate_row(
+            parse_line(parts({"type": "text", "text": "a\x07"})), LIMITS, parts({"type": "text", "text": "\x07"})
+        )
 
 
 def test_optional_fields() -> None:

@@ -1,7 +1,8 @@
 """One raw row to one demonstration, or to the one reason why it is refused.
 
 Accepted forms: `prompt` and `response` texts, or chat `messages` of `{"role", "content"}` whose last assistant
-turn is the demonstration (what follows it is dropped, what precedes it is the context). Optional: `id` and
+turn is the demonstration (what follows it is dropped, what precedes it is the context). A list of text parts,
+`{"type": "text", "text"}`, is content, too: their texts, one after the other. Optional: `id` and
 `group` (text or whole number), `metadata` (an object). A null counts as absent; other fields are ignored and
 named in the summary. Text is kept as it is: a carriage return is accepted only before a newline.
 """
@@ -38,6 +39,7 @@ FIELDS = frozenset({"id", "group", "prompt", "response", "messages", "metadata"}
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _FORBIDDEN = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]|\r(?!\n)")
 MESSAGE_FIELDS = frozenset({"role", "content"})
+PART_FIELDS = frozenset({"type", "text"})
 _SHOWN_KEYS, _SHOWN_CHARS = 12, 40
 _ROLES = frozenset({"system", "user", "assistant"})
 # Every key ends so; an escaped quotation mark inside a text does not count, unless a backslash itself is escaped.
@@ -252,11 +254,25 @@ def _turn(message: Any, index: int) -> dict[str, str]:
     if not isinstance(message, dict):
         raise RowProblem("wrong type", f"{where} is {_kind(message)}, not an object")
     role, content = message.get("role"), message.get("content")
+    if type(content) is list:
+        content = "".join([_part(part, f"{where}.content[{number}]") for number, part in enumerate(content)])
     _require_text(role, f"{where}.role", message)
     if role not in _ROLES:
         raise RowProblem("unknown role", f"{where}.role is {str(role)[:40]!r}, not system, user or assistant")
     _require_text(content, f"{where}.content", message)
     return {"role": str(role), "content": str(content)}
+
+
+def _part(part: Any, where: str) -> str:
+    if not isinstance(part, dict):
+        raise RowProblem("wrong type", f"{where} is {_kind(part)}, not an object")
+    kind, text = part.get("type"), part.get("text")
+    if kind != "text":
+        shown = f"of type {kind[:_SHOWN_CHARS]!r}" if isinstance(kind, str) else "of no type"
+        raise RowProblem("wrong type", f"{where} is a part {shown}; only parts of type 'text' can be read")
+    if not isinstance(text, str):
+        raise RowProblem("wrong type", f"{where}.text is {_kind(text)}, not text")
+    return text
 
 
 def _normalised(

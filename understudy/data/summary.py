@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from understudy.data.files import write_atomically
-from understudy.data.rows import MESSAGE_FIELDS
+from understudy.data.rows import MESSAGE_FIELDS, PART_FIELDS
 from understudy.errors import IntegrityError
 
 QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
@@ -112,17 +112,25 @@ def count_ignored(counts: dict[str, int], more: Mapping[str, int]) -> None:
 
 
 def ignored_in_messages(messages: Any) -> set[str]:
-    """Names of what stands in messages beside role and content, as `messages[].name`; a null counts as absent."""
+    """Names of what stands in messages beside role and content, or in their parts beside type and text.
+
+    As `messages[].name` and `messages[].content[].name`; a null counts as absent.
+    """
     if not isinstance(messages, list):
         return set()
-    found = {
-        name
-        for message in messages
-        if isinstance(message, dict) and not message.keys() <= MESSAGE_FIELDS
-        for name, value in message.items()
-        if value is not None
+    dicts = [message for message in messages if isinstance(message, dict)]
+    parts = [part for message in dicts if isinstance(message.get("content"), list) for part in message["content"]]
+    return _others(dicts, MESSAGE_FIELDS, "messages[].") | _others(parts, PART_FIELDS, "messages[].content[].")
+
+
+def _others(items: list[Any], known: frozenset[str], prefix: str) -> set[str]:
+    return {
+        f"{prefix}{name}"
+        for item in items
+        if isinstance(item, dict) and not item.keys() <= known
+        for name, value in item.items()
+        if value is not None and name not in known
     }
-    return {f"messages[].{name}" for name in found - MESSAGE_FIELDS}
 
 
 def write_summary(summary: Summary, md5: str, workdir: Path) -> None:
