@@ -59,6 +59,7 @@ def config(source: Path, **changes: Any) -> DataConfig:
         "near_duplicate_threshold": None,
         "splits": {"validation": 0.1, "test": 0.2},
         "unicode_form": "keep",
+        "fields": None,
     }
     return DataConfig(**{**values, **changes})
 
@@ -372,7 +373,7 @@ def test_missing_source_and_directory_without_data(tmp_path: Path) -> None:
         ("a.json", ["[", *(json.dumps(row) + "," for row in rows(2)), json.dumps(rows(1)[0]), "]"], "JSON array", True),
         ("a.json", json.dumps(rows(1)[0], indent=1).splitlines(), "looks like one JSON object over several", True),
         ("a.jsonl", ['{"input": "p", "output": "r"}'] * 3, "^All 3 rows of .* are bad: missing field .3.. The first is "
-         "line 1: prompt is absent; it has the keys input, output. Every refused row", False),
+         "line 1: prompt is absent; it has the keys input, output. What the source .* data.fields", False),
         ("a.jsonl", ["prompt:", "p"], "^All 2 rows .* The first is line 1: .* Every refused row is in", False),
     ],
 )  # fmt: skip
@@ -406,6 +407,58 @@ def test_rows_of_text_parts_make_the_version_of_plain_text_and_duplicates_of_it(
     files, summary, bad = run(write(tmp_path / "parts.jsonl", mixed), tmp_path / "w")
     assert (files, bad) == (run(plain, tmp_path / "v")[0], [])
     assert (summary.duplicates_exact, summary.ignored_fields) == (60, {"messages[].content[].citations": 60})
+
+
+NAMED = {"prompt": "input", "response": "output", "group": "topic", "id": "key"}
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
+def test_fields_of_other_names_give_the_same_version(tmp_path: Path, suffix: str) -> None:
+    ours = [{**row, "group": f"g{index % 9}", "id": f"i{index}"} for index, row in enumerate(rows(60))]
+    theirs = [
+        {**{NAMED[name]: value for name, value in row.items()}, "prompt": "not read", "messages": 1} for row in ours
+    ]
+    theirs.append({**theirs[0], "input": "another prompt of the same id"})
+    source = tmp_path / f"theirs.{suffix}"
+    if suffix == "jsonl":
+        write(source, theirs)
+    else:
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(theirs), source)
+    files, summary, bad = run(source, tmp_path / "w", fields=NAMED)
+    assert files == run(write(tmp_path / "ours.jsonl", ours), tmp_path / "v")[0]
+    assert summary.ignored_fields == {"messages": 61, "prompt": 61}
+    assert [row["detail"] for row in bad] == ["an earlier row with other content has the id 'i0'"]
+
+
+def test_a_named_field_that_a_row_lacks_refuses_it(tmp_path: Path) -> None:
+    source = write(tmp_path / "a.jsonl", [{"input": "p", "output": "r"}] * 3)
+    fields = {"prompt": "input", "response": "output", "group": "topic"}
+    told = "line 1: topic, the group by data.fields, is absent; it has the keys input, output."
+    with pytest.raises(DataRefused, match=f"All 3 rows .* missing field .3.. The first is {told}"):
+        run(source, tmp_path / "w", fields=fields)
+    with pytest.raises(DataRefused, match="line 1: response is absent; it has the keys input, output"):
+        run(source, tmp_path / "w", fields={"prompt": "input"})
+
+
+def test_chat_under_another_name_is_read_and_nothing_of_the_other_form(tmp_path: Path) -> None:
+    turns = [{"role": "user", "content": "p"}, {"role": "assistant", "content": "r", "name": "x"}]
+    source = write(tmp_path / "a.jsonl", [{"prompt": turns, "response": "not read"}])
+    _, summary, bad = run(source, tmp_path / "w", fields={"messages": "prompt"})
+    assert (summary.rows, bad, summary.ignored_fields) == (1, [], {"messages[].name": 1, "response": 1})
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"prompt": "text", "response": "text"}, "prompt and response are both read from 'text'; name another field"),
+        ({"prompt": "a", "messages": "b"}, "messages and prompt or response are two forms of a row"),
+        ({"promt": "a"}, "promt\n.*Extra inputs"),
+        ({"prompt": ""}, "at least 1 character"),
+    ],
+)
+def test_names_that_cannot_be_meant_are_refused(tmp_path: Path, fields: dict[str, str], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        config(tmp_path, fields=fields)
 
 
 def test_full_disk_is_said_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -42,6 +42,7 @@ def run(source: Path, workdir: Path) -> tuple[Summary, list[dict[str, Any]]]:
         near_duplicate_threshold=None,
         splits=SplitsConfig(validation=0.1, test=0.2),
         unicode_form="keep",
+        fields=None,
     )
     with ingest(list_sources(str(source)), config, workdir) as result:
         pass

@@ -61,6 +61,7 @@ def config(source: Path, **changes: Any) -> DataConfig:
         "near_duplicate_threshold": 0.8,
         "splits": {"validation": 0.1, "test": 0.2},
         "unicode_form": "keep",
+        "fields": None,
     }
     return DataConfig(**{**values, **changes})
 
@@ -230,6 +231,19 @@ def test_how_the_rows_lie_in_files_plays_no_part_either(tmp_path: Path) -> None:
         listing, settings = list_sources(str(source)), config(source)
         versions.append(merged(listing, plan_shards(listing, 3), settings, tmp_path / f"w{seed}")[0])
     assert versions[0] == versions[1] == versions[2]
+
+
+def test_any_cut_reads_the_names_of_the_source(tmp_path: Path) -> None:
+    lines = [line.replace(b'"prompt"', b'"input"', 1) for line in TINY.read_bytes().splitlines()[:60]]
+    (tmp_path / "a.jsonl").write_bytes(b"\n".join([*lines, b'{"prompt": "p", "response": "r"}']))
+    listing, settings = list_sources(str(tmp_path)), config(tmp_path, fields={"prompt": "input"})
+    alone = whole(listing, settings, tmp_path / "alone")
+    assert merged(listing, plan_shards(listing, 3), settings, tmp_path / "merged") == alone
+    assert (alone[2]["bad"], alone[2]["rows_in"]) == (1 + 6, 61)  # six are chats
+    with pytest.raises(IntegrityError, match="was made with .*'fields': None"):
+        ingest_shard(listing, plan_shard(listing, 0, 1), config(tmp_path), tmp_path / "shard")
+        with merge_shards(listing, [tmp_path / "shard"], settings, tmp_path / "w"):
+            pass
 
 
 def test_too_many_bad_rows_are_refused_in_the_same_words(tmp_path: Path) -> None:

@@ -42,6 +42,7 @@ def config(source: str) -> DataConfig:
         near_duplicate_threshold=None,
         splits={"validation": 0.1, "test": 0.1},  # type: ignore[arg-type]
         unicode_form="keep",
+        fields=None,
     )
 
 

@@ -18,7 +18,7 @@ from k8s.checks import pipelines as checks
 from pipelines.compile import compile_pipeline
 from understudy.config import DataConfig, load_params
 from understudy.errors import ConfigError, DataRefused, IntegrityError, UnderstudyError
-from understudy.platform.steps import ingest_shards
+from understudy.platform.steps import for_kfp, ingest_shards
 from understudy.platform.steps.ingest import ingest_source
 from understudy.platform.storage import open_store
 
@@ -31,6 +31,7 @@ SETTINGS: dict[str, Any] = {
     "near_duplicate_threshold": 0.9,
     "splits": {"validation": 0.1, "test": 0.2},
     "unicode_form": "keep",
+    "fields": None,
 }
 RUN = """
 import json, os, sys
@@ -97,7 +98,7 @@ def test_a_run_over_the_loop_makes_the_version_of_one_process(tmp_path: Path) ->
     source = write_source(tmp_path / "source")
     alone = ingest_source(DataConfig(source=str(source), **SETTINGS), tmp_path / "alone")
     config = {"step": "ingest", "seed": 7, "code_sha256": "c", "source_sha256": "", "data": {"source": str(source)}}
-    config["data"] |= SETTINGS  # type: ignore[operator]
+    config["data"] |= for_kfp(SETTINGS)  # type: ignore[operator]
     # A file, for kfp reads the source of a component.
     script = tmp_path / "fan_out.py"
     script.write_text(RUN)
@@ -210,7 +211,7 @@ def test_a_merge_reads_the_parts_of_shards_that_are_gone(tmp_path: Path, monkeyp
 def test_a_run_whose_shards_come_from_the_cache_makes_what_is_gone_again(tmp_path: Path) -> None:
     source = write_source(tmp_path / "source", 1)
     config = {"step": "ingest", "seed": 7, "code_sha256": "c", "source_sha256": "s", "data": {"source": str(source)}}
-    config["data"] |= SETTINGS  # type: ignore[operator]
+    config["data"] |= for_kfp(SETTINGS)  # type: ignore[operator]
     script = tmp_path / "fan_out.py"
     script.write_text(RUN.replace("raise_on_error=True,", "raise_on_error=True, enable_caching=True,"))
     workdir = tmp_path / "w"

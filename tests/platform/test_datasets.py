@@ -21,6 +21,7 @@ SECTION: dict[str, Any] = {
     "near_duplicate_threshold": None,
     "splits": {"validation": 0.1, "test": 0.2},
     "unicode_form": "keep",
+    "fields": None,
 }
 
 

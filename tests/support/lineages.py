@@ -31,7 +31,7 @@ GATE = {
 }
 DATA = {
     "max_prompt_chars": 100, "max_response_chars": 100, "max_bad_fraction": 0.05, "near_duplicate_threshold": None,
-    "splits": {"validation": 0.1, "test": 0.2}, "unicode_form": "keep",
+    "splits": {"validation": 0.1, "test": 0.2}, "unicode_form": "keep", "fields": None,
 }  # fmt: skip
 
 

@@ -28,6 +28,7 @@ app = typer.Typer(
 
 # For a folder without params.yaml; with one, its data section holds. A test keeps the two equal.
 DEFAULTS: dict[str, Any] = {
+    "fields": None,
     "max_prompt_chars": 2000,
     "max_response_chars": 4000,
     "max_bad_fraction": 0.05,

@@ -12,7 +12,7 @@ from understudy.config.align import (
     RolloutConfig,
     SelfPlayConfig,
 )
-from understudy.config.data import DataConfig, SplitsConfig
+from understudy.config.data import DataConfig, FieldsConfig, SplitsConfig
 from understudy.config.evaluation import EvaluationConfig
 from understudy.config.health import HealthConfig
 from understudy.config.judges import BradleyTerryJudgeConfig, ChatJudgeConfig, JudgeConfig
@@ -31,6 +31,7 @@ __all__ = [
     "DataConfig",
     "DiscriminatorConfig",
     "EvaluationConfig",
+    "FieldsConfig",
     "HealthConfig",
     "JudgeConfig",
     "LaunchSettings",

@@ -22,10 +22,32 @@ class SplitsConfig(Section):
         return self
 
 
+class FieldsConfig(Section):
+    """What the source calls the fields of a row; one without a name here is called as it is."""
+
+    prompt: str | None = Field(default=None, min_length=1)
+    response: str | None = Field(default=None, min_length=1)
+    messages: str | None = Field(default=None, min_length=1)
+    id: str | None = Field(default=None, min_length=1)
+    group: str | None = Field(default=None, min_length=1)
+    metadata: str | None = Field(default=None, min_length=1)
+
+    @model_validator(mode="after")
+    def _read_each_once(self) -> Self:
+        named = self.model_dump(exclude_none=True)
+        if self.messages and (self.prompt or self.response):
+            raise ValueError("messages and prompt or response are two forms of a row; name the fields of one")
+        for field, name in named.items():
+            if other := next((other for other in named if other != field and named[other] == name), None):
+                raise ValueError(f"{field} and {other} are both read from {name!r}; name another field for one")
+        return self
+
+
 class DataConfig(Section):
     """Where the demonstrations are and which of them are accepted."""
 
     source: str = Field(min_length=1)
+    fields: FieldsConfig | None
     max_prompt_chars: int = Field(gt=0)
     max_response_chars: int = Field(gt=0)
     max_bad_fraction: float = Field(ge=0, le=1)

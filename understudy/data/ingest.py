@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +20,7 @@ from pathlib import Path
 from understudy.config import DataConfig
 from understudy.data.files import made, temporary_folder, told_when_full
 from understudy.data.quarantine import Quarantine, printable
-from understudy.data.rows import RowProblem
+from understudy.data.rows import RowProblem, field_names
 from understudy.data.shards import QUARANTINE, Shards, ingest_shard, plan_shards
 from understudy.data.sources import Listing, entries
 from understudy.data.spool import Spooled, file_of, place
@@ -79,7 +79,7 @@ def _merged(listing: Listing, folders: Sequence[Path], config: DataConfig, scrat
     )
     quarantine = workdir / QUARANTINE
     repeated = shards.rows.repeated_ids()
-    _gather_quarantine(listing, shards, repeated, scratch, quarantine, summary)
+    _gather_quarantine(listing, shards, repeated, config, scratch, quarantine, summary)
     _refuse_bad_data(config, summary, quarantine)
     removed = _near_duplicates(shards, repeated, config, scratch)
     folder = made(scratch / "dataset")
@@ -91,14 +91,20 @@ def _merged(listing: Listing, folders: Sequence[Path], config: DataConfig, scrat
 
 
 def _gather_quarantine(
-    listing: Listing, shards: Shards, repeated: set[int], scratch: Path, quarantine: Path, summary: Summary
+    listing: Listing,
+    shards: Shards,
+    repeated: set[int],
+    config: DataConfig,
+    scratch: Path,
+    quarantine: Path,
+    summary: Summary,
 ) -> None:
     """Put what the shards refused, and then the rows whose id is taken, into one file; fill the summary's counts."""
     aside = scratch / QUARANTINE
     with aside.open("wb") as file:
         shards.copy_refused(file)
         refused = Quarantine(file, shards.bad_by_reason)
-        _quarantine_repeated_ids(listing, repeated, refused)
+        _quarantine_repeated_ids(listing, repeated, field_names(config.fields), refused)
         file.flush()
         os.fsync(file.fileno())
     aside.replace(quarantine)
@@ -107,13 +113,15 @@ def _gather_quarantine(
     summary.rows_in = shards.num_rows + refused.num_rows - len(repeated)
 
 
-def _quarantine_repeated_ids(listing: Listing, repeated: set[int], refused: Quarantine) -> None:
+def _quarantine_repeated_ids(
+    listing: Listing, repeated: set[int], names: Mapping[str, str], refused: Quarantine
+) -> None:
     """Read their files once more for the raw text of these rows, which the spool does not keep."""
     for file_index in sorted({file_of(at) for at in repeated}):
         file = listing.files[file_index]
-        for number, position, row, raw in entries(file):
+        for number, position, row, raw in entries(file, read=frozenset(names.values())):
             if place(file_index, position) in repeated and isinstance(row, dict):
-                detail = f"an earlier row with other content has the id {row['id']!r}"
+                detail = f"an earlier row with other content has the id {row[names['id']]!r}"
                 refused.add(file.name, number, RowProblem("duplicate id", detail), raw or row)
 
 
@@ -146,6 +154,8 @@ def _first_refused(quarantine: Path, summary: Summary) -> str:
         first = json.loads(file.readline())
     place = f"{first['source']}, line {first['line']}" if len(summary.source_files) > 1 else f"line {first['line']}"
     said = f"The first is {place}: {first['detail']}."
+    if first["reason"] == "missing field":
+        said += " What the source calls its fields can be told by data.fields, as {prompt: input, response: output}."
     start = first["raw"].lstrip("\ufeff").lstrip()
     if start.startswith("["):
         form, read = "one JSON array", "json.load(sys.stdin)"

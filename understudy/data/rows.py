@@ -2,9 +2,10 @@
 
 Accepted forms: `prompt` and `response` texts, or chat `messages` of `{"role", "content"}` whose last assistant
 turn is the demonstration (what follows it is dropped, what precedes it is the context). A list of text parts,
-`{"type": "text", "text"}`, is content, too: their texts, one after the other. Optional: `id` and
-`group` (text or whole number), `metadata` (an object). A null counts as absent; other fields are ignored and
-named in the summary. Text is kept as it is: a carriage return is accepted only before a newline.
+`{"type": "text", "text"}`, is content, too: their texts, one after the other. Optional: `id` and `group` (text or whole
+number), `metadata` (an object). A null counts as absent; other fields are ignored and named in the summary. The source
+may have other names for all these (`data.fields`). Text is kept as it is: a carriage return is accepted only before a
+newline.
 """
 
 from __future__ import annotations
@@ -12,11 +13,13 @@ from __future__ import annotations
 import json
 import re
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, NoReturn
 
 import orjson
+
+from understudy.config import FieldsConfig
 
 Reason = Literal[
     "not UTF-8",
@@ -38,6 +41,7 @@ Reason = Literal[
 FIELDS = frozenset({"id", "group", "prompt", "response", "messages", "metadata"})
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _FORBIDDEN = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]|\r(?!\n)")
+_PAIR = {"prompt", "response"}
 MESSAGE_FIELDS = frozenset({"role", "content"})
 PART_FIELDS = frozenset({"type", "text"})
 _SHOWN_KEYS, _SHOWN_CHARS = 12, 40
@@ -72,11 +76,22 @@ class Row(NamedTuple):
 
 @dataclass(frozen=True)
 class Limits:
-    """What a row may hold; lengths in characters, the prompt's over the whole context."""
+    """What a row may hold; lengths in characters, the prompt's over the whole context.
+
+    `names` are those of the fields in the source, as `field_names` returns them.
+    """
 
     max_prompt_chars: int
     max_response_chars: int
     unicode_form: str = "keep"
+    names: Mapping[str, str] | None = None
+
+
+def field_names(fields: FieldsConfig | None) -> dict[str, str]:
+    """Return the name in the source of every field that is read: where one form is named, the other is not."""
+    named: dict[str, str] = fields.model_dump(exclude_none=True) if fields else {}
+    unread = {"messages"} if named.keys() & _PAIR else _PAIR if "messages" in named else set()
+    return {field: named.get(field, field) for field in sorted(FIELDS - unread)}
 
 
 def parse_line(line: bytes) -> dict[str, Any]:
@@ -121,7 +136,7 @@ def validate_row(row: dict[str, Any], limits: Limits, raw: bytes | None = None) 
     Raises:
         RowProblem: with the first reason that applies.
     """
-    get: Callable[[str], Any] = row.get
+    get: Callable[[str], Any] = row.get if limits.names is None else _under_our_names(row, limits.names).get
     prompt, response, messages = get("prompt"), get("response"), get("messages")
     context: list[dict[str, str]]
     if messages is None or (messages == [] and prompt is not None):
@@ -224,6 +239,14 @@ def _require_text(value: Any, name: str, holder: dict[str, Any]) -> None:
     if not isinstance(value, str):
         raise RowProblem("wrong type", f"{name} is {_kind(value)}, not text")
     raise RowProblem("empty field", f"{name} is blank")
+
+
+def _under_our_names(row: dict[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
+    """Return what is read of a row; a name that somebody gave must be there, for else a typo would lose all groups."""
+    for field, name in names.items():
+        if name not in row and name != field:
+            raise RowProblem("missing field", f"{name}, the {field} by data.fields, is absent; {_keys(row)}")
+    return {field: row.get(name) for field, name in names.items()}
 
 
 def _keys(holder: dict[str, Any]) -> str:

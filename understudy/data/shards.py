@@ -32,7 +32,7 @@ from understudy.config import DataConfig
 from understudy.data.dedup import Bander
 from understudy.data.files import made, write_atomically
 from understudy.data.quarantine import Quarantine, with_lines_before
-from understudy.data.rows import FIELDS, Limits, RowProblem, validate_row
+from understudy.data.rows import Limits, RowProblem, field_names, validate_row
 from understudy.data.sources import Listing, Part, SourceFile, entries, has_parts
 from understudy.data.spool import Spool, SpooledRows, num_buckets, place
 from understudy.data.summary import count_ignored, ignored_in_messages
@@ -44,7 +44,7 @@ FORMAT = 2
 _BANDS = "bands"
 _SHA256_BYTES = 32
 # Params on which a shard's content depends; splits and the fraction of bad rows are the merge's.
-_SETTINGS = ("source", "max_prompt_chars", "max_response_chars", "unicode_form", "near_duplicate_threshold")
+_SETTINGS = ("source", "fields", "max_prompt_chars", "max_response_chars", "unicode_form", "near_duplicate_threshold")
 
 
 @dataclass(frozen=True)
@@ -156,7 +156,7 @@ def ingest_shard(listing: Listing, shard: Shard, config: DataConfig, folder: Pat
         refused = Quarantine(file)
         try:
             for index, part in parts:
-                _spool_valid_rows(listing.files[index], index, part, _limits(config), spool, refused, ignored)
+                _spool_valid_rows(listing.files[index], index, part, limits_of(config), spool, refused, ignored)
                 if part.start:
                     refused_first = refused.num_rows
         finally:
@@ -256,13 +256,14 @@ def _spool_valid_rows(
     refused: Quarantine,
     ignored: dict[str, int],
 ) -> None:
-    known, add = FIELDS, spool.add
-    for number, position, row, raw in entries(file, part):
+    names, add = limits.names or field_names(None), spool.add
+    known, messages = frozenset(names.values()), names.get("messages")
+    for number, position, row, raw in entries(file, part, known):
         if type(row) is dict:
             if not row.keys() <= known:
                 count_ignored(ignored, dict.fromkeys(sorted(row.keys() - known), 1))
-            if "messages" in row:
-                count_ignored(ignored, dict.fromkeys(sorted(ignored_in_messages(row["messages"])), 1))
+            if messages in row:
+                count_ignored(ignored, dict.fromkeys(sorted(ignored_in_messages(row[messages])), 1))
             try:
                 add(validate_row(row, limits, raw), place(index, position))
             except RowProblem as problem:
@@ -335,9 +336,11 @@ def _check_seams(reports: list[ShardReport], listing: Listing, config: DataConfi
     )
 
 
-def _limits(config: DataConfig) -> Limits:
-    return Limits(config.max_prompt_chars, config.max_response_chars, config.unicode_form)
+def limits_of(config: DataConfig) -> Limits:
+    """Return how the params have rows validated."""
+    names = field_names(config.fields) if config.fields else None
+    return Limits(config.max_prompt_chars, config.max_response_chars, config.unicode_form, names)
 
 
 def _settings(config: DataConfig) -> dict[str, Any]:
-    return {name: getattr(config, name) for name in _SETTINGS}
+    return config.model_dump(mode="json", include=set(_SETTINGS))

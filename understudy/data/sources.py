@@ -15,7 +15,7 @@ import os
 import sys
 import zlib
 from bisect import bisect_left
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import accumulate
@@ -111,8 +111,10 @@ def _listed(source: str) -> Listing:
     return Listing(tuple(files), tuple(ignored))
 
 
-def entries(file: SourceFile, part: Part | None = None) -> Iterator[Entry]:
+def entries(file: SourceFile, part: Part | None = None, read: Collection[str] = FIELDS) -> Iterator[Entry]:
     """Yield `(number, position, row or its problem, raw bytes if the file has lines)`; blank lines are skipped.
+
+    In a table, a value that cannot be decoded costs the row only in the columns `read`.
 
     Lines are numbered from the start of the part, for their count before it is known only to who read that; positions
     and the rows of a table are numbered from the start of the file.
@@ -128,9 +130,9 @@ def entries(file: SourceFile, part: Part | None = None) -> Iterator[Entry]:
             "which cannot be. Run ingest again."
         )
     if kind == "Parquet":
-        yield from _parquet_rows(file, part)
+        yield from _parquet_rows(file, part, read)
     elif kind == "Arrow":
-        yield from _arrow_rows(file)
+        yield from _arrow_rows(file, read)
     else:
         yield from _json_lines(file, part, compressed=kind == "gzip")
 
@@ -220,7 +222,7 @@ def _skip_line(stream: BinaryIO) -> int:
     return num_bytes
 
 
-def _parquet_rows(file: SourceFile, part: Part) -> Iterator[Entry]:
+def _parquet_rows(file: SourceFile, part: Part, read: Collection[str]) -> Iterator[Entry]:
     import pyarrow
     import pyarrow.parquet
 
@@ -229,7 +231,7 @@ def _parquet_rows(file: SourceFile, part: Part) -> Iterator[Entry]:
         with closing(file.open()) as stream, pyarrow.parquet.ParquetFile(stream) as table:
             groups, number = _row_groups(table.metadata, part, file.num_bytes)
             for batch in table.iter_batches(batch_size=_TABLE_BATCH_ROWS, row_groups=groups):
-                yield from _batch_rows(batch, number)
+                yield from _batch_rows(batch, number, read)
                 number += batch.num_rows
     except (pyarrow.ArrowException, OSError) as error:
         raise _damaged(file, number, error) from error
@@ -246,7 +248,7 @@ def _row_groups(metadata: Any, part: Part, file_bytes: int) -> tuple[range, int]
     return range(first, end), sum(group.num_rows for group in groups[:first])
 
 
-def _arrow_rows(file: SourceFile) -> Iterator[Entry]:
+def _arrow_rows(file: SourceFile, read: Collection[str]) -> Iterator[Entry]:
     import pyarrow
 
     number = 0
@@ -255,7 +257,7 @@ def _arrow_rows(file: SourceFile) -> Iterator[Entry]:
             for batch in _arrow_batches(stream):
                 for start in range(0, batch.num_rows, _TABLE_BATCH_ROWS):
                     part = batch.slice(start, _TABLE_BATCH_ROWS)
-                    yield from _batch_rows(part, number)
+                    yield from _batch_rows(part, number, read)
                     number += part.num_rows
     except (pyarrow.ArrowException, OSError) as error:
         raise _damaged(file, number, error) from error
@@ -275,16 +277,16 @@ def _arrow_batches(stream: BinaryIO) -> Iterator[Any]:
             yield from reader
 
 
-def _batch_rows(batch: Any, done: int) -> Iterator[Entry]:
+def _batch_rows(batch: Any, done: int, read: Collection[str]) -> Iterator[Entry]:
     names = batch.schema.names
-    if repeated := sorted({name for name in names if names.count(name) > 1 and name in FIELDS}):
+    if repeated := sorted({name for name in names if names.count(name) > 1 and name in read}):
         problem = RowProblem("duplicate key", f"{', '.join(repeated)} names more than one column")
         rows: list[dict[str, Any] | RowProblem] = [problem] * batch.num_rows
     else:
         try:
             rows = batch.to_pylist()
         except _UNREADABLE:
-            rows = [_decoded_row(batch, index) for index in range(batch.num_rows)]
+            rows = [_decoded_row(batch, index, read) for index in range(batch.num_rows)]
     for index, row in enumerate(rows):
         yield done + index + 1, done + index + 1, row, None
 
@@ -293,14 +295,14 @@ def _batch_rows(batch: Any, done: int) -> Iterator[Entry]:
 _UNREADABLE = (ValueError, OverflowError, LookupError, TypeError)
 
 
-def _decoded_row(batch: Any, index: int) -> dict[str, Any] | RowProblem:
+def _decoded_row(batch: Any, index: int, read: Collection[str]) -> dict[str, Any] | RowProblem:
     """Decode value by value; one that cannot be read costs the row only in a column that is read."""
     row: dict[str, Any] = {}
     for name, column in zip(batch.schema.names, batch.slice(index, 1).columns, strict=True):
         try:
             row[name] = column[0].as_py()
         except _UNREADABLE as error:
-            if name not in FIELDS:
+            if name not in read:
                 row[name] = None
             elif isinstance(error, UnicodeDecodeError):
                 return RowProblem("not UTF-8", f"{name}: {error}")
