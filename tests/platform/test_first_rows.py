@@ -79,6 +79,14 @@ def test_responses_that_alignment_could_not_sample_whole(ask) -> None:
     assert ask("yes", response="x" * 64, max_sampled_tokens=16) == []
 
 
+def test_the_sources_own_names_of_fields_are_known(tmp_path: Path) -> None:
+    source = tmp_path / "theirs.jsonl"
+    source.write_text('{"input": "p", "output": "r"}\n')
+    overrides = [f"data.source={source}", "data.fields={prompt: input, response: output}"]
+    (row,) = first_rows(load_params(ROOT / "params.yaml", overrides).data)
+    assert (row.prompt, row.response) == ("p", "r")
+
+
 def test_a_source_without_rows_is_left_to_ingest(ask) -> None:
     assert ask("never", count=0) == []
 

@@ -13,6 +13,7 @@ from itertools import islice
 
 from understudy.config import DataConfig, EvaluationConfig, JudgeConfig
 from understudy.data.rows import Limits, Row, RowProblem, validate_row
+from understudy.data.shards import limits_of
 from understudy.data.sources import SourceFile, entries
 from understudy.errors import UnderstudyError
 
@@ -26,10 +27,8 @@ def first_rows(data: DataConfig) -> list[Row]:
     """Return up to `NUM_ROWS` valid rows from the source's beginning; none where it cannot be read, as ingest tells."""
     from understudy.platform.steps.ingest import list_any
 
-    limits = Limits(data.max_prompt_chars, data.max_response_chars, data.unicode_form)
     with suppress(UnderstudyError):
-        files = list_any(data.source).files
-        return list(islice(_valid(files, limits), NUM_ROWS))
+        return list(islice(_valid(list_any(data.source).files, limits_of(data)), NUM_ROWS))
     return []
 
 
