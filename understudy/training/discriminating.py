@@ -6,7 +6,7 @@ Shapes: B sequences, T response columns, n outputs. `logits_expert_high`: higher
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -62,7 +62,7 @@ class DiscriminatorTrainer:
         samples = state.sample(state.held_out, rows, "held_out", 1)
         parts = self._sides(state.held_out, samples)
         with state.accelerator.autocast():
-            expert, policy = self._scored(samples, parts, [self._read(batch, self.network) for _, batch in parts])
+            expert, policy = self._scores_of(samples, parts, [self._read(batch, self.network) for _, batch in parts])
         for _, batch in parts:
             state.count_discriminator(FORWARD, batch)
         expert_B, policy_B = last_logits(expert), last_logits(policy)
@@ -97,36 +97,41 @@ class DiscriminatorTrainer:
         scored: list[DiscriminatorScores] = []
 
         def loss_of(outputs: list[Tensor]) -> Tensor:
-            scored[:] = self._scored(chosen, parts, outputs)
+            scored[:] = self._scores_of(chosen, parts, outputs)
             return state.objective.discriminator_loss(*scored)
 
-        if len(parts) > 2:
-            reads = [partial(self._read_again, update, index, batch) for index, (_, batch) in enumerate(parts)]
-            loss = backward_by_parts(reads, loss_of, state.processes, self.module)
-        else:
-            with state.accelerator.autocast():
-                loss = loss_of([self._read(batch, self.module) for _, batch in parts])
-            state.processes.backward(loss)
-        for _, batch in parts:
-            state.count_discriminator(BACKWARD + (FORWARD if len(parts) > 2 else 0), batch)
+        value = self._backward(parts, loss_of, update)
         expert, policy = scored
         names = [state.train[sample.row].id for sample in chosen][:8]
         where = f"align round {state.round}, discriminator update on rows {names}"
-        value = float(loss.detach())
         norm = finite_update(self.network, self.optimizer, self.settings.max_grad_norm, value, where)
         return {
             "discriminator_loss": value,
             "discriminator_accuracy": self._accuracy(expert, policy),
             "discriminator_gradient_norm": norm,
-            "logit_expert": float(_scored(expert).mean()),
-            "logit_policy": float(_scored(policy).mean()),
+            "logit_expert": float(_scored_logits(expert).mean()),
+            "logit_policy": float(_scored_logits(policy).mean()),
         }
+
+    def _backward(self, parts: Parts, loss_of: Callable[[list[Tensor]], Tensor], update: int) -> float:
+        """Accumulate the gradient of a loss of all outputs together; returns the loss."""
+        state, at_once = self.state, len(parts) <= 2
+        if at_once:
+            with state.accelerator.autocast():
+                loss = loss_of([self._read(batch, self.module) for _, batch in parts])
+            state.processes.backward(loss)
+        else:
+            reads = [partial(self._read_again, update, index, batch) for index, (_, batch) in enumerate(parts)]
+            loss = backward_by_parts(reads, loss_of, state.processes, self.module)
+        for _, batch in parts:
+            state.count_discriminator(BACKWARD + (0 if at_once else FORWARD), batch)
+        return float(loss.detach())
 
     def _accuracy(self, expert: DiscriminatorScores, policy: DiscriminatorScores) -> float:
         """Share of positions on their side of 0; with a pairwise loss, which knows no 0, share of pairs won."""
         if self.state.objective.loss.pairwise:
             return pairs_won(last_logits(expert), last_logits(policy))
-        return (_fraction(_scored(expert) > 0) + _fraction(_scored(policy) < 0)) / 2
+        return (_fraction(_scored_logits(expert) > 0) + _fraction(_scored_logits(policy) < 0)) / 2
 
     def _sides(self, examples: Sequence[Example], chosen: list[Sample]) -> Parts:
         """The expert's and the sampled responses to the same prompts, each side at once."""
@@ -154,7 +159,7 @@ class DiscriminatorTrainer:
         with self.state.accelerator.autocast():
             return self._read(batch, self.module)
 
-    def _scored(
+    def _scores_of(
         self, chosen: list[Sample], parts: Parts, outputs: list[Tensor]
     ) -> tuple[DiscriminatorScores, DiscriminatorScores]:
         """Scores of both sides by what the network said of their parts."""
@@ -194,7 +199,7 @@ def last_logits(scores: DiscriminatorScores) -> Tensor:
     return scores.logits_expert_high_BT.gather(1, last_B[:, None]).squeeze(1)
 
 
-def _scored(scores: DiscriminatorScores) -> Tensor:
+def _scored_logits(scores: DiscriminatorScores) -> Tensor:
     return scores.logits_expert_high_BT.detach()[scores.mask_BT]
 
 
