@@ -104,3 +104,9 @@ def test_a_discriminator_that_starts_with_the_policy_is_accepted_and_so_is_one_t
     untaught = ["align.discriminator.warmup_rounds=0", "align.discriminator.updates_per_round=0"]
     assert load_params(PARAMS, untaught[:1]).align.discriminator.warmup_rounds == 0
     assert load_params(PARAMS, [*untaught, "align.method=selfplay"]).align.discriminator.updates_per_round == 0
+
+
+@pytest.mark.parametrize("fields", ["{prompt: response}", "{response: prompt}", "{prompt: a, response: a}"])
+def test_prompt_and_response_cannot_be_one_field(fields: str) -> None:
+    with pytest.raises(ConfigError, match="both read from"):
+        load_params(ROOT / "params.yaml", [f"data.fields={fields}"])

@@ -122,12 +122,62 @@ def test_a_copy_that_is_not_whole_is_left_out(pods, s3_bucket, damage):
     assert [path.name for path in pod.folder.iterdir()] == ["step-00000001"]
 
 
+def test_the_next_copy_goes_where_the_damaged_one_is(pods, s3_bucket, monkeypatch):
+    pods().save(1, 2)
+    newest = next(place for place in "ab" if content(s3_bucket, f"{place}/step.json") == b'{"step": 2}')
+    put(s3_bucket, f"{newest}/tensors.safetensors", b"damaged")
+    pod = pods()
+    assert pod.found() == (1, [1.0, 1.0, 1.0], 1)
+    monkeypatch.setattr(BucketCheckpoints, "_write", _cut_off_after_the_first(BucketCheckpoints._write))
+    with pytest.raises(KeyboardInterrupt):
+        pod.save(3)
+    assert pods().found() == (1, [1.0, 1.0, 1.0], 1)  # one place is whole at any moment
+
+
+def _cut_off_after_the_first(write):
+    done = []
+
+    def wrapped(self, client, path, content):
+        if done:
+            raise KeyboardInterrupt  # as a kill would
+        done.append(write(self, client, path, content))
+
+    return wrapped
+
+
+def test_a_copy_that_failed_is_made_when_the_step_is_saved_again(pods, monkeypatch):
+    pod, right = pods(), os.environ["AWS_ENDPOINT_URL"]
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    pod.save(1)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", right)
+    pod.save(1)
+    assert pods().found() == (1, [1.0, 1.0, 1.0], 1)
+
+
+def test_a_download_that_breaks_off_is_a_service_that_does_not_answer(pods, monkeypatch):
+    from boto3.exceptions import RetriesExceededError
+
+    pods().save(1)
+
+    def breaks(*_: object) -> None:
+        raise RetriesExceededError(ConnectionError("reset"))
+
+    monkeypatch.setattr("understudy.platform.checkpoint_bucket.download_object", breaks)
+    with pytest.raises(ServiceUnreachable, match=r"does not answer \(RetriesExceededError\)"):
+        pods().found()
+
+
 def test_once_done_nothing_is_found_and_next_to_nothing_is_kept(pods, s3_bucket):
     pod = pods()
     pod.save(1, 2)
     pod.checkpoints.clear()
     assert not pod.folder.exists() and pods().found() is None
     assert keys(s3_bucket)["a/tensors.safetensors"] == keys(s3_bucket)["b/tensors.safetensors"] == 0
+    pods().save(3, 4)
+    put(s3_bucket, "a/step.json", b"{}")  # a copy that was cut off
+    other = pods()
+    other.checkpoints.clear()
+    assert keys(s3_bucket)["a/tensors.safetensors"] == 0
     pods().save(1)  # the same lineage once more, from its beginning
     assert pods().found() == (1, [1.0, 1.0, 1.0], 1)
 

@@ -182,3 +182,16 @@ def test_what_a_retry_goes_on_from_goes_once_tracking_has_ended_well(
     with step_context("sft", {}) as context:
         context.when_done(lambda: done.append("tidy"))
     assert done == ["tidy"]
+
+
+def test_a_launched_training_tidies_once_its_result_is_handed_over(
+    run_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[str] = []
+    monkeypatch.setenv("UNDERSTUDY_WORKER", "1")
+    with step_context("sft", {}) as context:
+        context.when_done(lambda: done.append("tidy"))
+    assert done == []
+    context_module.tidy_up()
+    context_module.tidy_up()
+    assert done == ["tidy"]

@@ -91,6 +91,21 @@ def test_a_source_without_rows_is_left_to_ingest(ask) -> None:
     assert ask("never", count=0) == []
 
 
+def test_a_source_of_bad_rows_is_not_read_to_its_end(tmp_path: Path) -> None:
+    source = tmp_path / "bad.jsonl"
+    lines = ['{"input": "p"}'] * 1000 + ['{"prompt": "p", "response": "r"}']
+    source.write_text("\n".join(lines))
+    assert first_rows(load_params(ROOT / "params.yaml", [f"data.source={source}"]).data) == []
+    source.write_text("\n".join(lines[1:]))
+    assert len(first_rows(load_params(ROOT / "params.yaml", [f"data.source={source}"]).data)) == 1
+
+
+def test_a_slow_judge_is_asked_for_some_seconds_only(ask, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("understudy.platform.steps.first_rows._JUDGE_SECONDS", 0.0)
+    (warning,) = ask("no")
+    assert "says no to 1 of the experts' own first 1 responses" in warning
+
+
 def test_preflight_says_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     monkeypatch.setenv("UNDERSTUDY_WORKDIR", str(tmp_path))
     monkeypatch.setenv("UNDERSTUDY_RUN_DIR", str(tmp_path / "run"))

@@ -27,6 +27,11 @@ SMOLLM2 = {
 }
 
 
+ZERO_HEADS = json.dumps(
+    {key: value for key, value in SMOLLM2.items() if key != "num_attention_heads"} | {"num_attention_heads": 0}
+)
+
+
 def ask(available_bytes: int, *overrides: str) -> str | None:
     params: Params = load_params(ROOT / "params.yaml", list(overrides))
     return memory_warning(params.data, params.model, params.align, available_bytes)
@@ -68,10 +73,17 @@ def test_what_it_recommends_helps(smollm2: list[str]) -> None:
     assert "shared_trunk" not in (ask(tight, *smollm2, "align.discriminator.init=ngrams") or "")
 
 
-@pytest.mark.parametrize("broken", ["{}", "not json", "[1]", json.dumps(SMOLLM2 | {"hidden_size": None})])
+@pytest.mark.parametrize("broken", ["{}", "not json", "[1]", json.dumps(SMOLLM2 | {"hidden_size": None}), ZERO_HEADS])
 def test_a_model_that_the_formula_does_not_know_is_left_alone(tmp_path: Path, broken: str) -> None:
     (tmp_path / "config.json").write_text(broken, encoding="utf-8")
     assert ask(1, "model.init=pretrained", f"model.path={tmp_path}") is None
+
+
+def test_the_discriminator_is_there_whatever_the_method(smollm2: list[str]) -> None:
+    tight = 2 * GIB
+    found = {method: gib(ask(tight, *smollm2, f"align.method={method}")) for method in ("adversarial", "selfplay")}
+    assert found["selfplay"] == found["adversarial"]
+    assert ask(tight, *smollm2, "align.method=rlhf") is None  # with a value network: no formula
 
 
 def test_nor_are_adapters() -> None:

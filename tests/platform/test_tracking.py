@@ -6,6 +6,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from sqlalchemy.exc import SQLAlchemyError
@@ -13,8 +14,9 @@ from support.refused_writes import files_of_at_most
 
 from understudy.data.files import is_full_disk
 from understudy.errors import Preempted, ServiceUnreachable, UnderstudyError
+from understudy.platform import where
 from understudy.platform.registry import Registry
-from understudy.platform.tracking import check_reachable, current, flatten, open_step_run
+from understudy.platform.tracking import check_reachable, current, flatten, make_store, open_step_run
 
 
 @pytest.fixture
@@ -113,3 +115,10 @@ def test_a_store_that_the_disk_has_no_room_for_is_no_service_that_does_not_answe
     ):
         pass
     assert said.value.exit_code == 1
+
+
+def test_a_stores_options_are_no_part_of_its_file(tmp_path: Path) -> None:
+    uri = f"sqlite:///{tmp_path / 'a.db'}?timeout=20"
+    make_store(uri)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.db", "a.db.lock"]
+    assert where.sqlite_file(uri) == tmp_path / "a.db" and where.sqlite_file("http://a") is None

@@ -14,6 +14,7 @@ from understudy.training.adversarial import align
 from understudy.training.state import Models
 
 METHODS = ["method=adversarial", "method=selfplay", "method=iterative_sft", "method=rlhf", "policy_update=ppo"]
+IN_PARTS = ["micro_batch_tokens=40", "discriminator.form=airl"]
 
 
 def _history(folder: Path, seen: set[bool], *overrides: str) -> list[dict[str, float]]:
@@ -36,10 +37,10 @@ def _history(folder: Path, seen: set[bool], *overrides: str) -> list[dict[str, f
     return surroundings.history
 
 
-@pytest.mark.parametrize("override", METHODS)
-def test_every_network_is_read_in_the_precision_of_training(tmp_path: Path, override: str) -> None:
+@pytest.mark.parametrize("overrides", [*([method] for method in METHODS), IN_PARTS], ids=",".join)
+def test_every_network_is_read_in_the_precision_of_training(tmp_path: Path, overrides: list[str]) -> None:
     seen: set[bool] = set()
-    history = _history(tmp_path, seen, override, "num_rounds=1", "sft_coefficient_start=0.5")
+    history = _history(tmp_path, seen, *overrides, "num_rounds=1", "sft_coefficient_start=0.5")
     assert seen == {True} and "policy_loss" in history[-1]
 
 

@@ -124,7 +124,7 @@ def open_registry(workdir: Path) -> Registry:
     params = where.params_here()
     where.use_endpoint(params)
     uri = where.tracking_uri(workdir, params)
-    if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
+    if (path := where.sqlite_file(uri)) and not path.exists():
         raise ConfigError(
             f"There is no registry at {uri}. Run `understudy run` first, name its folder with --workdir, "
             "or set tracking.uri in params.yaml or MLFLOW_TRACKING_URI."

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import socket
 import sys
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -34,7 +33,7 @@ def ui(
         raise ConfigError(
             f"MLflow is a server, {without_secrets(store)}, which has its own web interface. Open it there."
         )
-    if store.startswith("sqlite:///") and not Path(store.removeprefix("sqlite:///")).exists():
+    if (path := where.sqlite_file(store)) and not path.exists():
         raise ConfigError(f"There are no runs at {store}. Run `understudy run` first, or name its --workdir.")
     check_port_free(port)
     typer.echo(f'{{"url": "{url}"}}' if as_json else f"MLflow on {url} (Ctrl-C ends it)")

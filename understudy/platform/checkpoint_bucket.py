@@ -53,11 +53,13 @@ class BucketCheckpoints:
         self._steps: dict[str, int] | None = None  # of each place that holds one; None: not asked yet
 
     def put(self, folder: Path) -> None:
-        """Copy a checkpoint into the place that holds the older one; if that fails, say so and go on."""
+        """Copy a checkpoint, unless it is there, where the older one is; if that fails, say so and go on."""
         step = _step_of(folder)
         try:
             with reachable(self._root) as client:
                 steps = self._known(client)
+                if step in steps.values():
+                    return
                 place = min(_PLACES, key=lambda name: steps.get(name, -1))
                 self._write(client, f"{place}/{_STEP}", _NOTHING)
                 for path in folder.iterdir():
@@ -76,10 +78,13 @@ class BucketCheckpoints:
         """
         with reachable(self._root) as client:
             steps = self._known(client)
-            for place in sorted(steps, key=steps.__getitem__, reverse=True):
-                if steps[place] > step and self._fetch(client, place, folder, steps[place]):
-                    self._note(f"Going on from the checkpoint of step {steps[place]} in {self._root.uri}.")
+            for place, held in sorted(steps.items(), key=lambda item: item[1], reverse=True):
+                if held <= step:
+                    break
+                if self._fetch(client, place, folder, held):
+                    self._note(f"Going on from the checkpoint of step {held} in {self._root.uri}.")
                     return True
+                del steps[place]  # the next copy goes there, and the whole one stays
         return False
 
     def clear(self) -> None:
@@ -88,7 +93,7 @@ class BucketCheckpoints:
 
         try:
             with reachable(self._root) as client:
-                for place in self._known(client):
+                for place in _PLACES:  # also one whose copy was cut off
                     self._write(client, f"{place}/{_STEP}", _NOTHING)
                     self._write(client, f"{place}/{TENSORS}", b"")
         except UnderstudyError as error:  # they go by age

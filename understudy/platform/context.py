@@ -44,6 +44,7 @@ STOP_NAME = "stop"
 UNTRACKED = ("preflight", "champion", "ingest_shard")  # without numbers of their own; MLflow would cost them seconds
 FAILURE_NAME = "failure.json"
 RESUME = "Run the same command again to resume."
+_when_done: list[Callable[[], None]] = []  # of the step at work in this process
 
 
 class _SilentLog(EventLog):
@@ -99,7 +100,6 @@ class StepContext:
         self.working_seconds = 0.0
         self._stop = threading.Event()
         self._saves_state = False
-        self._when_done: list[Callable[[], None]] = []
 
     @cached_property
     def store(self) -> Store:
@@ -144,18 +144,15 @@ class StepContext:
             self.working_seconds += time.monotonic() - started
 
     def when_done(self, tidy: Callable[[], None]) -> None:
-        """Have the step's first process do this once the step has succeeded, its tracking included."""
-        self._when_done.append(tidy)
+        """Have the step's first process do this once the step has succeeded, its tracking included.
+
+        In a launched training that is when its result is handed over, too.
+        """
+        _when_done.append(tidy)
 
     def finish(self, record: Record) -> None:
         """State the step's result, shown in its finish event and logged to MLflow as tags."""
         self.result = record
-
-    def tidy(self) -> None:
-        """Do what `when_done` asked for."""
-        if is_main_process():
-            for tidy in self._when_done:
-                tidy()
 
     def interrupt(self) -> None:
         """React to a signal: note it, and raise unless the step saves its own state."""
@@ -174,6 +171,7 @@ def step_context(step: str, config: Mapping[str, Any]) -> Iterator[StepContext]:
         Preempted: a signal came, or the run was stopped before this step began.
         UnderstudyError: a full disk, said in one paragraph. Everything else passes through unchanged.
     """
+    _when_done.clear()
     name = str(config.get("step", step))
     folder = RunFolder.from_environment()
     workdir, run_dir, events = folder.workdir, folder.path, folder.events
@@ -198,7 +196,8 @@ def step_context(step: str, config: Mapping[str, Any]) -> Iterator[StepContext]:
         record = context.result.to_json() if context.result else None
         seconds, working_seconds = round(time.monotonic() - started, 2), round(context.working_seconds, 2)
         events.write(name, "finish", seconds=seconds, working_seconds=working_seconds, record=record)
-        context.tidy()
+        if where.WORKER not in os.environ:
+            tidy_up()
     except BaseException as error:
         shown = told(error, workdir)
         record_failure(run_dir, name, shown)
@@ -206,6 +205,14 @@ def step_context(step: str, config: Mapping[str, Any]) -> Iterator[StepContext]:
         if shown is error:
             raise
         raise shown from error
+
+
+def tidy_up() -> None:
+    """Do what `StepContext.when_done` asked for, in the process that reports."""
+    while _when_done:
+        tidy = _when_done.pop(0)
+        if is_main_process():
+            tidy()
 
 
 def is_main_process() -> bool:

@@ -10,6 +10,7 @@ import sqlite3
 from pathlib import Path
 
 from understudy.errors import IntegrityError, ServiceUnreachable
+from understudy.platform import where
 from understudy.platform.mlflow_read import ask, sqlite_store
 from understudy.platform.storage import without_secrets
 from understudy.records import PolicyRef
@@ -26,8 +27,8 @@ def current_champion(uri: str, name: str, workdir: Path) -> PolicyRef | None:
         ServiceUnreachable: the registry does not answer clearly.
         IntegrityError: the version does not say which weights it has.
     """
-    if uri.startswith("sqlite:///"):
-        found = _from_sqlite(Path(uri.removeprefix("sqlite:///")), name)
+    if path := where.sqlite_file(uri):
+        found = _from_sqlite(path, name)
     elif uri.startswith(("http://", "https://")):
         found = _from_server(uri, name)
     else:

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 from understudy.errors import ConfigError, Preempted, UnderstudyError
 from understudy.platform.launch_request import REQUEST, Exchange, Request, read_failure, read_result
-from understudy.platform.worker import WORKER
+from understudy.platform.where import WORKER
 from understudy.records import Record
 
 if TYPE_CHECKING:

@@ -158,7 +158,7 @@ def reachable(location: Location, client: Any = None) -> Iterator[Any]:
     `client` is one that this gave before: making another takes as long as some requests.
     """
     import boto3
-    from boto3.exceptions import S3UploadFailedError
+    from boto3.exceptions import RetriesExceededError, S3UploadFailedError
     from botocore.config import Config
     from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError, PartialCredentialsError
 
@@ -194,7 +194,7 @@ def reachable(location: Location, client: Any = None) -> Iterator[Any]:
             f"Object storage {where} refused {error.operation_name} ({code}). "
             "Check that the bucket exists and that the AWS_… credentials may read and write it."
         ) from error
-    except (BotoCoreError, S3UploadFailedError) as error:
+    except (BotoCoreError, S3UploadFailedError, RetriesExceededError) as error:
         raise ServiceUnreachable(
             f"Object storage {where} does not answer ({type(error).__name__}). "
             "Check storage.uri, AWS_ENDPOINT_URL and the network, then run the same command again."

@@ -13,6 +13,7 @@ import sqlite3
 from pathlib import Path
 
 from understudy.data.files import write_atomically
+from understudy.platform import where
 from understudy.platform.mlflow_read import ask, sqlite_store
 from understudy.platform.storage import without_secrets
 from understudy.records import RegistryEntry
@@ -60,8 +61,8 @@ def _confirmed(path: Path, tracking_uri: str) -> bool:
 
 def _found(uri: str, entry: RegistryEntry) -> tuple[str | None, str | None]:
     """Return what the registry says: the digest of the version's weights, and which version has its alias."""
-    if uri.startswith("sqlite:///"):
-        return _from_sqlite(Path(uri.removeprefix("sqlite:///")), entry)
+    if path := where.sqlite_file(uri):
+        return _from_sqlite(path, entry)
     if uri.startswith(("http://", "https://")):
         return _from_server(uri, entry)
     return None, None

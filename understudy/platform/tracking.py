@@ -241,8 +241,8 @@ def make_store(uri: str) -> None:
     Its tables are made aside, since MLflow cannot go on where it was interrupted, or where the disk was full. The lock
     is for that alone: two processes that make tables at once break each other, and who only reads may not write it.
     """
-    path = Path(uri.removeprefix(where.SQLITE))
-    if not uri.startswith(where.SQLITE) or path.exists():
+    path = where.sqlite_file(uri)
+    if path is None or path.exists():
         return
     from mlflow import MlflowClient
 
@@ -255,7 +255,8 @@ def make_store(uri: str) -> None:
         # A name of its own, since MLflow keeps the connections of a process by their file's name.
         aside = path.with_name(f"{path.name}{_UNFINISHED}{uuid.uuid4().hex}")
         try:
-            MlflowClient(tracking_uri=f"{where.SQLITE}{aside}").search_registered_models(max_results=1)
+            options = "".join(uri.partition("?")[1:])
+            MlflowClient(tracking_uri=f"{where.SQLITE}{aside}{options}").search_registered_models(max_results=1)
             sync(aside)
             aside.rename(path)
             sync(path.parent)

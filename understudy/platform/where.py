@@ -16,6 +16,7 @@ STORAGE_VARIABLE = "UNDERSTUDY_STORAGE_URI"
 WORKDIR_VARIABLE = "UNDERSTUDY_WORKDIR"
 WORKDIR = ".understudy"
 SQLITE = "sqlite:///"
+WORKER = "UNDERSTUDY_WORKER"  # set in a process of a launched training
 
 
 def params_here() -> Params | None:
@@ -39,6 +40,11 @@ def named_tracking_uri(params: Params | None = None) -> str | None:
         # A relative file starts in the current folder, which another process, a step, need not share.
         return SQLITE + str(Path(uri.removeprefix(SQLITE)).absolute())
     return uri
+
+
+def sqlite_file(uri: str) -> Path | None:
+    """Return the file of a SQLite store, whatever options its URI has; None for any other store."""
+    return Path(uri.removeprefix(SQLITE).partition("?")[0]) if uri.startswith(SQLITE) else None
 
 
 def tracking_uri(folder: Path, params: Params | None = None) -> str:

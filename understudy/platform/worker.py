@@ -18,9 +18,7 @@ from understudy.platform.launch_request import (
     write_failure,
     write_result,
 )
-
-# Tells `launched` that this process is what was launched.
-WORKER = "UNDERSTUDY_WORKER"
+from understudy.platform.where import WORKER
 
 
 def main(arguments: list[str]) -> int:
@@ -36,9 +34,12 @@ def main(arguments: list[str]) -> int:
         if is_main:  # what an earlier attempt left
             exchange.remove(FAILURE)
             exchange.remove(RESULT)
+        from understudy.platform.context import tidy_up
+
         returned = request.run()
         if is_main:
             write_result(exchange, request, returned)
+            tidy_up()
     except UnderstudyError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
         write_failure(exchange, error)

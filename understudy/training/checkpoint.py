@@ -41,7 +41,7 @@ class Mirror(Protocol):
     """A place where copies of checkpoints outlive this machine; of one lineage, as `Checkpoints` are."""
 
     def put(self, folder: Path) -> None:
-        """Copy a whole checkpoint's folder; a copy that cannot be made must not end the training."""
+        """Copy a whole checkpoint's folder, unless it is there; a failure must not end the training."""
 
     def fetch_newer(self, folder: Path, step: int) -> bool:
         """Bring the newest whole copy that is newer than `step` into `folder`; say whether there was one."""
@@ -70,6 +70,7 @@ class Checkpoints:
         """
         final = self.folder / checkpoint_name(step)
         if is_whole(final):  # a run's last may be its last round's; it is a function of the step
+            self._copy(final)
             return
         aside = self.folder / f".{final.name}.{os.getpid()}"
         try:
@@ -86,8 +87,7 @@ class Checkpoints:
             ) from error
         finally:
             shutil.rmtree(aside, ignore_errors=True)
-        if self.mirror is not None:
-            self.mirror.put(final)
+        self._copy(final)
         for old in self._folders()[: -self.keep]:
             shutil.rmtree(old, ignore_errors=True)
 
@@ -109,6 +109,10 @@ class Checkpoints:
             self.mirror.clear()
         shutil.rmtree(self.folder, ignore_errors=True)
 
+    def _copy(self, folder: Path) -> None:
+        if self.mirror is not None:
+            self.mirror.put(folder)
+
     def _newest_whole(self) -> Path | None:
         return next((folder for folder in reversed(self._folders()) if is_whole(folder)), None)
 
@@ -126,7 +130,7 @@ def is_whole(folder: Path) -> bool:
     try:
         digests = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
         return bool(digests) and all(_sha256(folder / name) == digest for name, digest in digests.items())
-    except (OSError, ValueError):
+    except (OSError, ValueError, AttributeError):
         return False
 
 

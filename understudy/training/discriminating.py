@@ -178,7 +178,8 @@ class DiscriminatorTrainer:
         if self.state.objective.form == "plain":
             return torch.zeros_like(batch.mask_BT, dtype=torch.float32)
         self.state.count(FORWARD, batch.num_tokens)
-        return self.state.processes.over_rows(self.state.policy.response_logps, batch)
+        with self.state.accelerator.autocast():  # as the sampler and the policy's update read it
+            return self.state.processes.over_rows(self.state.policy.response_logps, batch)
 
 
 def auc(expert_N: Tensor, policy_M: Tensor) -> float:

@@ -7,6 +7,7 @@ the policy may sample are refused by alignment; both would show after SFT's hour
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from itertools import islice
@@ -18,6 +19,8 @@ from understudy.data.sources import SourceFile, entries
 from understudy.errors import UnderstudyError
 
 NUM_ROWS = 100
+_MOST_READ = 10 * NUM_ROWS  # of a source whose rows are mostly bad, which ingest tells
+_JUDGE_SECONDS = 5.0
 _CHARS_PER_TOKEN = 4  # at least, for most tokenizers on most text
 _QUICK = ("callable", "regex")  # kinds of judges that cost next to nothing
 _LONG_FRACTION = 0.1
@@ -46,11 +49,10 @@ def first_rows_warnings(rows: list[Row], evaluation: EvaluationConfig, max_sampl
 
 
 def _valid(files: Iterable[SourceFile], limits: Limits) -> Iterator[Row]:
-    for file in files:
-        for _, _, row, raw in entries(file):
-            if not isinstance(row, RowProblem):
-                with suppress(RowProblem):
-                    yield validate_row(row, limits, raw)
+    for _, _, row, raw in islice((entry for file in files for entry in entries(file)), _MOST_READ):
+        if not isinstance(row, RowProblem):
+            with suppress(RowProblem):
+                yield validate_row(row, limits, raw)
 
 
 def _long(rows: list[Row], max_sampled_tokens: int) -> Iterator[str]:
@@ -69,17 +71,17 @@ def _judged(rows: list[Row], judge: JudgeConfig) -> Iterator[str]:
         return
     from understudy.evaluation.judges import load_judge
 
-    responses = [row.response for row in rows]
     try:
-        scores = load_judge(judge).scores([row.prompt for row in rows], responses, responses).tolist()
+        asked = load_judge(judge)
+        scores = list(_in_time(asked.scores([row.prompt], [row.response], [row.response])[0] for row in rows))
     except UnderstudyError as error:
         yield f"judge {judge.name!r} cannot score the experts' own responses: {error}"
         return
     decided = [score for score in scores if not math.isnan(score)]
     remedy = "is it made for these demonstrations? Name another in evaluation.judges"
-    if 2 * len(decided) < len(rows):
+    if 2 * len(decided) < len(scores):
         yield (
-            f"judge {judge.name!r} decides about {len(decided)} of the experts' own first {len(rows)} responses, and "
+            f"judge {judge.name!r} decides about {len(decided)} of the experts' own first {len(scores)} responses, and "
             f"what it does not decide is left out of every comparison; {remedy}"
         )
     elif set(decided) <= {0.0, 1.0} and 2 * sum(decided) < len(decided):
@@ -87,3 +89,12 @@ def _judged(rows: list[Row], judge: JudgeConfig) -> Iterator[str]:
             f"judge {judge.name!r} says no to {decided.count(0.0)} of the experts' own first {len(decided)} responses; "
             f"{remedy}"
         )
+
+
+def _in_time(scores: Iterable[float]) -> Iterator[float]:
+    """Scores until some seconds have passed: a judge may be a model, and this is a look."""
+    until = time.monotonic() + _JUDGE_SECONDS
+    for score in scores:
+        yield float(score)
+        if time.monotonic() > until:
+            return

@@ -10,6 +10,7 @@ from typing import Any
 
 from understudy.config import AlignConfig, DataConfig, ModelConfig
 from understudy.training.memory import ModelShape, StepShape, align_bytes
+from understudy.training.methods import composed
 
 _CHARS_PER_TOKEN = 4
 # A copy of the policy; all others are small beside it.
@@ -27,12 +28,14 @@ def memory_warning(data: DataConfig, model: ModelConfig, align: AlignConfig, ava
         align: the work of a round.
         available_bytes: memory that is free for it.
     """
-    config = None if model.lora is not None else _model_config(model)
+    # Adapters train little, PPO a value network besides: no formula holds.
+    unknown = model.lora is not None or composed(align)[1] == "ppo"
+    config = None if unknown else _model_config(model)
     if config is None:
         return None
     try:
         shape, context_tokens = ModelShape.of_config(config), int(config["max_position_embeddings"])
-    except (KeyError, TypeError, ValueError):  # of a family that the formula does not know
+    except (KeyError, TypeError, ValueError, ZeroDivisionError):  # of a family that the formula does not know
         return None
     rollout, discriminator = align.rollout, align.discriminator
     prompt_tokens = min(context_tokens - rollout.max_response_tokens, data.max_prompt_chars // _CHARS_PER_TOKEN)
@@ -43,7 +46,7 @@ def memory_warning(data: DataConfig, model: ModelConfig, align: AlignConfig, ava
         micro_batch_tokens=align.micro_batch_tokens,
         discriminator_pairs=discriminator.updates_per_round * discriminator.batch_pairs,
     )
-    third_network = align.method == "adversarial" and discriminator.init == _THIRD_NETWORK
+    third_network = discriminator.init == _THIRD_NETWORK  # with every method, if only to say how far it has come
     needed_bytes = align_bytes(shape, step, shared_trunk=not third_network)["peak"]
     if needed_bytes <= available_bytes:
         return None
