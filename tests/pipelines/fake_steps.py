@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from understudy.errors import DataRefused
+from understudy.errors import DataRefused, Preempted
 from understudy.platform.context import step_context
 from understudy.platform.steps import pack, unpack
 from understudy.records import DiscriminatorRef
@@ -35,7 +35,7 @@ def second(config: dict[str, Any], given: str, model: Any, record: str) -> None:
             while config["mode"] == "deaf" or not context.should_stop():
                 time.sleep(0.05)
             saved.write_text("7")
-            raise context.preempted("round 7")
+            raise Preempted("Its state is saved at round 7. Run the same command again to resume.")
         pack(model, record, _store(context.workdir, f"second {config['value']} {text}"))
 
 
