@@ -544,6 +544,21 @@ def test_page_escapes_what_the_source_says(tmp_path: Path) -> None:
     assert "<script>" not in page and "&lt;script&gt;" in page and "&lt;b&gt;.jsonl" in page
 
 
+def test_a_split_of_too_few_groups_for_an_interval_is_warned_of(tmp_path: Path) -> None:
+    def warnings(num_groups: int, validation: float) -> list[str]:
+        items = [{**row, "group": f"g{index % num_groups}"} for index, row in enumerate(rows(5 * num_groups))]
+        source = write(tmp_path / "a.jsonl", items)
+        return run(source, tmp_path / "w", splits={"validation": validation, "test": 0.1})[1].warnings
+
+    told = "split has 3 groups (15 of 60 rows): below 6 an evaluation gives no 95% interval, and calls nothing better. "
+    more = "Add demonstrations, use more groups, or raise data.splits."
+    validation, test = warnings(12, 0.15)
+    assert validation == f"The validation {told}{more}validation from 0.15."
+    assert test == f"The test {told}{more}test from 0.1."
+    assert warnings(12, 0) == [test]
+    assert warnings(200, 0.15) == []
+
+
 def test_empty_split_is_warned_of(tmp_path: Path) -> None:
     _, summary, _ = run(write(tmp_path / "a.jsonl", [{**row, "group": "g"} for row in rows(5)]), tmp_path / "w")
     assert sum(count == 0 for count in summary.splits.values()) == 2

@@ -170,6 +170,17 @@ def test_step_refuses_an_empty_split(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert not (tmp_path / "w" / "dvc-remote").exists()
 
 
+def test_step_tells_of_a_small_split_and_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("UNDERSTUDY_WORKDIR", str(tmp_path / "w"))
+    monkeypatch.setenv("UNDERSTUDY_RUN_DIR", str(tmp_path / "run"))
+    source = write_source(tmp_path / "a.jsonl")
+    ref = step.run({"data": {**SECTION, "source": str(source), "splits": {"validation": 0.2, "test": 0.1}}})
+    assert ref.splits["test"] == 3
+    assert "The test split has 3 groups (3 of 60 rows): below 6" in capsys.readouterr().out
+
+
 def test_source_digest_follows_content_and_names_not_the_place(tmp_path: Path) -> None:
     for folder in ("a", "b"):
         (tmp_path / folder).mkdir()

@@ -25,7 +25,7 @@ from understudy.data.shards import QUARANTINE, Shards, ingest_shard, plan_shards
 from understudy.data.sources import Listing, entries
 from understudy.data.spool import Spooled, file_of, place
 from understudy.data.summary import Summary
-from understudy.data.writing import write_dataset
+from understudy.data.writing import ENOUGH_GROUPS, write_dataset
 from understudy.errors import DataRefused
 
 
@@ -83,10 +83,10 @@ def _merged(listing: Listing, folders: Sequence[Path], config: DataConfig, scrat
     _refuse_bad_data(config, summary, quarantine)
     removed = _near_duplicates(shards, repeated, config, scratch)
     folder = made(scratch / "dataset")
-    write_dataset(_without(shards.rows.unique_rows(repeated), removed), config, folder, summary)
+    groups = write_dataset(_without(shards.rows.unique_rows(repeated), removed), config, folder, summary)
     summary.duplicates_near = len(removed)
     summary.duplicates_exact = summary.rows_in - summary.bad - summary.rows - len(removed)
-    _warn_about_empty_splits(config, summary)
+    summary.warnings += [*empty_splits(config, summary), *_small_splits(config, summary, groups)]
     return Ingested(folder, summary, quarantine)
 
 
@@ -191,11 +191,24 @@ def _without(rows: Iterator[Spooled], removed: set[int]) -> Iterator[Spooled]:
     return (row for index, row in enumerate(rows) if index not in removed) if removed else rows
 
 
-def _warn_about_empty_splits(config: DataConfig, summary: Summary) -> None:
+def empty_splits(config: DataConfig, summary: Summary) -> list[str]:
+    """Say which splits have no row although the params want some in them."""
     wanted = {"train": 1.0, "validation": config.splits.validation, "test": config.splits.test}
-    for split, fraction in wanted.items():
-        if fraction > 0 and summary.splits[split] == 0:
-            summary.warnings.append(
-                f"The {split} split is empty: {summary.rows} rows fall into too few groups for a fraction of "
-                f"{fraction:g}. Add demonstrations, use more groups, or raise data.splits."
+    return [
+        f"The {split} split is empty: {summary.rows} rows fall into too few groups for a fraction of "
+        f"{fraction:g}. Add demonstrations, use more groups, or raise data.splits."
+        for split, fraction in wanted.items()
+        if fraction > 0 and summary.splits[split] == 0
+    ]
+
+
+def _small_splits(config: DataConfig, summary: Summary, groups: Mapping[str, int]) -> Iterator[str]:
+    """Say which splits that evaluation reads have rows, and too few groups to measure anything with an interval."""
+    for split, fraction in {"validation": config.splits.validation, "test": config.splits.test}.items():
+        if 0 < groups[split] < ENOUGH_GROUPS:
+            yield (
+                f"The {split} split has {groups[split]} group{'s' if groups[split] > 1 else ''} "
+                f"({summary.splits[split]} of {summary.rows} rows): below {ENOUGH_GROUPS} an evaluation gives no 95% "
+                f"interval, and calls nothing better. Add demonstrations, use more groups, or raise "
+                f"data.splits.{split} from {fraction:g}."
             )

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from understudy.config import DataConfig, validate
-from understudy.data.ingest import Ingested, ingest
+from understudy.data.ingest import Ingested, empty_splits, ingest
 from understudy.data.sources import Listing, list_sources
 from understudy.data.summary import Summary, write_summary
 from understudy.errors import ConfigError, DataRefused
@@ -58,6 +58,8 @@ def run(config: Mapping[str, Any]) -> DatasetRef:
 def finish(context: StepContext, result: IngestResult) -> DatasetRef:
     """Say what the step found and made."""
     context.tracker.log(0, metrics(result.summary))
+    for warning in result.summary.warnings:
+        context.note(warning)
     context.finish(result.ref)
     return result.ref
 
@@ -102,8 +104,8 @@ def publish_ingested(
 ) -> IngestResult:
     """Publish what was ingested and remember it as the current version; the arguments are those of `ingest_source`."""
     summary = ingested.summary
-    if refuse_empty and summary.warnings:
-        raise DataRefused(" ".join(summary.warnings))
+    if refuse_empty and (empty := empty_splits(config, summary)):
+        raise DataRefused(" ".join(empty))
     published = publish(ingested.folder, workdir, remote or default_remote(workdir))
     ref = DatasetRef(
         uri=published.uri,
