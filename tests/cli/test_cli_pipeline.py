@@ -271,3 +271,15 @@ def test_compile_takes_other_settings_and_names_all_problems_at_once(
     assert "3 problems" in told and "steps.notify.gpus: unknown key" in told and "put it into a Secret" in told
     assert cli.call([*command, "--release"]) == 2
     assert capsys.readouterr().err.count("is a placeholder") == 2
+
+
+def test_compile_takes_a_presets_platform_and_check_names_it_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    preset = "pipelines/runs/several-gpus.yaml"
+    command = ["pipeline", "compile", "--out", str(tmp_path), "--preset", preset]
+    assert cli.call([*command, "--check"]) == 2
+    assert f"Run `understudy pipeline compile --preset {preset}` and commit" in capsys.readouterr().err
+    assert cli.call(command) == 0
+    assert '"gpus_per_node":8' in (tmp_path / "retrain.yaml").read_text()
+    assert cli.call([*command, "--check"]) == 0

@@ -33,6 +33,7 @@ def _group() -> None:
 @app.command("compile")
 def compile_command(
     params: Annotated[Path, typer.Option("--params", help="Its `platform:` section counts.")] = Path("params.yaml"),
+    presets: options.Presets = None,
     overrides: Annotated[list[str] | None, typer.Option("--set", help="platform.key=value, repeatable.")] = None,
     out: Annotated[Path, typer.Option("--out", help="Folder for the compiled files.")] = COMPILED,
     check: Annotated[bool, typer.Option("--check", help="Write nothing; fail if a file is not up to date.")] = False,
@@ -40,13 +41,14 @@ def compile_command(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")] = False,
 ) -> None:
     """Compile the DAG to KFP's intermediate representation and to Kubernetes objects, the same bytes every time."""
-    loaded = load_params(params, overrides or [])
+    loaded = load_params(params, overrides or [], presets or [])
     if release:
         _refuse_unreleased(loaded)
     files = compiled_files(loaded)
     stale = [name for name, text in files.items() if _stored(out / name) != text]
     if check and stale:
-        again = " ".join(["understudy pipeline compile", *(f"--set '{override}'" for override in overrides or [])])
+        given = [*(f"--preset {preset}" for preset in presets or []), *(f"--set '{item}'" for item in overrides or [])]
+        again = " ".join(["understudy pipeline compile", *given])
         raise ConfigError(
             f"{', '.join(str(out / name) for name in stale)} is not what the pipeline compiles to. "
             f"Run `{again}` and commit the result. First differing lines:\n"
