@@ -182,3 +182,8 @@ def test_help_imports_nothing_heavy() -> None:
     code = f"import sys, understudy.cli.data; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_help_says_where_params_are_looked_for() -> None:
+    shown = " ".join(invoke("ingest", "--help").output.replace("│", " ").split())
+    assert "Params file; else params.yaml here, if any." in shown

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 import socket
 import sys
 
 import pytest
+import transformers
 from support.capabilities import modes_hold
 from support.small_policy import write_small_policy
 
@@ -74,6 +76,21 @@ def test_a_rollback_takes_the_name_alone(workdir, capsys):
         assert call(["model", "rollback", given, "--workdir", str(workdir)]) == 2
         said = capsys.readouterr().err
         assert f"takes the name alone, not '{given}'" in said and "`understudy model rollback tiny`" in said
+
+
+def test_a_prompt_that_is_too_long_is_told_by_us_alone(workdir, capsys, monkeypatch):
+    transformers.utils.logging.set_verbosity_warning()
+    others: list[logging.LogRecord] = []
+    monkeypatch.setattr(logging.getLogger("transformers").handlers[0], "emit", others.append)
+    assert call(["model", "generate", "tiny", "--prompt", "word " * 1000, "--workdir", str(workdir)]) == 2
+    assert "tokens but the model's context holds 64" in capsys.readouterr().err
+    assert others == []
+
+
+@pytest.mark.parametrize("command", ["show", "generate", "compare"])
+def test_help_says_what_a_bare_name_is(command, capsys):
+    assert call(["model", command, "--help"]) == 0
+    assert "NAME for its highest version" in " ".join(capsys.readouterr().out.replace("│", " ").split())
 
 
 def test_a_working_directory_that_may_only_be_read_is_read(workdir, tmp_path, capsys):

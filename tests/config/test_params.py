@@ -60,10 +60,16 @@ def test_all_problems_of_all_files_are_said_at_once_with_the_closest_names(tmp_p
 
 @pytest.mark.parametrize(
     ("text", "said"),
-    [("- a\n- b", "holds list, not a mapping"), ("a: [", "is not valid YAML"), (None, "Preset .* does not exist")],
+    [
+        ("folder", "Preset '.*' is a folder. pipelines/runs/ and"),
+        ("- a\n- b", "holds list, not a mapping"),
+        ("a: [", "is not valid YAML"),
+        (None, "Preset .* does not exist"),
+    ],
 )
 def test_a_preset_that_is_no_preset_is_named(tmp_path: Path, text: str | None, said: str) -> None:
     path = preset(tmp_path, text) if text else tmp_path / "absent.yaml"
+    path = tmp_path if text == "folder" else path
     with pytest.raises(ConfigError, match=said):
         load_params(PARAMS, presets=[path])
 

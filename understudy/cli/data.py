@@ -56,7 +56,7 @@ def _ended_like_ctrl_c() -> Iterator[None]:
 def ingest(
     source: Annotated[str, typer.Argument(help="File, directory, Hugging Face dataset folder, or s3://bucket/prefix.")],
     workdir: options.Workdir = options.WORKDIR,
-    params: Annotated[Path | None, typer.Option(help="Params file [default: params.yaml here, if any].")] = None,
+    params: Annotated[Path | None, typer.Option(help="Params file; else params.yaml here, if any.")] = None,
     overrides: Annotated[list[str] | None, typer.Option("--set", help="E.g. data.unicode_form=NFC")] = None,
     shards: Annotated[int, typer.Option(help="Processes that read it, at most one a file or MiB.", min=1)] = 1,
     as_json: options.AsJson = False,

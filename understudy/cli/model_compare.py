@@ -25,7 +25,9 @@ QUESTION = "Which is better? [l]eft [r]ight [t]ie [s]kip [q]uit: "
 
 
 def compare(
-    first: Annotated[str, typer.Argument(metavar="A", help="NAME, NAME@alias or NAME/version")],
+    first: Annotated[
+        str, typer.Argument(metavar="A", help="NAME@alias, NAME/version, or NAME for its highest version")
+    ],
     second: Annotated[str, typer.Argument(metavar="B", help="the other one")],
     prompt: Annotated[
         list[str], typer.Option("--prompt", help="What to answer; may be repeated. Default: lines of stdin.")

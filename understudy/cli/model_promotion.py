@@ -114,7 +114,7 @@ def rollback(
 
 
 def verify(
-    model: Annotated[str | None, typer.Argument(help="NAME, NAME@alias or NAME/version; none with --artifacts")] = None,
+    model: Annotated[str | None, typer.Argument(help="As for `show`; none with --artifacts")] = None,
     artifacts: Annotated[Path | None, typer.Option("--artifacts", help="Verify a folder of copies, offline.")] = None,
     copy: Annotated[Path | None, typer.Option("--copy", help="Copy all that is verified into a new folder.")] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Fail also on what is not kept here.")] = False,

@@ -77,8 +77,9 @@ class Answerer:
 
 
 def _silence_loading() -> None:
-    """Keep transformers' progress bars of loading out of what a person reads."""
+    """Keep transformers' progress bars, and its word on a prompt that is too long, out of what a person reads."""
     from transformers.utils import logging
 
     untyped: Any = logging
     untyped.disable_progress_bar()
+    untyped.set_verbosity_error()  # of that prompt our own error says what to do

@@ -36,5 +36,5 @@ Overrides = Annotated[
     ),
 ]
 PARAMS = Path("params.yaml")
-Model = Annotated[str, typer.Argument(help="NAME, NAME@alias or NAME/version")]
+Model = Annotated[str, typer.Argument(help="NAME@alias, NAME/version, or NAME for its highest version")]
 Gate = Annotated[Path, typer.Option("--gate", help="The reviewed rules.", envvar="UNDERSTUDY_GATE")]

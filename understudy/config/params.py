@@ -87,7 +87,7 @@ def disagreements(data: DataConfig, model: ModelConfig, sft: SftConfig, align: A
 
 def _read_mapping(path: Path, what: str, remedy: str) -> dict[str, Any]:
     if not path.is_file():
-        raise ConfigError(f"{what} {str(path)!r} does not exist. {remedy}")
+        raise ConfigError(f"{what} {str(path)!r} {'is a folder' if path.is_dir() else 'does not exist'}. {remedy}")
     try:
         data = read_yaml(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
