@@ -57,7 +57,7 @@ def test_plan_apply_plan(api: KfpApi, folder: Path, capsys: pytest.CaptureFixtur
     where = ("--folder", str(folder))
     status, out, err = run(capsys, "plan", *where, "--exit-code")
     assert status == 4 and out.startswith("create    understudy-weekly-") and "KFP differs from Git in 1" in err
-    assert "estimate 2.19 of 60 GPU hours" in out
+    assert "estimate 2.29 of 60 GPU hours" in out
     status, out, _ = run(capsys, "apply", *where)
     assert status == 0 and out.startswith("create understudy-weekly-")
     (job,) = api.recurring_runs.values()
@@ -98,7 +98,7 @@ def test_refusals_have_exit_codes(api: KfpApi, folder: Path, capsys: pytest.Capt
     assert status == 2 and "exists neither in Git nor in KFP; the closest is 'understudy-retrain-" in err
     change(folder, budget_gpu_hours=1)
     status, _, err = run(capsys, "check", *where)
-    assert status == 2 and "the estimate is 2.19 GPU hours" in err
+    assert status == 2 and "the estimate is 2.29 GPU hours" in err
     status, _, err = run(capsys, "plan", "--folder", "pipelines/schedules", "--endpoint", "http://127.0.0.1:9")
     assert status == 5 and "http://127.0.0.1:9 does not answer" in err
 
@@ -137,7 +137,7 @@ def test_who_overspends_is_terminated(api: KfpApi, folder: Path, capsys: pytest.
 
 def test_check_of_what_is_in_git(api: KfpApi, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     status, out, _ = run(capsys, "check")
-    assert status == 0 and "weekly: 0 0 2 * * 1, estimate 2.19 of 60 GPU hours" in out
+    assert status == 0 and "weekly: 0 0 2 * * 1, estimate 2.29 of 60 GPU hours" in out
     (folder / "kustomization.yaml").write_text("configMapGenerator: [{name: x, files: [other.yaml]}]\n")
     status, _, err = run(capsys, "check", "--folder", str(folder))
     assert status == 2 and "names ['other.yaml'], the folder holds ['weekly.yaml']" in err
@@ -166,5 +166,5 @@ def test_cost(api: KfpApi, folder: Path, tmp_path: Path, capsys: pytest.CaptureF
     assert found["runs"] == [
         {"run_id": started, "gpu_hours": 0.5, "steps": {"sft": 0.5}, "token_passes_per_gpu_second": 2000.0}
     ]
-    assert (found["budget_gpu_hours"], found["estimate"]["gpu_hours"]) == (60, 2.19)
+    assert (found["budget_gpu_hours"], found["estimate"]["gpu_hours"]) == (60, 2.29)
     assert "0.5 GPU hours, 2000 token passes/s and GPU" in run(capsys, "cost", *where)[1]

@@ -207,7 +207,7 @@ def test_problems_of_all_schedules_at_once() -> None:
     with pytest.raises(ConfigError) as error:
         wanted(poor, schedule("typo", params={"sft.epoch": 1}))
     message = str(error.value)
-    assert "schedule poor: the estimate is 2.19 GPU hours" in message and "the budget 0.5" in message
+    assert "schedule poor: the estimate is 2.29 GPU hours" in message and "the budget 0.5" in message
     assert "schedule typo:" in message and "sft.epochs" in message
 
 
