@@ -97,7 +97,7 @@ def test_preflight_says_it_in_the_output_and_in_the_event_log(
         monkeypatch.delenv(name, raising=False)
     monkeypatch.chdir(ROOT)
     source = f"data.source={ROOT / 'examples/tiny/demonstrations.jsonl'}"
-    pairs = ["align.divergence=js", "align.discriminator.loss=bradley_terry"]
+    pairs = ["align.divergence=js", "align.discriminator.loss=bradley_terry", "evaluation.judges=[]"]
     config: dict[str, Any] = load_params(ROOT / "params.yaml", [source, *pairs]).model_dump(mode="json")
     assert preflight.run(config) == "ok"
     assert "Warning: align.discriminator.loss bradley_terry with align.divergence js is inexact" in (

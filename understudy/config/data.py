@@ -37,11 +37,11 @@ class FieldsConfig(Section):
         named = self.model_dump(exclude_none=True)
         if self.messages and (self.prompt or self.response):
             raise ValueError("messages and prompt or response are two forms of a row; name the fields of one")
-        if not self.messages and (self.prompt or "prompt") == (self.response or "response"):
-            raise ValueError(f"prompt and response are both read from {self.prompt or self.response!r}; name both")
         for field, name in named.items():
             if other := next((other for other in named if other != field and named[other] == name), None):
                 raise ValueError(f"{field} and {other} are both read from {name!r}; name another field for one")
+        if not self.messages and (self.prompt or "prompt") == (self.response or "response"):
+            raise ValueError(f"prompt and response are both read from {self.prompt or self.response!r}; name both")
         return self
 
 

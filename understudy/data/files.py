@@ -24,29 +24,30 @@ _ABANDONED_AFTER_SECONDS = 24 * 3600
 
 
 def is_full_disk(error: BaseException) -> bool:
-    """Say whether the system or SQLite refused a write for lack of space, whoever passed that on.
-
-    An error for people is none: it says what to say.
-    """
-    cause: BaseException | None = error
-    while cause is not None and not isinstance(cause, UnderstudyError):
-        if isinstance(cause, shutil.Error):  # of copytree, which keeps the errors of all its files as text
-            return any(f"[Errno {number}]" in str(cause) for number in FULL_DISK)
-        if isinstance(cause, OSError) and cause.errno in FULL_DISK:
-            return True
-        if isinstance(cause, sqlite3.Error) and getattr(cause, "sqlite_errorcode", None) in _FULL_SQLITE:
-            return True
-        cause = cause.__cause__
-    return False
+    """Say whether the system or SQLite refused a write for lack of space, whoever passed that on."""
+    return _refusal(error) is not None
 
 
 def full_disk_words(error: BaseException) -> str:
     """Return in a few words what was refused on a full disk."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    if isinstance(error, shutil.Error) and isinstance(error.args[0], list):
-        return str(error.args[0][0][-1])
-    return (error.strerror if isinstance(error, OSError) else None) or str(error)
+    refusal = _refusal(error) or error
+    if isinstance(refusal, shutil.Error) and isinstance(refusal.args[0], list):
+        return str(refusal.args[0][0][-1])
+    return (refusal.strerror if isinstance(refusal, OSError) else None) or str(refusal)
+
+
+def _refusal(error: BaseException) -> BaseException | None:
+    """Return what a full disk raised among the causes of an error; an error for people says itself what to say."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, UnderstudyError):
+        if isinstance(cause, shutil.Error):  # of copytree, which keeps the errors of all its files as text
+            return cause if any(f"[Errno {number}]" in str(cause) for number in FULL_DISK) else None
+        if isinstance(cause, OSError) and cause.errno in FULL_DISK:
+            return cause
+        if isinstance(cause, sqlite3.Error) and getattr(cause, "sqlite_errorcode", None) in _FULL_SQLITE:
+            return cause
+        cause = cause.__cause__
+    return None
 
 
 @contextmanager

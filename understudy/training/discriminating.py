@@ -60,8 +60,8 @@ class DiscriminatorTrainer:
         rows = list(range(min(len(state.held_out), 4 * self.settings.batch_pairs)))
         self.network.eval()
         samples = state.sample(state.held_out, rows, "held_out", 1)
-        parts = self._sides(state.held_out, samples)
         with state.accelerator.autocast():
+            parts = self._sides(state.held_out, samples)
             expert, policy = self._scores_of(samples, parts, [self._read(batch, self.network) for _, batch in parts])
         for _, batch in parts:
             state.count_discriminator(FORWARD, batch)
@@ -146,7 +146,8 @@ class DiscriminatorTrainer:
         """Both sides in parts of what a network may read at a time; at once for one with next to no activations."""
         state = self.state
         if self.settings.init in ("ngrams", "shared_trunk"):
-            return self._sides(state.train, chosen)
+            with state.accelerator.autocast():
+                return self._sides(state.train, chosen)
         sides = enumerate((state.as_expert(chosen), chosen))
         return [(side, batch) for side, samples in sides for batch in state.parts(samples)]
 
