@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from understudy.errors import ContentMissing, UnderstudyError
 from understudy.platform.object_storage import Location, S3Store, download_object, reachable, read_object
 from understudy.platform.storage import CHECKPOINTS
+from understudy.training.checkpoint import FILES, TENSORS, checkpoint_name, is_whole, step_of
 
 if TYPE_CHECKING:
     from understudy.platform.context import StepContext
@@ -54,7 +55,7 @@ class BucketCheckpoints:
 
     def put(self, folder: Path) -> None:
         """Copy a checkpoint, unless it is there, where the older one is; if that fails, say so and go on."""
-        step = _step_of(folder)
+        step = step_of(folder)
         try:
             with reachable(self._root) as client:
                 steps = self._known(client)
@@ -89,19 +90,16 @@ class BucketCheckpoints:
 
     def clear(self) -> None:
         """Let no copy be found again, and take next to no room."""
-        from understudy.training.checkpoint import TENSORS
-
         try:
             with reachable(self._root) as client:
                 for place in _PLACES:  # also one whose copy was cut off
                     self._write(client, f"{place}/{_STEP}", _NOTHING)
                     self._write(client, f"{place}/{TENSORS}", b"")
+                self._steps = {}
         except UnderstudyError as error:  # they go by age
             self._note(f"Warning: checkpoints that are no longer needed stay in the bucket. {error}")
 
     def _fetch(self, client: Any, place: str, folder: Path, step: int) -> bool:
-        from understudy.training.checkpoint import FILES, checkpoint_name, is_whole
-
         final = folder / checkpoint_name(step)
         aside = folder / f".{final.name}.{os.getpid()}"
         aside.mkdir(parents=True, exist_ok=True)
@@ -135,7 +133,3 @@ class BucketCheckpoints:
 
     def _write(self, client: Any, path: str, content: bytes) -> None:
         client.put_object(Bucket=self._root.bucket, Key=self._root.key(path), Body=content)
-
-
-def _step_of(folder: Path) -> int:
-    return int(folder.name.removeprefix("step-"))

@@ -9,7 +9,6 @@ machine, as a pod's does, a mirror keeps copies elsewhere.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -21,6 +20,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from understudy.data.files import file_sha256, sync
 from understudy.errors import UnderstudyError
 from understudy.models.refused_writes import refused_as_os_error
 
@@ -79,7 +79,7 @@ class Checkpoints:
             if final.exists():
                 shutil.rmtree(final)
             os.rename(aside, final)
-            _sync_folder(self.folder)
+            sync(self.folder)
         except OSError as error:
             raise UnderstudyError(
                 f"Checkpoint of step {step} could not be written to {self.folder}: {error.strerror or error}. "
@@ -99,7 +99,7 @@ class Checkpoints:
         for aside in self.folder.glob(".step-*"):
             shutil.rmtree(aside, ignore_errors=True)
         found = self._newest_whole()
-        if self.mirror is not None and self.mirror.fetch_newer(self.folder, -1 if found is None else _step_of(found)):
+        if self.mirror is not None and self.mirror.fetch_newer(self.folder, -1 if found is None else step_of(found)):
             found = self._newest_whole()
         return None if found is None else _read(found, device)
 
@@ -125,11 +125,16 @@ def checkpoint_name(step: int) -> str:
     return f"step-{step:08d}"
 
 
+def step_of(folder: Path) -> int:
+    """The step of a checkpoint's folder, by its name."""
+    return int(folder.name.removeprefix("step-"))
+
+
 def is_whole(folder: Path) -> bool:
     """Say whether a folder is a checkpoint whose digests hold."""
     try:
         digests = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
-        return bool(digests) and all(_sha256(folder / name) == digest for name, digest in digests.items())
+        return bool(digests) and all(file_sha256(folder / name) == digest for name, digest in digests.items())
     except (OSError, ValueError, AttributeError):
         return False
 
@@ -193,13 +198,9 @@ def _write(folder: Path, tensors: Mapping[str, Tensor], state: Mapping[str, Any]
     (folder / _STATE).write_text(json.dumps(state), encoding="utf-8")
     names = (TENSORS, _STATE)
     for name in names:
-        _sync_file(folder / name)
-    (folder / _MANIFEST).write_text(json.dumps({name: _sha256(folder / name) for name in names}), encoding="utf-8")
-    _sync_file(folder / _MANIFEST)
-
-
-def _step_of(folder: Path) -> int:
-    return int(folder.name.removeprefix("step-"))
+        sync(folder / name)
+    (folder / _MANIFEST).write_text(json.dumps({name: file_sha256(folder / name) for name in names}), encoding="utf-8")
+    sync(folder / _MANIFEST)
 
 
 def _read(folder: Path, device: torch.device | str) -> Checkpoint:
@@ -209,22 +210,4 @@ def _read(folder: Path, device: torch.device | str) -> Checkpoint:
     place = "cpu" if torch.device(device).type == "cpu" else str(device)
     tensors = load_file(folder / TENSORS, device=place)
     state = json.loads((folder / _STATE).read_text(encoding="utf-8"))
-    return Checkpoint(_step_of(folder), tensors, state)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def _sync_file(path: Path) -> None:
-    with path.open("rb") as stream:
-        os.fsync(stream.fileno())
-
-
-def _sync_folder(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    return Checkpoint(step_of(folder), tensors, state)

@@ -135,12 +135,8 @@ class DiscriminatorTrainer:
 
     def _sides(self, examples: Sequence[Example], chosen: list[Sample]) -> Parts:
         """The expert's and the sampled responses to the same prompts, each side at once."""
-        parts = []
-        for side, samples in enumerate((self.state.as_expert(chosen, examples), chosen)):
-            prompts, responses = [examples[s.row].prompt for s in samples], [s.response for s in samples]
-            batch = self.state.policy.batch(prompts, responses)
-            parts.append((side, self.state.with_seen(batch, examples, samples)))
-        return parts
+        state, sides = self.state, enumerate((self.state.as_expert(chosen, examples), chosen))
+        return [(side, state.with_seen(state.batch(some, examples), examples, some)) for side, some in sides]
 
     def _parts(self, chosen: list[Sample]) -> Parts:
         """Both sides in parts of what a network may read at a time; at once for one with next to no activations."""

@@ -244,7 +244,7 @@ class AlignState:
         for start in range(0, len(samples), step):
             some = samples[start : start + step]
             parts = [slice(first, min(first + size, len(some))) for first in range(0, len(some), size)]
-            yield MicroBatch(self._batch(some), parts, start, len(samples), start + step >= len(samples))
+            yield MicroBatch(self.batch(some), parts, start, len(samples), start + step >= len(samples))
 
     def parts(self, samples: Sequence[Sample]) -> list[TokenBatch]:
         """Consecutive samples under a token budget for all processes together, in order.
@@ -252,14 +252,16 @@ class AlignState:
         They are the same for any number of processes, as what is drawn for each of them at random must be.
         """
         size = self._rows_at_once(samples)
-        return [self._batch(samples[start : start + size]) for start in range(0, len(samples), size)]
+        return [self.batch(samples[start : start + size]) for start in range(0, len(samples), size)]
 
     def _rows_at_once(self, samples: Sequence[Sample]) -> int:
         longest = max(len(self.train[s.row].prompt) + len(s.response) for s in samples)
         return max(1, self.config.micro_batch_tokens // longest)
 
-    def _batch(self, samples: Sequence[Sample]) -> TokenBatch:
-        return self.policy.batch([self.train[s.row].prompt for s in samples], [s.response for s in samples])
+    def batch(self, samples: Sequence[Sample], examples: Sequence[Example] | None = None) -> TokenBatch:
+        """Samples and their prompts, by default training demonstrations', as tokens."""
+        found = self.train if examples is None else examples
+        return self.policy.batch([found[s.row].prompt for s in samples], [s.response for s in samples])
 
     def count_discriminator(self, passes: int, batch: TokenBatch) -> None:
         """Account for the discriminator's compute on a batch; one that reads the reference runs on responses alone."""
