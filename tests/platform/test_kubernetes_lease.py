@@ -105,7 +105,7 @@ def test_a_server_that_is_gone_or_ill(api):
 
 def test_races_have_one_winner_each_and_the_place_is_leased_too(api, tmp_path, monkeypatch):
     monkeypatch.setenv(kubernetes_lease.NAMESPACE, "understudy")
-    monkeypatch.setattr(kubernetes_lease, "_connected", api.client)
+    monkeypatch.setattr(kubernetes_lease, "connect", lambda *_: api.client())
     promoted(ledger(tmp_path), "2", None)
     ready, ended = threading.Barrier(2), []
 
@@ -156,7 +156,7 @@ def test_evidence_that_takes_longer_than_the_lease_lives_does_not_lose_it(api, t
     monkeypatch.setattr(leases, "LIFETIME_SECONDS", 1.0)
     if where == "kubernetes":
         monkeypatch.setenv(kubernetes_lease.NAMESPACE, "understudy")
-        monkeypatch.setattr(kubernetes_lease, "_connected", api.client)
+        monkeypatch.setattr(kubernetes_lease, "connect", lambda *_: api.client())
     else:
         monkeypatch.setattr(leases, "LocalPlace", type("Other", (), {}))
     place = LocalPlace(tmp_path)

@@ -17,9 +17,11 @@ import numpy as np
 from understudy.data.files import write_atomically
 from understudy.data.rows import MESSAGE_FIELDS, PART_FIELDS
 from understudy.errors import IntegrityError
+from understudy.pages import load_template
 
 QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
 _MAX_IGNORED_FIELDS = 50
+_TEMPLATE = Path(__file__).parent / "templates" / "summary.html"
 _BATCH_ROWS = 4096
 
 
@@ -161,16 +163,8 @@ def read_summary(md5: str, workdir: Path) -> dict[str, Any]:
 
 def render_html(summary: Mapping[str, Any]) -> str:
     """Return the summary as one HTML page without outside references."""
-    import jinja2
-
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template("summary.html").render(summary=summary)
+    page: str = load_template(_TEMPLATE).render(summary=summary)
+    return page
 
 
 def _num_words(texts: list[str]) -> int:

@@ -26,8 +26,10 @@ from understudy.evaluation.result import EvaluationResult
 from understudy.evaluation.sides import Pair, pair_of, side_by_side
 from understudy.evaluation.slices import Slice, regressions_of, slices_of
 from understudy.evaluation.verdict import LABELS, Comparison
+from understudy.pages import load_template
 
 MAX_SHOWN_CHARACTERS = 4000
+_TEMPLATE = Path(__file__).parent / "templates" / "report.html.j2"
 DECODINGS = {"greedy": "greedy", "T=1": "T = 1", "tuned": "tuned"}
 
 
@@ -78,7 +80,7 @@ def render_report(
     numbers = numbers or {}
     data, num_browsed = browser_data(result, pair, LABELS | {"expert": "expert"})
     code, code_source = script()
-    page: str = _template().render(
+    page: str = load_template(_TEMPLATE, visible=visible, number=number).render(
         title=title,
         style=Markup((Path(__file__).parent / "templates" / "report.css").read_text(encoding="utf-8")),
         script=code,
@@ -106,20 +108,6 @@ def render_report(
         **_slices(result, pair),
     )
     return page
-
-
-def _template() -> Any:
-    import jinja2
-
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"visible": visible, "number": number}
-    return environment.get_template("report.html.j2")
 
 
 def visible(text: str) -> Markup:

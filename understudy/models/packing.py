@@ -13,7 +13,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Sequence
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any, cast
 
 import torch
@@ -87,9 +87,9 @@ def pack(prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]], d
     group_B = [prompt_of.setdefault(tuple(prompt), len(prompt_of)) for prompt in prompts]
     pairs = zip(group_B, map(tuple, responses), strict=True)
     row_B = torch.tensor([row_of.setdefault(pair, len(row_of)) for pair in pairs])
-    distinct, group_R = list(row_of), torch.tensor([group for group, _ in row_of])
+    group_R = torch.tensor([group for group, _ in row_of])
     num_prompt = torch.tensor([len(prompt) for prompt in prompt_of])
-    num_response = torch.tensor([len(response) for _, response in distinct])
+    num_response = torch.tensor([len(response) for _, response in row_of])
     column_P, column_T = torch.arange(int(num_prompt.max())), torch.arange(int(num_response.max()))
     real_GP, real_RT = column_P < num_prompt[:, None], column_T < num_response[:, None]
     start_G = num_prompt.cumsum(0) - num_prompt
@@ -97,31 +97,41 @@ def pack(prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]], d
     prompt_GP, response_RT = (start_G[:, None] + column_P) * real_GP, (start_R[:, None] + column_T) * real_RT
     before_RT = torch.cat([(start_G + num_prompt - 1)[group_R, None], response_RT[:, :-1]], dim=1)
     position_GP, position_RT = column_P.expand_as(real_GP), num_prompt[group_R, None] + column_T
-    causal_RTT = (column_T[:, None] >= column_T).expand(len(distinct), -1, -1)
+    causal_RTT = (column_T[:, None] >= column_T).expand(len(row_of), -1, -1)
     mask_RTS = torch.cat([real_GP[group_R, None].expand(-1, len(column_T), -1), causal_RTT], dim=2)
     real_BT = real_RT[row_B]
-    tensors = (
-        torch.tensor([token for row in (*prompt_of, *(response for _, response in distinct)) for token in row]),
-        torch.cat([position_GP[real_GP], position_RT[real_RT]]),
-        prompt_GP,
-        real_GP.flatten().nonzero().squeeze(1),
-        torch.cat([prompt_GP[group_R], response_RT], dim=1),
-        real_RT.flatten().nonzero().squeeze(1),
-        mask_RTS[:1] if bool(real_GP.all()) else mask_RTS,
-        before_RT[row_B][real_BT],
-        response_RT[row_B][real_BT],
-        real_BT.flatten().nonzero().squeeze(1),
+    seen_RS = torch.cat([prompt_GP[group_R], response_RT], dim=1)
+    packed = Packed(
+        ragged=Ragged(
+            prompt_G=_starts(num_prompt),
+            response_R=_starts(num_response),
+            seen_R=_starts(num_prompt[group_R] + num_response),
+            seen_K=seen_RS[torch.cat([real_GP[group_R], real_RT], dim=1)],
+            longest=(len(column_P), len(column_T), int((num_prompt[group_R] + num_response).max())),
+            num_prompt=int(num_prompt.sum()),
+        ),
+        ids_N=torch.tensor([token for row in (*prompt_of, *(response for _, response in row_of)) for token in row]),
+        position_N=torch.cat([position_GP[real_GP], position_RT[real_RT]]),
+        prompt_GP=prompt_GP,
+        from_prompt_N=real_GP.flatten().nonzero().squeeze(1),
+        key_RS=seen_RS,
+        from_response_N=real_RT.flatten().nonzero().squeeze(1),
+        response_mask_RTS=mask_RTS[:1] if bool(real_GP.all()) else mask_RTS,
+        before_M=before_RT[row_B][real_BT],
+        token_M=response_RT[row_B][real_BT],
+        cell_M=real_BT.flatten().nonzero().squeeze(1),
     )
-    num_seen = num_prompt[group_R] + num_response
-    ragged = Ragged(
-        prompt_G=_starts(num_prompt).to(device),
-        response_R=_starts(num_response).to(device),
-        seen_R=_starts(num_seen).to(device),
-        seen_K=tensors[4][torch.cat([real_GP[group_R], real_RT], dim=1)].to(device),
-        longest=(int(num_prompt.max()), int(num_response.max()), int(num_seen.max())),
-        num_prompt=int(num_prompt.sum()),
-    )
-    return Packed(ragged, *(tensor.to(device) for tensor in tensors))
+    on_device: Packed = _to_device(packed, device)
+    return on_device
+
+
+def _to_device(value: Any, device: torch.device) -> Any:
+    """Move the tensors of a dataclass, and of those within it."""
+    if isinstance(value, Tensor):
+        return value.to(device)
+    if not is_dataclass(value) or isinstance(value, type):
+        return value
+    return replace(value, **{field.name: _to_device(getattr(value, field.name), device) for field in fields(value)})
 
 
 def _starts(lengths: Tensor) -> Tensor:

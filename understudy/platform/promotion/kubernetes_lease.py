@@ -17,6 +17,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from understudy.errors import ConfigError, ServiceUnreachable, UnderstudyError, WorkdirBusy
+from understudy.platform.kubernetes_client import connect
 
 NAMESPACE = "UNDERSTUDY_LEASE_NAMESPACE"
 _POLL_SECONDS = 0.25
@@ -45,7 +46,9 @@ class KubernetesLease:
 
         self.namespace, self.name, self.lifetime_seconds = namespace, name, lifetime_seconds
         self.identity = f"{owner} {secrets.token_hex(8)}"
-        self._api = client.CoordinationV1Api(api_client or _connected())
+        self._api = client.CoordinationV1Api(
+            api_client or connect(f"{NAMESPACE} is set and there is no cluster", "Unset it, or set KUBECONFIG.")
+        )
         self._held: Any = None
         self._seen: tuple[str, float] | None = None
 
@@ -160,18 +163,3 @@ class KubernetesLease:
             raise ServiceUnreachable(f"Kubernetes could not {verb} {where}: status {error.status}.") from error
         except HTTPError as error:
             raise ServiceUnreachable(f"Kubernetes did not answer to {verb} {where}: {type(error).__name__}.") from error
-
-
-def _connected() -> Any:
-    from kubernetes import client, config
-
-    try:
-        config.load_incluster_config()
-    except config.ConfigException:
-        try:
-            config.load_kube_config()
-        except config.ConfigException as error:
-            raise ConfigError(
-                f"{NAMESPACE} is set and there is no cluster: neither a pod's service account nor a kubeconfig."
-            ) from error
-    return client.ApiClient()

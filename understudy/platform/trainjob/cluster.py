@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from understudy.errors import ConfigError, ServiceUnreachable
+from understudy.platform.kubernetes_client import connect
 from understudy.platform.trainjob.job import CONTAINER, GROUP, PLURAL, VERSION
 
 Object = dict[str, Any]
@@ -39,19 +40,7 @@ class Cluster:
         Raises:
             ConfigError: there is neither.
         """
-        from kubernetes import client, config
-
-        try:
-            config.load_incluster_config()
-        except config.ConfigException:
-            try:
-                config.load_kube_config()
-            except config.ConfigException as error:
-                raise ConfigError(
-                    f"No Kubernetes to launch on: neither a pod's service account nor a kubeconfig ({error}). "
-                    "Run the step in the cluster, or set KUBECONFIG."
-                ) from error
-        return cls(namespace, client.ApiClient())
+        return cls(namespace, connect("No Kubernetes to launch on", "Run the step in the cluster, or set KUBECONFIG."))
 
     def create(self, job: Object) -> Object:
         """Create a TrainJob; unknown fields are refused, not dropped.
