@@ -81,6 +81,14 @@ _NGRAMS = (
 # Of many demonstrations the table must have met many, and each update of the policy has four times the samples. Chosen
 # on validation prompts of all Ansible demonstrations, seed 100: docs/lab-notes.md, 2026-11-29.
 _NGRAMS_WIDE = (*_NGRAMS, "align.rollout.prompts_per_round=96")
+
+
+def _wide_ngrams(divergence: str, label: str) -> Arm:
+    overrides = (*_NGRAMS_WIDE, f"align.divergence={divergence}", "align.learning_rate=2e-4")
+    words = f"{label}, sequence, by n-grams, 96 prompts a round"
+    return Arm(f"{divergence}_ngrams_wide", words, "align", overrides, "ours")
+
+
 ARMS: dict[str, Arm] = {
     arm.name: arm
     for arm in (
@@ -89,6 +97,8 @@ ARMS: dict[str, Arm] = {
         _longer("sft_longer", "", "reverse_kl_sequence", "best_nll"),
         _longer("sft_longer_last", "", "reverse_kl_sequence", "last"),
         Arm("sft_smoothed", "SFT, label smoothing 0.1", "sft", ("sft.label_smoothing=0.1",), "sft"),
+        Arm("sft_occupancy", "SFT by forward KL of occupancies", "sft", ("sft.objective=occupancy",), "baseline"),
+        Arm("sft_trajectory", "SFT by forward KL of trajectories", "sft", ("sft.objective=trajectory",), "baseline"),
         Arm("best_of_8", f"SFT, best of {BEST_OF} by the discriminator", "best_of_n", (), "baseline"),
         Arm(
             "closed_form",
@@ -126,6 +136,9 @@ ARMS: dict[str, Arm] = {
             (*_NGRAMS_WIDE, "align.discriminator.ngram_lengths=true", "align.learning_rate=2e-4"),
             "ours",
         ),
+        # With the settings that were chosen for reverse KL.
+        _wide_ngrams("js", "**JS**"),
+        _wide_ngrams("forward_kl", "forward KL"),
         # At 2,000 demonstrations more compute than 40 rounds with 96 prompts take, known before they are run.
         Arm("sft_more_last", "SFT, 24 epochs more, last weights", "sft_longer", (), "sft", keep="last", epochs=24),
     )

@@ -1,11 +1,12 @@
 """What the cells say together: every interval resamples seeds and clusters of prompts, paired between arms.
 
-Shapes: S seeds, P prompts, C clusters of prompts, N resamples, K totals.
+Shapes: S seeds, P prompts, C clusters of prompts, Q draws of seeds, M draws of clusters, N = Q M, K totals.
 """
 
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 import math
 from collections.abc import Callable, Iterable
@@ -21,7 +22,9 @@ from understudy.evaluation.intervals import Interval
 
 Floats = NDArray[np.float64]
 Statistic = Callable[[Floats], Floats]  # from weighted totals (N, K) to values (N,)
-RESAMPLES, CONFIDENCE = 2000, 0.95
+CONFIDENCE = 0.95
+SEED = 0  # of what is drawn
+MOST_SEEDS_ENUMERATED, DRAWS_OF_SEEDS = 6, 500
 DECODINGS = ("T=1", "tuned")
 DECIDING = "scores"  # of the task's own judge; others are named as in "others"
 
@@ -194,41 +197,55 @@ def _intercept(total_NK: Floats) -> Floats:
 def _resampled(pairs: Paired, columns: list[Floats], statistic: Statistic) -> Interval | None:
     """Interval of a statistic of totals over (S, P) columns, seeds and clusters drawn anew, each by itself.
 
-    A total is linear in the weights, so it is taken of each cluster first. The statistic sees the totals of one and
-    of the columns, in this order. Expanded percentiles as in experiments.bar1.seeds, by the smaller of the numbers of
-    seeds and clusters.
+    Every draw of seeds meets every draw of clusters. A total is linear in the weights, so it is taken of each cluster
+    first. The statistic sees the totals of one and of the columns, in this order. Expanded percentiles as in
+    experiments.bar1.seeds, by the smaller of the numbers of seeds and clusters.
     """
     known_SP = np.isfinite(pairs.value_SP)
     if not known_SP.any():
         return None
     num_seeds, num_clusters = len(known_SP), int(pairs.cluster_P.max()) + 1
-    seed_NS, cluster_NC = _draws(RESAMPLES, num_seeds, num_clusters)
+    seed_QS, chance_Q = _seed_draws(num_seeds)
+    cluster_MC = _cluster_draws(num_clusters, len(chance_Q))
     member_PC = (pairs.cluster_P[:, None] == np.arange(num_clusters)).astype(np.float64)
     tables = [np.where(known_SP, column, 0.0) @ member_PC for column in (np.ones_like(pairs.value_SP), *columns)]
-    total_NK = np.stack([((seed_NS @ table_SC) * cluster_NC).sum(1) for table_SC in tables], axis=1)
+    total_NK = np.stack([(seed_QS @ (cluster_MC @ table_SC.T).T).ravel() for table_SC in tables], axis=1)
+    chance_N, drawn = np.repeat(chance_Q, len(cluster_MC)), total_NK[:, 0] > 0
     value = statistic(np.asarray([[table_SC.sum() for table_SC in tables]]))
-    found = statistic(total_NK[total_NK[:, 0] > 0])
     num_units = min(num_seeds, num_clusters) if num_seeds > 1 else num_clusters
-    low, high = _quantiles(found, num_units)
+    low, high = _quantiles(statistic(total_NK[drawn]), chance_N[drawn], num_units)
     return Interval(float(value[0]), low, high, int(known_SP.sum()), num_units)
 
 
 @functools.cache
-def _draws(num: int, num_seeds: int, num_clusters: int) -> tuple[Floats, Floats]:
-    """How often each seed and each cluster is in a resample; (N, S) and (N, C), the same at every call."""
-    chance = np.random.default_rng(0)
-    seeds, clusters = [], []
-    for _ in range(num):
-        seeds.append(np.bincount(chance.integers(num_seeds, size=num_seeds), minlength=num_seeds))
-        clusters.append(np.bincount(chance.integers(num_clusters, size=num_clusters), minlength=num_clusters))
-    return np.asarray(seeds, dtype=np.float64), np.asarray(clusters, dtype=np.float64)
+def _seed_draws(num: int) -> tuple[Floats, Floats]:
+    """How often each seed is in a draw of `num` (Q, S), and each draw's probability (Q).
+
+    Of few seeds all draws there are: the limits lie so far out (of five seeds at 0.1%) that chance would make them.
+    """
+    if num > MOST_SEEDS_ENUMERATED:
+        drawn = np.random.default_rng([SEED, num]).multinomial(num, np.full(num, 1 / num), size=DRAWS_OF_SEEDS)
+        return drawn.astype(np.float64), np.full(DRAWS_OF_SEEDS, 1 / DRAWS_OF_SEEDS)
+    rows = itertools.combinations_with_replacement(range(num), num)
+    count_QS = np.asarray([np.bincount(row, minlength=num) for row in rows], dtype=np.float64)
+    orders = [math.factorial(num) / math.prod(math.factorial(int(count)) for count in row) for row in count_QS]
+    return count_QS, np.asarray(orders) / num**num
 
 
-def _quantiles(found: Floats, num: int) -> tuple[float, float]:
+@functools.cache
+def _cluster_draws(num: int, num_seed_draws: int) -> Floats:
+    """How often each cluster is in a draw (M, C), the same at every call; more draws where there are fewer of seeds."""
+    draws = min(10_000, max(1_000, 50_000 // num_seed_draws))
+    return np.random.default_rng(SEED).multinomial(num, np.full(num, 1 / num), size=draws).astype(np.float64)
+
+
+def _quantiles(found_N: Floats, chance_N: Floats, num: int) -> tuple[float, float]:
     from scipy.special import ndtr, stdtrit
 
     if num < 2:
         return math.nan, math.nan
     tail = float(ndtr(math.sqrt(num / (num - 1)) * stdtrit(num - 1, (1 - CONFIDENCE) / 2)))
-    low, high = np.quantile(found, [tail, 1 - tail])
+    order = np.argsort(found_N, kind="stable")
+    below = np.cumsum(chance_N[order])
+    low, high = found_N[order][np.searchsorted(below, [tail * below[-1], (1 - tail) * below[-1]])]
     return float(low), float(high)
