@@ -1,11 +1,15 @@
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import pytest
 import torch
 from models.families import FAMILIES, random_policy
 
 from understudy.errors import ConfigError
-from understudy.models.generation import SamplingSettings, choose_tokens, generate
+from understudy.models.decoding import CachedStepper, FusedStepper, Stepper, start
+from understudy.models.generation import Rollouts, SamplingSettings, choose_tokens, generate
 from understudy.models.language_model import LanguageModel
 
 PROMPTS = ["alpha", "alpha beta gamma", "name: value\nother", "x"]
@@ -117,3 +121,53 @@ def test_sampling_by_several_draws_the_noise_that_one_draws() -> None:
     ]
     assert torch.cat(parts).tolist() == whole.tolist()
     assert len(set(whole.tolist())) > 2
+
+
+class EndingStepper:
+    """The policy's own stepper, whose rows are made to end at known lengths; notes how many rows each step reads."""
+
+    def __init__(self, inner: Stepper, lengths: Sequence[int], end_token_id: int, loses_rows: bool) -> None:
+        self.inner, self.loses_rows, self.rows_read = inner, loses_rows, list[int]()
+        self._length_B, self._end, self._column = torch.tensor(lengths), end_token_id, 0
+        self._take_logits()
+
+    def _take_logits(self) -> None:
+        self.logits_BV = self.inner.logits_BV.clone()
+        self.logits_BV[:, self._end] = torch.where(self._length_B == self._column + 1, 1e3, -1e3)
+
+    def step(self, token_B: torch.Tensor) -> None:
+        self.rows_read.append(len(token_B))
+        self.inner.step(token_B)
+        self._column += 1
+        self._take_logits()
+
+    def select(self, row_B: torch.Tensor) -> None:
+        self.inner.select(row_B)
+        self._length_B = self._length_B[row_B]
+        self._take_logits()
+
+
+@pytest.mark.parametrize(("family", "kind"), [("llama", FusedStepper), ("gpt2", CachedStepper)])
+def test_rows_that_ended_leave_the_batch_and_change_no_response(family: str, kind: type[Stepper]) -> None:
+    """30 tokens must be read on; a quarter of the batch must have ended for its rows to leave."""
+    policy, lengths = random_policy(family), [3, 12, 2, 8, 1, 4, 2, 6]
+    prompts, settings = _prompts(policy), SamplingSettings(20, greedy=True)
+    steppers: list[EndingStepper] = []
+
+    def decoded(loses_rows: bool) -> Rollouts:
+        def begin(*arguments: Any) -> EndingStepper:
+            steppers.append(EndingStepper(start(*arguments), lengths, policy.end_token_id, loses_rows))
+            return steppers[-1]
+
+        return generate(policy, prompts, settings, torch.Generator(), 2, begin=begin)
+
+    leaving, staying = decoded(loses_rows=True), decoded(loses_rows=False)
+    assert leaving.responses == staying.responses and leaving.finished == staying.finished == [True] * 8
+    assert [len(response) for response in leaving.responses] == lengths
+    assert leaving.logps is not None and staying.logps is not None
+    for some, others in zip(leaving.logps, staying.logps, strict=True):
+        assert some == pytest.approx(others, abs=1e-4)
+    assert [type(stepper.inner) for stepper in steppers] == [kind, kind]
+    assert steppers[0].rows_read == [8, 5, 5, 3, 3, 2, 2, 1, 1, 1, 1]
+    # Whether all have ended is asked at every eighth column.
+    assert steppers[1].rows_read == [8] * 15
