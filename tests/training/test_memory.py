@@ -19,6 +19,23 @@ TOLERANCE = 0.3
 SMALL = ModelShape(parameters=1_000, hidden=8, intermediate=16, layers=2, query_width=8, key_width=4, vocabulary=100)
 
 
+NO_WEIGHTS = ModelShape(parameters=0, hidden=0, intermediate=0, layers=0, query_width=0, key_width=0, vocabulary=49_152)
+LOGPS_AND_BACK = """
+import sys, torch
+from benchmarks.machine import peak_mib
+from understudy.models.logps import head_logps
+
+def forwards_and_backwards(num_tokens: int, vocabulary: int) -> None:
+    hidden_MH, weight_VH = (torch.randn(rows, 16, requires_grad=True) for rows in (num_tokens, vocabulary))
+    head_logps(hidden_MH, weight_VH, None, torch.randint(vocabulary, (num_tokens,))).sum().backward()
+
+forwards_and_backwards(8, 100)
+before = peak_mib()
+forwards_and_backwards(*map(int, sys.argv[1:]))
+print(peak_mib() - before)
+"""
+
+
 SMALL_WORK = {"prompts": 4, "repeats": 8}
 LARGE_VOCABULARY = {"vocabulary": 49_152, "prompts": 1, "response_tokens": 32}
 
@@ -35,6 +52,19 @@ def test_formula_is_within_a_third_of_the_measured_peak(work: dict[str, int], di
     found = json.loads(done.stdout.splitlines()[-1])
     assert found["peak_mib"] > 100
     assert found["formula_mib"] == pytest.approx(found["peak_mib"], rel=TOLERANCE)
+
+
+def test_logits_over_a_large_vocabulary_take_what_their_portions_take() -> None:
+    """201M logits, three portions: whole, the three tensors of their size would be 2,304 MiB; a portion's are 768."""
+    step = StepShape(prompts=1, responses_per_prompt=64, prompt_tokens=0, response_tokens=64)
+    num_tokens, formula = step.micro_rows * step.response_tokens, align_bytes(NO_WEIGHTS, step)["update"] / 2**20
+    command = [sys.executable, "-c", LOGPS_AND_BACK, str(num_tokens), str(NO_WEIGHTS.vocabulary)]
+    done = subprocess.run(
+        command, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=500
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert float(done.stdout) == pytest.approx(formula, rel=0.1)
+    assert formula == 768 and 3 * 4 * num_tokens * NO_WEIGHTS.vocabulary / 2**20 == 2304
 
 
 def test_parts_by_hand() -> None:
