@@ -120,6 +120,47 @@ def test_the_number_of_buckets_changes_nothing(tmp_path: Path, monkeypatch: pyte
     assert summary.duplicates_exact == 20
 
 
+INGEST_TWO_SIZES = """
+import json, sys
+from pathlib import Path
+from benchmarks.machine import peak_mib
+from understudy.config import load_params
+from understudy.data import spool, writing
+from understudy.data.ingest import ingest
+from understudy.data.sources import list_sources
+
+spool._BUCKET_BYTES, writing._ROW_GROUP_ROWS = 1 << 18, 1024
+
+def ingest_rows(count):
+    source = Path(sys.argv[1]) / f"{count}.jsonl"
+    with source.open("w") as file:
+        for index in range(count):
+            row = {"id": f"i{index}", "prompt": f"p {index} {index**2}", "response": f"r {index} {index**3} " * 2}
+            line = json.dumps(row) + "\\n"
+            file.write("not JSON\\n" if index % 100 == 0 else line * 2 if index % 100 == 1 else line)
+    settings = [f"data.source={source}", "data.near_duplicate_threshold=null"]
+    config = load_params(Path("params.yaml"), settings).data
+    with ingest(list_sources(str(source)), config, source.with_suffix("")) as found:
+        return found.summary.rows
+
+print(json.dumps([(ingest_rows(count), peak_mib()) for count in (20_000, 60_000)]))
+"""
+
+
+def test_three_times_the_rows_take_no_more_memory(tmp_path: Path) -> None:
+    """With small buckets and row groups, of which 2 MB of rows are several already.
+
+    40,000 rows more add 12 MiB when they are sorted as one bucket, but here only 24 buckets more, which write through
+    48 buffers of 32 KiB, 1.5 MiB. 1.7 to 1.8 MiB were measured.
+    """
+    command = [sys.executable, "-c", INGEST_TWO_SIZES, str(tmp_path)]
+    done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=500)
+    assert done.returncode == 0, done.stderr[-2000:]
+    (few, peak_of_few), (many, peak_of_many) = json.loads(done.stdout)
+    assert (few, many) == (19_800, 59_400)
+    assert peak_of_many - peak_of_few < 4
+
+
 def test_growing_the_data_moves_no_row_to_another_split(tmp_path: Path) -> None:
     def placed(count: int) -> dict[str, str]:
         source = write(tmp_path / f"{count}.jsonl", rows(count))
