@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from functools import partial
 
 import pytest
 import torch
 from models.families import random_policy
 
 from understudy.config import LoraConfig
-from understudy.models import decoding
+from understudy.models import decoding, graph_decoding
 from understudy.models.decoding import CachedStepper, FusedStepper, can_fuse, start, start_fused
 from understudy.models.generation import SamplingSettings, choose_tokens, generate
 from understudy.models.graph_decoding import GraphStepper
@@ -72,6 +73,26 @@ def test_the_graphs_computation_run_eagerly_gives_the_logits_of_the_fused_one(fa
         torch.testing.assert_close(graph.logits_BV, fused.logits_BV, atol=1e-5, rtol=1e-5)
     with pytest.raises(RuntimeError, match="cannot lose rows"):
         graph.select(torch.arange(2))
+
+
+@pytest.mark.parametrize("family", FUSED)
+@pytest.mark.parametrize("top_p", [1.0, 0.9])
+def test_sampling_by_the_graphs_computation_draws_the_tokens_of_the_fused_one(
+    family: str, top_p: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Equal noise gives equal tokens while no row leaves, which takes a quarter of the batch to have ended."""
+    monkeypatch.setattr(graph_decoding, "_BLOCK", 8)  # the graphs of five or six blocks
+    policy, settings = random_policy(family), SamplingSettings(40, top_p=top_p)
+    fused, graph = (
+        generate(policy, PROMPTS, settings, torch.Generator().manual_seed(0), 8, begin=begin)
+        for begin in (start, partial(start_fused, GraphStepper))
+    )
+    assert (graph.responses, graph.finished) == (fused.responses, fused.finished)
+    assert 0 < sum(graph.finished) < 6
+    assert len({tuple(response[:3]) for response in graph.responses}) > 20
+    assert graph.logps is not None and fused.logps is not None
+    for some, others in zip(graph.logps, fused.logps, strict=True):
+        assert some == pytest.approx(others, abs=1e-4)
 
 
 @pytest.mark.parametrize("family", ["gpt2", "gemma2", "gemma3", "gpt_neox", "mistral_window"])
