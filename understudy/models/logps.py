@@ -69,4 +69,5 @@ class _Portions(torch.autograd.Function):
                 from_weight += logits.T @ hidden  # summed over portions in the weight's own precision
             if from_bias is not None:
                 from_bias += logits.sum(0)
+            del logits  # or it would live while the next portion's are made
         return from_hidden, from_weight, from_bias, None, None

@@ -113,9 +113,9 @@ def _activations(model: ModelShape, step: StepShape) -> int:
 
 
 def _logits(model: ModelShape, step: StepShape) -> int:
-    """Logits, their log-softmax and the gradient of one, in portions where they would be large."""
+    """Logits, their log-softmax and the gradient of one; where they would be large, logits and softmax of a portion."""
     whole = step.micro_rows * step.response_tokens * model.vocabulary
-    return 3 * FLOAT * min(whole, _WHOLE_LOGITS)
+    return FLOAT * (3 * whole if whole <= _WHOLE_LOGITS else 2 * _WHOLE_LOGITS)
 
 
 def _cache(model: ModelShape, step: StepShape) -> int:
