@@ -73,7 +73,10 @@ def test_the_preset_for_many_demonstrations_is_what_was_measured() -> None:
 
 def test_gpu_presets_say_that_they_are_unmeasured_and_train_what_fits_their_machines() -> None:
     one, several = (load_params(ROOT / "params.yaml", presets=[path]) for path in RUNS[2:])
-    assert several.model.lora is None and several.align.discriminator.init == "sft"
+    assert several.model.lora is None and several.align.discriminator == one.align.discriminator
+    assert changed(RUNS[2]).keys() & {"align.learning_rate", "align.num_rounds", "sft.learning_rate"}
+    assert (several.align.learning_rate, several.align.num_rounds) == (one.align.learning_rate, one.align.num_rounds)
+    assert several.sft.learning_rate == one.sft.learning_rate
     assert several.platform.env == {"UNDERSTUDY_ACCELERATE": "fsdp"} and several.platform.steps.align.gpus == 8
     assert all("NOT MEASURED" in path.read_text() for path in RUNS[2:])
     # What `SHORT=1 experiments/real/gpu.sh` will measure, but for lengths and what is written on the way.
