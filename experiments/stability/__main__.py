@@ -20,7 +20,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m experiments.stability", description=__doc__)
     parser.add_argument("--smoke", action="store_true", help="seconds instead of minutes; numbers without meaning")
     parser.add_argument("--report", action="store_true", help="run nothing; write the page, or with --out print")
-    parser.add_argument("--seeds", type=int, default=3, help="seeds of all runs but `default` and `long`")
+    parser.add_argument("--seeds", type=int, default=3, help="seeds of all runs but `long`")
     parser.add_argument("--only", default="", metavar="NAME", help="the runs whose names begin so")
     parser.add_argument("--out", type=Path, help="folder of the raw numbers, one JSON file a run")
     options = parser.parse_args(arguments)
@@ -62,7 +62,7 @@ def _run(out: Path, num_seeds: int, smoke: bool, only: str) -> None:
     else:
         cases = [rounds_case(name, seed) for name in divergences for seed in range(num_seeds)]
         cases += [
-            *(default_case(name, 0) for name in divergences),
+            *(default_case(name, seed) for name in divergences for seed in range(num_seeds)),
             long_case(0),
             *(sections_case(seed) for seed in range(num_seeds)),
         ]

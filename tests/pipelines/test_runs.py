@@ -56,6 +56,7 @@ def test_a_preset_states_nothing_that_params_yaml_says_already(path: Path) -> No
 def test_the_cpu_preset_differs_only_where_it_says() -> None:
     assert changed(ROOT / "pipelines/runs/cpu.yaml") == {
         "sft.epochs": 16.0,
+        "sft.keep": "last",
         "align.divergence": "js",
         "align.num_rounds": 12,
         "evaluation.temperatures": [0.05, 0.3, 0.5, 0.7],
