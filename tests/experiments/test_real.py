@@ -137,7 +137,8 @@ def test_all_of_ansible_is_every_collection_with_its_own_schema(
     def write(out: Path, wheel_folder: Path, collections: Any, max_chars: int | None, limit: int | None) -> None:
         asked.append((wheel_folder, collections, limit))
         out.mkdir(parents=True)
-        (out / "demonstrations.jsonl").write_text(json.dumps({"id": out.parent.name}))
+        for name in ("demonstrations.jsonl", "ansible_schema.json"):
+            (out / name).write_text(json.dumps({"id": out.parent.name}))
 
     monkeypatch.setattr(extract, "write", write)
     monkeypatch.setenv("UNDERSTUDY_WORKDIR", "")
