@@ -1,7 +1,8 @@
 """`python -m experiments.real`: run the cells that are missing, then print the tables of all that are there.
 
-With --report nothing is run; without --out the tables are written into docs/results.md and docs/results-real.md. With
---sample-only nothing is measured or printed: run again without it, on a machine without weights too, to do so.
+With --report nothing is run; without --out the tables are written into docs/results.md and docs/results-real.md, from
+the cells in results/ and results-*/ beside this file. With --sample-only nothing is measured or printed: run again
+without it, on a machine without weights too, to do so.
 """
 
 from __future__ import annotations
@@ -58,14 +59,14 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _report(results: Path, to_pages: bool) -> None:
     from experiments import blocks
-    from experiments.real.report import pages, tables
+    from experiments.real.folders import kept, load_all
+    from experiments.real.report import pages, printed
     from experiments.real.study import load_cells
 
-    cells = load_cells(results)
     if not to_pages:
-        print(tables(cells))
+        print(printed(load_cells(results)))
         return
-    blocks.write_and_tell(pages(cells))
+    blocks.write_and_tell(pages(load_all(kept(results))))
 
 
 def _run(options: argparse.Namespace, results: Path) -> None:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import replace
 from typing import Any
 
+from experiments.real import bar2, wording
 from experiments.real.arms import ARMS
 from experiments.real.study import (
     DECIDING,
@@ -22,7 +21,6 @@ from experiments.real.study import (
     win_rate,
 )
 from experiments.real.tasks import TASKS
-from understudy.evaluation.intervals import Interval
 
 Arms = dict[str, dict[int, dict[str, Any]]]
 # Judges that decide nothing, by their name in the cells.
@@ -50,6 +48,7 @@ def pages(cells: Cells) -> dict[str, dict[str, str]]:
             "real-choice": choice(cells),
             "real-few": briefly(cells.get(Key("ansible", "2000"), {})),
             "real-many": briefly(cells.get(Key("ansible_all", "all"), {})),
+            "real-bar2": bar2.block(cells),
         },
     }
 
@@ -59,6 +58,11 @@ def tables(cells: Cells) -> str:
     return "\n\n".join(part for key, arms in cells.items() if "sft" in arms for part in _of_one(key, arms))
 
 
+def printed(cells: Cells) -> str:
+    """The tables, and bar 2's verdict where some of the cells are of a pretrained policy."""
+    return "\n\n".join([tables(cells), *([bar2.block(cells)] if any(map(bar2.is_pretrained, cells)) else [])])
+
+
 def summary(cells: Cells) -> str:
     """A row for each task and size: the best SFT, of ours and other baseline, each chosen on validation rows."""
     heads = ["task, demonstrations", "seeds, arms", "best SFT", "best of ours", "wins over best SFT", "at equal length"]
@@ -66,7 +70,8 @@ def summary(cells: Cells) -> str:
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for key, arms in cells.items():
         best = best_sft(arms)
-        columns = [f"{key.task}, {_num(key.size)}{_with(key)}", f"{_num_seeds(arms)}, {len(arms)}", _scored(best, arms)]
+        named = f"{key.task}, {wording.size(key.size)}{wording.in_brackets(key)}"
+        columns = [named, f"{_num_seeds(arms)}, {len(arms)}", _scored(best, arms)]
         for role in ("ours", "baseline"):
             other = best_of(role, arms)
             columns += [_scored(other, arms), *_both_wins(other, best, arms)] if other else ["", "", ""]
@@ -82,7 +87,7 @@ def choice(cells: Cells) -> str:
         names = [name for name, task in TASKS.items() if task.open_ended == open_ended]
         keys = [key for key in cells if key.task in names]
         for key in sorted(keys, key=lambda key: (list(SIZES).index(key.size), names.index(key.task))):
-            task = f"{key.task}{_with(key)} | {SIZES[key.size]} | {_num_seeds(cells[key])}"
+            task = f"{key.task}{wording.in_brackets(key)} | {SIZES[key.size]} | {_num_seeds(cells[key])}"
             lines.append(f"| {label} | {task} | {' | '.join(_chosen(cells[key]))} |")
     return "\n".join(lines)
 
@@ -97,11 +102,11 @@ def briefly(arms: Arms) -> str:
     for name in (name for name in arms if name in TALKED_OF or name == best.arm):
         tuned = [cell["decodings"]["tuned"] for cell in arms[name].values()]
         columns = [
-            _shown(mean(judged(arms[name], "tuned"))),
+            wording.shown(mean(judged(arms[name], "tuned"))),
             *_both_wins(Contender(name, "tuned"), best, arms),
-            _number(of_seeds(each["chrf"] for each in tuned), 1),
-            _number(of_seeds(each["distinct_2"] for each in tuned), 3),
-            _number(of_seeds(sum(each["lengths"]) / len(each["lengths"]) for each in tuned), 0),
+            wording.number(of_seeds(each["chrf"] for each in tuned), 1),
+            wording.number(of_seeds(each["distinct_2"] for each in tuned), 3),
+            wording.number(of_seeds(sum(each["lengths"]) / len(each["lengths"]) for each in tuned), 0),
         ]
         lines.append(f"| {ARMS[name].label} | " + " | ".join(columns) + " |")
     return "\n".join(lines)
@@ -112,8 +117,8 @@ def _chosen(arms: Arms) -> tuple[str, str]:
     if ours is None:
         return "", "no divergence was run"
     _, wins = win_rate(arms[ours.arm], ours.decoding, arms[best.arm], best.decoding)
-    theirs, mine = _contender(best), _contender(ours)
-    compared = f"{mine} against {theirs}: {_percent(wins)}"
+    theirs, mine = wording.contender(best), wording.contender(ours)
+    compared = f"{mine} against {theirs}: {wording.percent(wins)}"
     scores = [mean(judged(arms[each.arm], each.decoding)) for each in (best, ours)]
     if all(score and score.value < SAYS_NOTHING for score in scores):
         return "hardly a response is right", compared
@@ -130,9 +135,10 @@ def _of_one(key: Key, arms: Arms) -> list[str]:
     uneven = "" if some[0] == some[-1] else f", from {some[0]} to {some[-1]} for an arm"
     bests = [(label, best) for role, label in ROLES.items() if (best := best_of(role, arms))]
     chosen = [
-        f"of {label}, {_contender(best)} {on_validation(arms[best.arm], best.decoding):.3f}" for label, best in bests
+        f"of {label}, {wording.contender(best)} {on_validation(arms[best.arm], best.decoding):.3f}"
+        for label, best in bests
     ]
-    head = f"## {task.name}, {_num(key.size)} demonstrations{_with(key)}\n\n"
+    head = f"## {task.name}, {wording.size(key.size)} demonstrations{wording.in_brackets(key)}\n\n"
     head += f"{_seeds(arms)}{uneven}. Best on validation rows, with the score there: {'; '.join(chosen)}."
     best = best_sft(arms)
     shown = [head, wins_table(arms, best, task.judge)]
@@ -148,7 +154,7 @@ def wins_table(arms: Arms, best: Contender, label: str, judge: str = DECIDING) -
     wins_of = "tuned: wins over best SFT | at equal length | T=1: wins over best SFT | at equal length"
     lines = [f"| arm | {label}, T=1 | {label}, tuned | {wins_of} |", "|---" * 7 + "|"]
     for name, cells in arms.items():
-        columns = [_shown(mean(judged(cells, decoding, judge))) for decoding in DECODINGS]
+        columns = [wording.shown(mean(judged(cells, decoding, judge))) for decoding in DECODINGS]
         for decoding in reversed(DECODINGS):
             columns += _both_wins(Contender(name, decoding), best, arms, judge)
         lines.append(f"| {ARMS[name].label} | " + " | ".join(columns) + " |")
@@ -164,14 +170,14 @@ def samples_table(arms: Arms) -> str:
         plain = [cell["decodings"]["T=1"] for cell in cells.values()]
         columns = [
             *_wins_over_start(name, arms),
-            _shown(_clipped(of_seeds(each["auc"] for each in plain))),
-            _number(of_seeds(_nll(cell) for cell in cells.values()), 3),
-            _number(of_seeds(each["distinct_2"] for each in plain), 3),
-            _number(of_seeds(cell["decodings"]["tuned"]["distinct_2"] for cell in cells.values()), 3),
-            _number(of_seeds(each["self_bleu"] for each in plain), 1),
-            _number(of_seeds(sum(each["lengths"]) / len(each["lengths"]) for each in plain), 1),
-            _number(of_seeds(each["chrf"] for each in plain), 1),
-            _number(of_seeds(cell.get("held_out_auc") for cell in cells.values()), 2),
+            wording.shown(wording.clipped(of_seeds(each["auc"] for each in plain))),
+            wording.number(of_seeds(_nll(cell) for cell in cells.values()), 3),
+            wording.number(of_seeds(each["distinct_2"] for each in plain), 3),
+            wording.number(of_seeds(cell["decodings"]["tuned"]["distinct_2"] for cell in cells.values()), 3),
+            wording.number(of_seeds(each["self_bleu"] for each in plain), 1),
+            wording.number(of_seeds(sum(each["lengths"]) / len(each["lengths"]) for each in plain), 1),
+            wording.number(of_seeds(each["chrf"] for each in plain), 1),
+            wording.number(of_seeds(cell.get("held_out_auc") for cell in cells.values()), 2),
         ]
         lines.append(f"| {ARMS[name].label} | " + " | ".join(columns) + " |")
     return "\n".join(lines)
@@ -184,7 +190,7 @@ def _wins_over_start(name: str, arms: Arms) -> list[str]:
     plain, tuned = (win_rate(arms[name], at, arms["sft"], at) for at in DECODINGS)
     longer = next((arm for arm in arms if ARMS[arm].compute_of == name and ARMS[arm].keep == "best_nll"), None)
     against = win_rate(arms[name], "tuned", arms[longer], "tuned")[0] if longer else None
-    return [_percent(each) for each in (plain[0], *tuned, against)]
+    return [wording.percent(each) for each in (plain[0], *tuned, against)]
 
 
 def _asked(judge: str, arms: Arms) -> Arms:
@@ -199,11 +205,11 @@ def _both_wins(ours: Contender, best: Contender, arms: Arms, judge: str = DECIDI
     if ours == best:
         return ["(itself)", ""]
     both = win_rate(arms[ours.arm], ours.decoding, arms[best.arm], best.decoding, judge)
-    return [_percent(each) for each in both]
+    return [wording.percent(each) for each in both]
 
 
 def _scored(contender: Contender, arms: Arms) -> str:
-    return f"{_contender(contender)}: {_shown(mean(judged(arms[contender.arm], contender.decoding)))}"
+    return f"{wording.contender(contender)}: {wording.shown(mean(judged(arms[contender.arm], contender.decoding)))}"
 
 
 def _num_seeds(arms: Arms) -> int:
@@ -215,38 +221,5 @@ def _seeds(arms: Arms) -> str:
     return "one seed, so that intervals are over prompts alone" if num == 1 else f"{num} seeds"
 
 
-def _with(key: Key) -> str:
-    return f" ({key.settings})" if key.settings else ""
-
-
-def _num(size: str) -> str:
-    return size if size == "all" else f"{int(size):,}"
-
-
 def _nll(cell: dict[str, Any]) -> float | None:
     return sum(cell["nll"]) / sum(cell["expert_tokens"]) if "nll" in cell else None
-
-
-def _clipped(interval: Interval | None) -> Interval | None:
-    return interval and replace(interval, low=max(interval.low, 0.0), high=min(interval.high, 1.0))
-
-
-def _contender(contender: Contender) -> str:
-    return f"{ARMS[contender.arm].label.replace('*', '')} ({contender.decoding})"
-
-
-def _shown(interval: Interval | None) -> str:
-    if interval is None:
-        return ""
-    known = f" [{interval.low:.3f}, {interval.high:.3f}]" if math.isfinite(interval.low) else ""  # else one seed
-    return f"{interval.value:.3f}{known}"
-
-
-def _percent(interval: Interval | None) -> str:
-    if interval is None:
-        return ""
-    return f"{100 * interval.value:.1f}% [{100 * interval.low:.1f}, {100 * interval.high:.1f}]"
-
-
-def _number(interval: Interval | None, digits: int) -> str:
-    return "" if interval is None else f"{interval.value:.{digits}f}"
