@@ -37,7 +37,7 @@ images:
 	@docker/build.sh
 
 # Ours beside transformers and TRL, one thread each: docs/speed.md. BENCH="--quick" tries it out in a minute.
-bench: $(VENV)/.installed-bench
+bench: $(VENV)/.installed-bench $(RAW)/demonstrations.jsonl
 	@OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks $(BENCH)
 
 # torch first and alone: resolved together with the rest, pip may take a build with gigabytes of CUDA.

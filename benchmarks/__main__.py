@@ -1,7 +1,7 @@
 """`make bench`: one table of ours, the peer, the ratio and the floor; raw numbers in benchmarks/results/.
 
 python -m benchmarks [--quick] [--only SUITE,…] [--repetitions 5] [--out FOLDER]
-SUITE: sampling, align, sft, ingest, dag, scale, processes, profile; by default all of them
+SUITE: sampling, align, sft, ingest, shards, dag, scale, processes, profile; by default all of them
 """
 
 from __future__ import annotations
@@ -20,13 +20,15 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 RESULTS = Path(__file__).parent / "results"
-SUITES = ("sampling", "align", "sft", "ingest", "dag", "scale", "processes", "profile")
+SUITES = ("sampling", "align", "sft", "ingest", "shards", "dag", "scale", "processes", "profile")
 # Ratios to a peer, or speeds, that the project asks of itself on a CPU: docs/speed.md says which are met.
 BARS = {
     "sampling 1M": 1.4,
     "sampling 10M": 1.0,
     "align step 1M/TRL RLOO": 2.0,
     "align step 10M/TRL RLOO": 1.3,
+    "align step 1M, trunk of its own/TRL RLOO": 2.0,
+    "align step 10M, trunk of its own/TRL RLOO": 1.3,
     "SFT 1M": 1.2,
     "SFT 10M": 1.2,
     "ingest 100,000 rows": 50_000,
@@ -79,7 +81,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def suites(quick: bool, turns: int, floor: Any) -> dict[str, Callable[[], list[dict[str, Any]]]]:
     """What each suite measures."""
-    from benchmarks import aligning, dag, finetuning, ingesting, processes, profiling, sampling, scaling
+    from benchmarks import aligning, dag, finetuning, ingesting, processes, profiling, sampling, scaling, sharding
 
     sizes = ("0.1M",) if quick else ("1M", "10M")
     works = [aligning.Work(size, 2, 2, 8, 8, 64) if quick else aligning.Work(size) for size in sizes]
@@ -91,18 +93,19 @@ def suites(quick: bool, turns: int, floor: Any) -> dict[str, Callable[[], list[d
     flops = floor.flops_per_second
 
     def ingest() -> list[dict[str, Any]]:
-        found = [ingesting.measure(count) for count in counts]
-        return [*found, ingesting.measure(counts[0], near_duplicates=True)]
+        found = [ingesting.measure(count, turns) for count in counts]
+        return [*found, ingesting.measure(counts[0], turns, near_duplicates=True)]
 
     return {
         "sampling": lambda: [sampling.measure(shape, turns, floor) for shape in shapes],
         "align": lambda: [row for work in both for row in aligning.measure(work, rounds[work.size], turns, flops)],
         "sft": lambda: [finetuning.measure(size, rows[size], turns, flops) for size in sizes],
         "ingest": ingest,
-        "processes": lambda: [processes.measure(work, rounds[work.size]) for work in works],
-        "dag": lambda: [dag.measure()],
+        "shards": lambda: [sharding.measure(counts[-1 - near], bool(near), turns) for near in (0, 1 % len(counts))],
+        "processes": lambda: [processes.measure(work, rounds[work.size], turns) for work in works],
+        "dag": lambda: [dag.measure(name) for name in tuple(dag.RUNS)[: 1 if quick else None]],
         "scale": lambda: scaling.measure(quick),
-        "profile": lambda: [profiling.measure(work, rounds[work.size]) for work in works],
+        "profile": lambda: [profiling.measure(work, rounds[work.size]) for work in both],
     }
 
 

@@ -21,7 +21,7 @@ from benchmarks.subjects import (
     random_ids,
     word_tokenizer,
 )
-from benchmarks.timing import alternate, median, median_ratio
+from benchmarks.timing import alternate, median, ratio_of_turns
 from understudy.config import AlignConfig, load_params
 
 ROOT = Path(__file__).parents[1]
@@ -40,6 +40,11 @@ class Work:
     divergence: str = "reverse_kl"
     discriminator: str = "shared_trunk"  # or "sft", a copy of the policy, all of it trained
     precision: str = "fp32"  # or "bf16", by autocast
+
+    @property
+    def name(self) -> str:
+        """What the tables call it."""
+        return f"align step {self.size}{'' if self.discriminator == 'shared_trunk' else ', trunk of its own'}"
 
     @property
     def sampled_tokens(self) -> int:
@@ -265,12 +270,12 @@ def measure(
     seconds = alternate(turns, repetitions, warm_up=False)
     return [
         {
-            "name": f"align step {work.size}{'' if work.discriminator == 'shared_trunk' else ', trunk of its own'}",
+            "name": work.name,
             "unit": "sampled tokens/s",
             "ours": work.sampled_tokens / median(seconds["ours"]),
             "peer": work.sampled_tokens / median(seconds[peer]),
             "peer_name": f"TRL {peer.upper()}",
-            "ratio": median_ratio(seconds[peer], seconds["ours"]),
+            **ratio_of_turns(seconds[peer], seconds["ours"]),
             "floor": work.sampled_tokens * flops_per_second / least,
             "seconds": {name: seconds[name] for name in ("ours", peer)},
         }

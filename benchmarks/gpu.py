@@ -266,7 +266,7 @@ def whole_steps(peers: list[str]) -> dict[str, Any]:
         if ON_GPU:
             told["peak_mib"] = torch.cuda.max_memory_allocated() / 2**20
         told["formula_mib"] = formula_mib(work, _model())
-        for peer in peers if precision == "fp32" else ():
+        for peer in peers:
             _forget_accelerator()
             told[f"{peer}_seconds"] = PeerStep(work, peer, DEVICE).seconds(1)
             told[f"{peer}_ratio"] = told[f"{peer}_seconds"] / ours

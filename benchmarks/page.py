@@ -78,7 +78,7 @@ def machine(rows: list[Row]) -> str:
 def peers(rows: list[Row]) -> str:
     """Ours, the peer, the ratio, the floor, the bar and whether it is met."""
     chosen = [row for row in rows if row["suite"] in ("sampling", "align", "sft")]
-    head = ("work", "unit", "peer", "ours", "peer's", "ratio", "bar", "met", "floor", "of floor", "load")
+    head = ("work", "unit", "peer", "ours", "peer's", "ratio", "of turns", "bar", "met", "floor", "of floor", "load")
     return _table(
         head,
         [
@@ -89,6 +89,7 @@ def peers(rows: list[Row]) -> str:
                 _number(row["ours"]),
                 _number(row["peer"]),
                 f"{row['ratio']:.2f}",
+                _turns(row.get("ratios", []), "{:.2f}"),
                 bar_text(row),
                 _met(row),
                 _number(row["floor"]),
@@ -102,7 +103,7 @@ def peers(rows: list[Row]) -> str:
 
 def processes(rows: list[Row]) -> str:
     """Two processes against one."""
-    head = ("work", "unit", "2 processes", "1 process", "ratio", "load")
+    head = ("work", "unit", "2 processes", "1 process", "ratio", "of turns", "load")
     chosen = [row for row in rows if row["suite"] == "processes"]
     return _table(
         head,
@@ -113,6 +114,7 @@ def processes(rows: list[Row]) -> str:
                 _number(row["ours"]),
                 _number(row["peer"]),
                 f"{row['ratio']:.2f}",
+                _turns(row.get("ratios", []), "{:.2f}"),
                 _load(row),
             )
             for row in chosen
@@ -120,15 +122,38 @@ def processes(rows: list[Row]) -> str:
     )
 
 
-def ingest(rows: list[Row]) -> str:
-    """Rows a second and memory."""
-    head = ("work", "rows/s of one core", "bar", "met", "by the wall clock", "MiB above start", "load")
+def shards(rows: list[Row]) -> str:
+    """Two shards against one process."""
+    head = ("one file", "rows/s, 2 shards", "1 process", "ratio", "of turns", "MiB, 2 shards", "1 process", "load")
     return _table(
         head,
         [
             (
                 row["name"],
                 _number(row["ours"]),
+                _number(row["peer"]),
+                f"{row['ratio']:.2f}",
+                _turns(row.get("ratios", []), "{:.2f}"),
+                _number(row["peak_mib"]["two"]),
+                _number(row["peak_mib"]["one"]),
+                _load(row),
+            )
+            for row in rows
+            if row["suite"] == "shards"
+        ],
+    )
+
+
+def ingest(rows: list[Row]) -> str:
+    """Rows a second and memory."""
+    head = ("work", "rows/s of one core", "of turns", "bar", "met", "by the wall clock", "MiB above start", "load")
+    return _table(
+        head,
+        [
+            (
+                row["name"],
+                _number(row["ours"]),
+                _turns(row.get("turns", []), "{:,.0f}"),
                 bar_text(row),
                 _met(row),
                 _number(row.get("rows_per_wall_second")),
@@ -162,12 +187,16 @@ def scale(rows: list[Row]) -> str:
 
 def dag(rows: list[Row]) -> str:
     """Seconds of each step, and how many of them were training, sampling or scoring."""
-    (row,) = (row for row in rows if row["suite"] == "dag")
+    return "\n\n".join(_run(row) for row in rows if row["suite"] == "dag")
+
+
+def _run(row: Row) -> str:
     steps = [
         (step, f"{seconds:.2f}", f"{row['working_seconds'].get(step, 0.0):.2f}")
         for step, seconds in row["step_seconds"].items()
     ]
-    table = _table(("step", "seconds", "of these training, sampling, scoring"), steps)
+    run = row["name"].removeprefix("DAG outside training, ")
+    table = _table((f"step of the {run}", "seconds", "of these training, sampling, scoring"), steps)
     between = row["wall_seconds"] - sum(row["step_seconds"].values())
     return (
         f"{table}\n\nWhole run {row['wall_seconds']:.1f} s, of which {between:.1f} s between the steps and "
@@ -198,6 +227,7 @@ BLOCKS: dict[str, Callable[[list[Row]], str]] = {
     "peers": peers,
     "processes": processes,
     "ingest": ingest,
+    "shards": shards,
     "scale": scale,
     "dag": dag,
     "profile": profile,
@@ -207,6 +237,13 @@ BLOCKS: dict[str, Callable[[list[Row]], str]] = {
 def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
     lines = [head, ("---",) * len(head), *rows]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def _turns(values: list[float], how: str) -> str:
+    """How many turns there were, and the least and the most of them."""
+    if not values:
+        return ""
+    return f"{len(values)}: {how.format(min(values))} to {how.format(max(values))}"
 
 
 def _met(row: Row) -> str:

@@ -11,21 +11,24 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.aligning import OurStep, Work
+from benchmarks.timing import alternate, median, ratio_of_turns
 
 ROOT = Path(__file__).parents[1]
 
 
-def measure(work: Work, rounds: int) -> dict[str, Any]:
+def measure(work: Work, rounds: int, repetitions: int) -> dict[str, Any]:
     """Sampled tokens per second of both and their ratio; two processes share the machine's cores."""
-    alone, together = _seconds(work, rounds, 1), _seconds(work, rounds, 2)
+    turns = {"alone": lambda: _seconds(work, rounds, 1), "together": lambda: _seconds(work, rounds, 2)}
+    seconds = alternate(turns, repetitions, warm_up=False)
     return {
         "name": f"align step {work.size}, 2 processes",
         "unit": "sampled tokens/s",
-        "ours": work.sampled_tokens / together,
-        "peer": work.sampled_tokens / alone,
+        "ours": work.sampled_tokens / median(seconds["together"]),
+        "peer": work.sampled_tokens / median(seconds["alone"]),
         "peer_name": "1 process",
-        "ratio": alone / together,
+        **ratio_of_turns(seconds["alone"], seconds["together"]),
         "floor": None,
+        "seconds": seconds,
     }
 
 

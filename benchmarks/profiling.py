@@ -29,7 +29,7 @@ def measure(work: Work, rounds: int) -> dict[str, Any]:
     for event in profiler.key_averages():
         operations[event.key] += event.self_cpu_time_total
     return {
-        "name": f"profile of the align step {work.size}",
+        "name": f"profile of the {work.name}",
         "unit": "s a round",
         "ours": whole,
         "phases": {name: {"seconds": took, "where": where[name]} for name, took in phases.items()},
@@ -87,4 +87,4 @@ def _timed(function: Callable[..., Any], name: str, seconds: Counter[str]) -> Ca
 def _where(function: Callable[..., Any]) -> str:
     function = inspect.unwrap(function)
     path = Path(inspect.getsourcefile(function) or "").resolve().relative_to(ROOT)
-    return f"{path}:{inspect.getsourcelines(function)[1]}"
+    return f"{path}: {function.__qualname__}"

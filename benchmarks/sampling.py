@@ -9,7 +9,7 @@ import torch
 
 from benchmarks.machine import Floor
 from benchmarks.subjects import create_policy, num_parameters, random_ids
-from benchmarks.timing import alternate, median, median_ratio
+from benchmarks.timing import alternate, median, ratio_of_turns
 from understudy.models.generation import SamplingSettings, generate
 
 
@@ -55,7 +55,7 @@ def measure(shape: Shape, repetitions: int, floor: Floor) -> dict[str, Any]:
         "ours": tokens / median(seconds["ours"]),
         "peer": tokens / median(seconds[better]),
         "peer_name": f"generate, {better} cache",
-        "ratio": median_ratio(seconds[better], seconds["ours"]),
+        **ratio_of_turns(seconds[better], seconds["ours"]),
         "floor": tokens / (shape.response_tokens * step),
         "parameters": parameters,
         "seconds": seconds,

@@ -33,6 +33,7 @@ def median(values: list[float]) -> float:
     return statistics.median(values)
 
 
-def median_ratio(numerator: list[float], denominator: list[float]) -> float:
-    """Median over turns of the ratio of seconds: what disturbs one turn disturbs both."""
-    return median([first / second for first, second in zip(numerator, denominator, strict=True)])
+def ratio_of_turns(numerator: list[float], denominator: list[float]) -> dict[str, Any]:
+    """The ratio of seconds of each turn, and their median: what disturbs one turn disturbs both."""
+    ratios = [first / second for first, second in zip(numerator, denominator, strict=True)]
+    return {"ratio": median(ratios), "ratios": ratios}

@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from benchmarks import gpu, page, profiling
+from benchmarks import finetuning, gpu, page, profiling, sharding
 from benchmarks.__main__ import bar_of, main
 from benchmarks.aligning import OurStep, Work, align_config, least_flops
 from benchmarks.scaling import exponent
 from benchmarks.subjects import as_text, create_policy, word_tokenizer
 from benchmarks.table import show
-from benchmarks.timing import alternate, median_ratio
+from benchmarks.timing import alternate, ratio_of_turns
 
 
 def test_quick_run_prints_a_table_and_keeps_the_raw_numbers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -97,7 +97,7 @@ def test_turns_alternate_their_order_and_ratios_are_of_turns() -> None:
     found = alternate({"a": lambda: run("a", 2.0), "b": lambda: run("b", 4.0)}, 2, warm_up=False)
     assert order == ["a", "b", "b", "a"]
     assert found == {"a": [2.0, 2.0], "b": [4.0, 4.0]}
-    assert median_ratio([2.0, 30.0, 8.0], [1.0, 10.0, 2.0]) == 3.0
+    assert ratio_of_turns([2.0, 30.0, 8.0], [1.0, 10.0, 2.0]) == {"ratio": 3.0, "ratios": [2.0, 3.0, 4.0]}
 
 
 def test_exponent_of_a_power() -> None:
@@ -135,11 +135,11 @@ def test_the_latest_run_counts_and_bars_are_told(tmp_path: Path) -> None:
         ("20260101", "generate, dynamic cache", 1.0),
         ("20260102", "generate, static cache", 2.0),
     ):
-        rows = [row | {"peer_name": peer, "ratio": ratio}]
+        rows = [row | {"peer_name": peer, "ratio": ratio, "ratios": [ratio - 0.5, ratio]}]
         (tmp_path / f"cpu-{name}.json").write_text(json.dumps({"machine": machine, "rows": rows}))
     found = page.latest(tmp_path)
     assert [(row["ratio"], row["file"]) for row in found] == [(2.0, "cpu-20260102.json")]
-    assert "| 200 | 100 | 2.00 | 1.4 | yes | 400 | 50% | 1.0 to 2.0 |" in page.peers(found)
+    assert "| 200 | 100 | 2.00 | 2: 1.50 to 2.00 | 1.4 | yes | 400 | 50% | 1.0 to 2.0 |" in page.peers(found)
     assert "**no**" in page.peers([found[0] | {"ratio": 1.3}])
     with pytest.raises(ValueError, match="a block 'peer'; there are machine, peers"):
         page.rendered("<!-- begin peer: x -->\n<!-- end -->", found)
@@ -158,10 +158,30 @@ def test_least_arithmetic_of_a_step_by_hand() -> None:
 
 def test_a_profile_names_phases_and_lines() -> None:
     found = profiling.measure(Work("0.1M", 1, 2, 4, 4, 32), 1)
-    assert found["phases"]["sampling"]["where"].startswith("understudy/training/state.py:")
+    assert found["phases"]["sampling"]["where"] == "understudy/training/state.py: AlignState.sample_round"
     assert all(phase["seconds"] > 0 for phase in found["phases"].values()) and len(found["phases"]) == 6
     shares = list(found["operations"].values())
     assert len(shares) == 8 and shares == sorted(shares, reverse=True) and shares[-1] > 0 and sum(shares) <= 1
+
+
+def test_peers_of_sft_pack_in_both_of_trls_ways(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def peer(size: str, examples: object, packing: str) -> float:
+        asked.append(packing)
+        return {"whole": 5.0, "cut": 3.0}[packing]
+
+    monkeypatch.setattr(finetuning, "_peer", peer)
+    monkeypatch.setattr(finetuning, "_ours", lambda *_: 2.0)
+    found = finetuning.measure("0.1M", 4, 2, 1e9)
+    assert sorted(asked) == ["cut", "cut", "whole", "whole"]
+    assert found["ratio"] == 1.5 and found["peer_name"] == "TRL SFT, packing cut demonstrations"
+
+
+def test_two_shards_and_one_process_take_turns_on_the_same_rows() -> None:
+    found = sharding.measure(300, False, 1)
+    assert found["name"] == "300 rows, no near-duplicate search" and len(found["ratios"]) == 1
+    assert all(peak > 50 for peak in found["peak_mib"].values())  # a Python with its libraries
 
 
 def test_shares_are_of_all_operations_not_of_those_shown() -> None:
