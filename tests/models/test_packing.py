@@ -17,11 +17,18 @@ from understudy.models.scalar_head import ScalarHead
 PACKING = ["llama", "llama_untied", "qwen2", "qwen3"]
 PROMPTS = [[5, 6, 7], [8], [5, 6, 7], [9, 10], [5, 6, 7], [8]]
 RESPONSES = [[11, 12], [13, 14, 15, 16, 17], [18], [19, 20, 21], [11, 12, 22, 23], [13, 14, 15, 16, 17]]
+# No prompt of more than one response, as in SFT; a row that comes twice is one.
+ROWS = [1, 3, 0, 5]
+BATCHES = {
+    "shared prompts": (PROMPTS, RESPONSES, packing.SharedPrompts),
+    "prompts of their own": ([PROMPTS[row] for row in ROWS], [RESPONSES[row] for row in ROWS], packing.WholeRows),
+}
 
 
-def _both(policy: LanguageModel) -> tuple[TokenBatch, TokenBatch]:
-    packed = policy.batch(PROMPTS, RESPONSES)
-    assert packed.packed is not None
+def _both(policy: LanguageModel, batch: str = "shared prompts") -> tuple[TokenBatch, TokenBatch]:
+    prompts, responses, layout = BATCHES[batch]
+    packed = policy.batch(prompts, responses)
+    assert packed.packed is not None and type(packed.packed.rectangles) is layout
     return packed, dataclasses.replace(packed, packed=None)
 
 
@@ -31,18 +38,19 @@ def _gradients(module: torch.nn.Module) -> dict[str, torch.Tensor]:
     return found
 
 
+@pytest.mark.parametrize("batch_name", BATCHES)
 @pytest.mark.parametrize("family", PACKING)
-def test_packed_log_probabilities_and_gradients_equal_padded_ones(family: str) -> None:
+def test_packed_log_probabilities_and_gradients_equal_padded_ones(family: str, batch_name: str) -> None:
     policy = random_policy(family)
     results = []
-    for batch in _both(policy):
+    for batch in _both(policy, batch_name):
         logp_BT = policy.response_logps(batch)
         weight_BT = torch.arange(1.0, 1 + logp_BT.numel()).view(logp_BT.shape).sin()
         (logp_BT * weight_BT).sum().backward()
         results.append((logp_BT.detach(), _gradients(policy.model)))
     (logp_packed, gradient_packed), (logp_plain, gradient_plain) = results
     torch.testing.assert_close(logp_packed, logp_plain, atol=2e-5, rtol=1e-5)
-    assert (logp_packed != 0).sum() == sum(map(len, RESPONSES))
+    assert (logp_packed != 0).sum() == sum(map(len, BATCHES[batch_name][1]))
     assert gradient_packed.keys() == gradient_plain.keys()
     for name, gradient in gradient_packed.items():
         torch.testing.assert_close(gradient, gradient_plain[name], atol=3e-4, rtol=1e-3, msg=name)
@@ -158,15 +166,16 @@ def _varlen_of_the_tests(
     return torch.cat(rows)
 
 
+@pytest.mark.parametrize("batch_name", BATCHES)
 @pytest.mark.parametrize("family", PACKING)
 def test_attention_over_sequences_end_to_end_equals_that_over_rectangles(
-    family: str, monkeypatch: pytest.MonkeyPatch
+    family: str, batch_name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import torch.nn.attention.varlen as varlen
 
     monkeypatch.setattr(varlen, "varlen_attn", _varlen_of_the_tests)
     policy, results = random_policy(family), []
-    batch = _both(policy)[0]
+    batch = _both(policy, batch_name)[0]
     ragged, padded = packing._attend_ragged, packing._attend_padded
     for attend in (padded, lambda query, key, value, packed, scale: ragged(query, key, value, packed.ragged, scale)):
         monkeypatch.setattr(packing, "_attend_padded", attend)

@@ -14,6 +14,7 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, fields, is_dataclass, replace
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -45,31 +46,55 @@ class Ragged:
 
 
 @dataclass(frozen=True)
-class Packed:
-    """A batch as one row of tokens.
+class WholeRows:
+    """A layout as one rectangle, where no prompt is shared: a row is a prompt and its response, end to end.
 
     Attributes:
-        ragged: its sequences end to end, for kernels that need no rectangles.
-        ids_N: token ids.
-        position_N: positions within the sequence.
+        token_RS: where each token stands among the N; padding, on the right, repeats token 0.
+        cell_N: the place of each packed token in the flattened (R, S).
+    """
+
+    token_RS: Tensor
+    cell_N: Tensor
+
+
+@dataclass(frozen=True)
+class SharedPrompts:
+    """A layout as two rectangles: distinct prompts, and responses, which see a prompt and themselves.
+
+    Attributes:
         prompt_GP: where each prompt token stands among the N; padding, on the right, repeats token 0.
         from_prompt_N: for packed prompt tokens, where they stand in the flattened (G, P).
         key_RS: where the tokens stand that a response may see, prompt (padded on the right) and response.
         from_response_N: for packed response tokens, where they stand in the flattened (R, T).
         response_mask_RTS: True where a response token may see a token.
+    """
+
+    prompt_GP: Tensor
+    from_prompt_N: Tensor
+    key_RS: Tensor
+    from_response_N: Tensor
+    response_mask_RTS: Tensor
+
+
+@dataclass(frozen=True)
+class Packed:
+    """A batch as one row of tokens.
+
+    Attributes:
+        ragged: its sequences end to end, for kernels that need no rectangles.
+        rectangles: its layout for those that do.
+        ids_N: token ids.
+        position_N: positions within the sequence.
         before_M: for each response token in row order, where the token before it stands.
         token_M: where it stands itself.
         cell_M: its place in the flattened (B, T) of the plain layout.
     """
 
     ragged: Ragged
+    rectangles: WholeRows | SharedPrompts
     ids_N: Tensor
     position_N: Tensor
-    prompt_GP: Tensor
-    from_prompt_N: Tensor
-    key_RS: Tensor
-    from_response_N: Tensor
-    response_mask_RTS: Tensor
     before_M: Tensor
     token_M: Tensor
     cell_M: Tensor
@@ -97,10 +122,9 @@ def pack(prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]], d
     prompt_GP, response_RT = (start_G[:, None] + column_P) * real_GP, (start_R[:, None] + column_T) * real_RT
     before_RT = torch.cat([(start_G + num_prompt - 1)[group_R, None], response_RT[:, :-1]], dim=1)
     position_GP, position_RT = column_P.expand_as(real_GP), num_prompt[group_R, None] + column_T
-    causal_RTT = (column_T[:, None] >= column_T).expand(len(row_of), -1, -1)
-    mask_RTS = torch.cat([real_GP[group_R, None].expand(-1, len(column_T), -1), causal_RTT], dim=2)
-    real_BT = real_RT[row_B]
+    position_N = torch.cat([position_GP[real_GP], position_RT[real_RT]])
     seen_RS = torch.cat([prompt_GP[group_R], response_RT], dim=1)
+    real_BT = real_RT[row_B]
     packed = Packed(
         ragged=Ragged(
             prompt_G=_starts(num_prompt),
@@ -110,19 +134,39 @@ def pack(prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]], d
             longest=(len(column_P), len(column_T), int((num_prompt[group_R] + num_response).max())),
             num_prompt=int(num_prompt.sum()),
         ),
+        rectangles=_whole_rows(num_prompt, num_response, position_N)
+        if len(prompt_of) == len(row_of)
+        else SharedPrompts(
+            prompt_GP=prompt_GP,
+            from_prompt_N=real_GP.flatten().nonzero().squeeze(1),
+            key_RS=seen_RS,
+            from_response_N=real_RT.flatten().nonzero().squeeze(1),
+            response_mask_RTS=_response_mask(real_GP, group_R, column_T),
+        ),
         ids_N=torch.tensor([token for row in (*prompt_of, *(response for _, response in row_of)) for token in row]),
-        position_N=torch.cat([position_GP[real_GP], position_RT[real_RT]]),
-        prompt_GP=prompt_GP,
-        from_prompt_N=real_GP.flatten().nonzero().squeeze(1),
-        key_RS=seen_RS,
-        from_response_N=real_RT.flatten().nonzero().squeeze(1),
-        response_mask_RTS=mask_RTS[:1] if bool(real_GP.all()) else mask_RTS,
+        position_N=position_N,
         before_M=before_RT[row_B][real_BT],
         token_M=response_RT[row_B][real_BT],
         cell_M=real_BT.flatten().nonzero().squeeze(1),
     )
     on_device: Packed = _to_device(packed, device)
     return on_device
+
+
+def _whole_rows(num_prompt_R: Tensor, num_response_R: Tensor, position_N: Tensor) -> WholeRows:
+    """The rectangle of rows whose prompts are their own: the first prompt is that of the first row, and so on."""
+    row_R, longest = torch.arange(len(num_prompt_R)), int((num_prompt_R + num_response_R).max())
+    row_N = torch.cat([row_R.repeat_interleave(num_prompt_R), row_R.repeat_interleave(num_response_R)])
+    token_RS = torch.zeros(len(row_R), longest, dtype=torch.long)
+    token_RS[row_N, position_N] = torch.arange(len(row_N))
+    return WholeRows(token_RS, row_N * longest + position_N)
+
+
+def _response_mask(real_GP: Tensor, group_R: Tensor, column_T: Tensor) -> Tensor:
+    """Where a response token may see a token, (R, T, S); (1, T, S) where that is the same for all rows."""
+    causal_RTT = (column_T[:, None] >= column_T).expand(len(group_R), -1, -1)
+    mask_RTS = torch.cat([real_GP[group_R, None].expand(-1, len(column_T), -1), causal_RTT], dim=2)
+    return mask_RTS[:1] if bool(real_GP.all()) else mask_RTS
 
 
 def _to_device(value: Any, device: torch.device) -> Any:
@@ -210,33 +254,33 @@ def _attend_padded(
     query_NHD: Tensor, key_NHD: Tensor, value_NHD: Tensor, packed: Packed, scaling: float | None
 ) -> Tensor:
     """By the kernel for rectangles, which every device and precision has."""
-    grouped = query_NHD.shape[1] != key_NHD.shape[1]
-
-    def rows(tensor_NHD: Tensor, index: Tensor) -> Tensor:
-        flat = tensor_NHD.index_select(0, index.flatten())
-        return flat.view(*index.shape, *tensor_NHD.shape[1:]).transpose(1, 2)
-
-    prompt = scaled_dot_product_attention(
-        rows(query_NHD, packed.prompt_GP),
-        rows(key_NHD, packed.prompt_GP),
-        rows(value_NHD, packed.prompt_GP),
-        is_causal=True,
-        scale=scaling,
-        enable_gqa=grouped,
-    )
+    grouped, layout = query_NHD.shape[1] != key_NHD.shape[1], packed.rectangles
+    kernel: Any = partial(scaled_dot_product_attention, scale=scaling, enable_gqa=grouped)
+    tensors = (query_NHD, key_NHD, value_NHD)
+    if isinstance(layout, WholeRows):
+        # Padding comes after all that a token may see, so only the future has to be masked.
+        rows = kernel(*(_rows(tensor, layout.token_RS) for tensor in tensors), is_causal=True)
+        return _flat(rows, layout.cell_N)
+    prompt = kernel(*(_rows(tensor, layout.prompt_GP) for tensor in tensors), is_causal=True)
     # Queries and keys are gathered apart: a response asks, its prompt and itself answer.
-    response = scaled_dot_product_attention(
-        rows(query_NHD, packed.key_RS[:, -packed.response_mask_RTS.shape[1] :]),
-        rows(key_NHD, packed.key_RS),
-        rows(value_NHD, packed.key_RS),
-        attn_mask=packed.response_mask_RTS[:, None],
-        scale=scaling,
-        enable_gqa=grouped,
+    response = kernel(
+        _rows(query_NHD, layout.key_RS[:, -layout.response_mask_RTS.shape[1] :]),
+        _rows(key_NHD, layout.key_RS),
+        _rows(value_NHD, layout.key_RS),
+        attn_mask=layout.response_mask_RTS[:, None],
     )
-    shape = query_NHD.shape[1:]
-    flat_prompt = prompt.transpose(1, 2).reshape(-1, *shape).index_select(0, packed.from_prompt_N)
-    flat_response = response.transpose(1, 2).reshape(-1, *shape).index_select(0, packed.from_response_N)
-    return torch.cat([flat_prompt, flat_response])
+    return torch.cat([_flat(prompt, layout.from_prompt_N), _flat(response, layout.from_response_N)])
+
+
+def _rows(value_NHD: Tensor, index_RS: Tensor) -> Tensor:
+    """Packed tokens as rows, (R, H, S, D)."""
+    flat = value_NHD.index_select(0, index_RS.flatten())
+    return flat.view(*index_RS.shape, *value_NHD.shape[1:]).transpose(1, 2)
+
+
+def _flat(value_RHSD: Tensor, cell_N: Tensor) -> Tensor:
+    """Of rows the real tokens, (N, H, D)."""
+    return value_RHSD.transpose(1, 2).flatten(0, 1).index_select(0, cell_N)
 
 
 def _register() -> None:

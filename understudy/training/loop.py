@@ -117,7 +117,15 @@ def create_optimizer(module: torch.nn.Module, peak: float, weight_decay: float) 
         {"params": [p for p in trained if p.dim() >= 2], "weight_decay": weight_decay},
         {"params": [p for p in trained if p.dim() < 2], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW([group for group in groups if group["params"]], lr=peak, betas=(0.9, 0.95))
+    kept = [group for group in groups if group["params"]]
+    optimizer = torch.optim.AdamW(kept, lr=peak, betas=(0.9, 0.95), fused=True)
+    optimizer.register_step_post_hook(_count_change)
+    return optimizer
+
+
+def _count_change(optimizer: Any, *_: Any) -> None:
+    """A fused step does not raise the versions of parameters, by which engines see that weights have changed."""
+    torch.autograd.graph.increment_version([p for group in optimizer.param_groups for p in group["params"]])
 
 
 def finite_update(module: torch.nn.Module, optimizer: Any, max_grad_norm: float, loss: float, where: str) -> float:
