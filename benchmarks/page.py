@@ -89,7 +89,7 @@ def peers(rows: list[Row]) -> str:
                 _number(row["ours"]),
                 _number(row["peer"]),
                 f"{row['ratio']:.2f}",
-                _turns(row.get("ratios", []), "{:.2f}"),
+                _turns(row["ratios"], "{:.2f}"),
                 bar_text(row),
                 _met(row),
                 _number(row["floor"]),
@@ -114,7 +114,7 @@ def processes(rows: list[Row]) -> str:
                 _number(row["ours"]),
                 _number(row["peer"]),
                 f"{row['ratio']:.2f}",
-                _turns(row.get("ratios", []), "{:.2f}"),
+                _turns(row["ratios"], "{:.2f}"),
                 _load(row),
             )
             for row in chosen
@@ -133,7 +133,7 @@ def shards(rows: list[Row]) -> str:
                 _number(row["ours"]),
                 _number(row["peer"]),
                 f"{row['ratio']:.2f}",
-                _turns(row.get("ratios", []), "{:.2f}"),
+                _turns(row["ratios"], "{:.2f}"),
                 _number(row["peak_mib"]["two"]),
                 _number(row["peak_mib"]["one"]),
                 _load(row),
@@ -153,7 +153,7 @@ def ingest(rows: list[Row]) -> str:
             (
                 row["name"],
                 _number(row["ours"]),
-                _turns(row.get("turns", []), "{:,.0f}"),
+                _turns(row["turns"], "{:,.0f}"),
                 bar_text(row),
                 _met(row),
                 _number(row.get("rows_per_wall_second")),
@@ -241,8 +241,6 @@ def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
 
 def _turns(values: list[float], how: str) -> str:
     """How many turns there were, and the least and the most of them."""
-    if not values:
-        return ""
     return f"{len(values)}: {how.format(min(values))} to {how.format(max(values))}"
 
 

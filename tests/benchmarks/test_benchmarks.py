@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import io
 import json
 from dataclasses import replace
@@ -162,6 +163,22 @@ def test_a_profile_names_phases_and_lines() -> None:
     assert all(phase["seconds"] > 0 for phase in found["phases"].values()) and len(found["phases"]) == 6
     shares = list(found["operations"].values())
     assert len(shares) == 8 and shares == sorted(shares, reverse=True) and shares[-1] > 0 and sum(shares) <= 1
+
+
+def test_the_functions_that_the_profile_names_are_there() -> None:
+    named = {
+        phase["where"]
+        for row in page.latest(page.RESULTS)
+        if row["suite"] == "profile"
+        for phase in row["phases"].values()
+    }
+    assert len(named) >= 6
+    for where in named:
+        path, _, function = where.partition(": ")
+        owner = importlib.import_module(path.removesuffix(".py").replace("/", "."))
+        for name in function.split("."):
+            owner = getattr(owner, name)
+        assert callable(owner)
 
 
 def test_peers_of_sft_pack_in_both_of_trls_ways(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -113,9 +113,14 @@ def _activations(model: ModelShape, step: StepShape) -> int:
 
 
 def _logits(model: ModelShape, step: StepShape) -> int:
-    """Logits, their log-softmax and the gradient of one; where they would be large, logits and softmax of a portion."""
+    """Logits, their log-softmax and the gradient of one.
+
+    Where they would be large: logits and softmax of a portion, and the head's gradient of one portion and of all.
+    """
     whole = step.micro_rows * step.response_tokens * model.vocabulary
-    return FLOAT * (3 * whole if whole <= _WHOLE_LOGITS else 2 * _WHOLE_LOGITS)
+    if whole <= _WHOLE_LOGITS:
+        return FLOAT * 3 * whole
+    return FLOAT * 2 * (_WHOLE_LOGITS + model.vocabulary * model.hidden)
 
 
 def _cache(model: ModelShape, step: StepShape) -> int:
