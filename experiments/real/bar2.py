@@ -112,8 +112,12 @@ def _wins(ours: Side, sft: Side) -> Condition:
 
 
 def _auc(ours: Side, sft: Side) -> Condition:
-    name = "fresh classifier's AUC"
-    mine, theirs = _of_seeds(ours, "auc"), _of_seeds(sft, "auc")
+    # On embeddings where that was measured: one that counts n-grams is akin to a discriminator that does.
+    both = [cell["decodings"][decoding] for cells, decoding in (ours, sft) for cell in cells.values()]
+    by_encoder = all("auc_minilm" in made for made in both)
+    name = f"fresh classifier's AUC ({'MiniLM embeddings' if by_encoder else 'n-grams of characters'})"
+    field = "auc_minilm" if by_encoder else "auc"
+    mine, theirs = _of_seeds(ours, field), _of_seeds(sft, field)
     if mine is None or theirs is None:
         return Condition(name, "not known of every seed", None)
     gaps = [abs(each.value - 0.5) for each in (mine, theirs)]

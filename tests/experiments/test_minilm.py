@@ -62,6 +62,14 @@ def test_each_pair_is_compared_by_its_own_tokens_whatever_is_beside_it(
     assert minilm.similarity(TEXTS, references, folder) == pytest.approx(wanted, abs=1e-5)
 
 
+def test_a_fresh_classifier_tells_texts_apart_by_their_embeddings_alone(folder: Path) -> None:
+    experts, clusters = [TEXTS[row % 2] for row in range(24)], [row // 2 for row in range(24)]
+    others = [TEXTS[2 + row % 2] for row in range(24)]
+    assert minilm.classifier_auc(others, experts, clusters, folder, 0) == 1.0
+    assert minilm.classifier_auc(experts, experts, clusters, folder, 0) == 0.5
+    assert minilm.classifier_auc(others[:6], experts[:6], clusters[:6], folder, 0) is None
+
+
 def test_equal_texts_are_one_and_what_is_too_long_is_cut(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert minilm.similarity(["add a group", ""], ["add a group", ""], folder) == pytest.approx([1.0, 1.0])
     monkeypatch.setattr(minilm, "MAX_TOKENS", 5)

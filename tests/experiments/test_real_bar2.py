@@ -79,8 +79,8 @@ def test_the_bar_holds_by_four_lines_with_their_numbers() -> None:
     assert wins.startswith(f"- wins by validity: {limits} of prompts, ties half (at equal length ")
     assert wins.endswith("; lower limit above 50%: **yes**")
     assert auc == (
-        "- fresh classifier's AUC: 0.600 [0.600, 0.600], of SFT 0.700 [0.700, 0.700]: 0.100 and 0.200 from 0.5; "
-        "closer: **yes**"
+        "- fresh classifier's AUC (n-grams of characters): 0.600 [0.600, 0.600], of SFT 0.700 [0.700, 0.700]: "
+        "0.100 and 0.200 from 0.5; closer: **yes**"
     )
     assert variety == ("- distinct-2: 0.192, of SFT 0.200: ratio 0.960, fell by 4.0%; fell by at most 5%: **yes**")
     assert outcome == "- **Bar 2 holds**, by 5 seeds."
@@ -90,8 +90,8 @@ def test_the_bar_holds_by_four_lines_with_their_numbers() -> None:
     ("changed", "fails", "said"),
     [
         ({"ours": 0.52}, "wins by validity", "lower limit above 50%: **no**"),
-        ({"auc": 0.75}, "fresh classifier's AUC", "0.250 and 0.200 from 0.5; closer: **no**"),
-        ({"auc": 0.29}, "fresh classifier's AUC", "0.210 and 0.200 from 0.5; closer: **no**"),
+        ({"auc": 0.75}, "fresh classifier's AUC (n-grams of characters)", "0.250 and 0.200 from 0.5; closer: **no**"),
+        ({"auc": 0.29}, "fresh classifier's AUC (n-grams of characters)", "0.210 and 0.200 from 0.5; closer: **no**"),
         ({"distinct_2": 0.189}, "distinct-2", "ratio 0.945, fell by 5.5%; fell by at most 5%: **no**"),
         ({"ours": 0.2, "distinct_2": 0.1}, "wins by validity, distinct-2", "fell by 50.0%; fell by at most 5%: **no**"),
     ],
@@ -116,11 +116,23 @@ def test_more_variety_is_no_fall() -> None:
 
 
 def test_what_is_not_known_leaves_the_bar_unmeasured_unless_another_line_fails() -> None:
-    assert _lines(_arms(auc=None))[3] == "- fresh classifier's AUC: not known of every seed: unmeasured"
-    assert _lines(_arms(auc=None))[-1] == "- **Bar 2 is unmeasured**: fresh classifier's AUC, by 5 seeds."
+    by_encoder = _arms()
+    for arm, value in ((SFT, 0.7), (OURS, 0.6)):
+        for cell in by_encoder[arm].values():
+            cell["decodings"]["tuned"]["auc_minilm"] = value
+    assert _lines(by_encoder)[3].startswith("- fresh classifier's AUC (MiniLM embeddings): 0.600")
+    assert "0.100 and 0.200 from 0.5; closer: **yes**" in _lines(by_encoder)[3]
+    assert (
+        _lines(_arms(auc=None))[3]
+        == "- fresh classifier's AUC (n-grams of characters): not known of every seed: unmeasured"
+    )
+    assert (
+        _lines(_arms(auc=None))[-1]
+        == "- **Bar 2 is unmeasured**: fresh classifier's AUC (n-grams of characters), by 5 seeds."
+    )
     arms = _arms()
     arms[SFT][2]["decodings"]["tuned"]["auc"] = None
-    assert _lines(arms)[-1] == "- **Bar 2 is unmeasured**: fresh classifier's AUC, by 5 seeds."
+    assert _lines(arms)[-1] == "- **Bar 2 is unmeasured**: fresh classifier's AUC (n-grams of characters), by 5 seeds."
     assert _lines(_arms(auc=None, ours=0.2))[-1] == "- **Bar 2 does not hold**: wins by validity, by 5 seeds."
 
 
@@ -179,7 +191,9 @@ def test_it_says_of_real_cells_what_the_tables_say() -> None:
     _, _, sft, ours, wins, at_equal_length, *_ = row.split(" | ")
     assert f"{ours.split(':')[0]} against {sft.split(':')[0]}" in said[0]
     assert said[2].startswith(f"- wins by validity: {wins} of prompts, ties half (at equal length {at_equal_length});")
-    assert said[-1].startswith("- **Bar 2 does not hold**: wins by validity, fresh classifier's AUC, distinct-2")
+    assert said[-1].startswith(
+        "- **Bar 2 does not hold**: wins by validity, fresh classifier's AUC (n-grams of characters), distinct-2"
+    )
 
 
 def test_the_page_and_what_is_printed_of_pretrained_cells_hold_the_verdict() -> None:
