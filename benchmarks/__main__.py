@@ -89,6 +89,7 @@ def suites(quick: bool, turns: int, floor: Any) -> dict[str, Callable[[], list[d
     shapes = [sampling.Shape(size, 4, 8, 8, 64) if quick else sampling.Shape(size) for size in sizes]
     rows = {"0.1M": 24, "1M": 384, "10M": 64}
     counts = (500,) if quick else (10_000, 100_000, 1_000_000)
+    sharded = ((counts[-1], False), (counts[len(counts) // 2], True))  # the search for near-duplicates takes longer
     rounds = {"0.1M": 1, "1M": 4, "10M": 1}
     flops = floor.flops_per_second
 
@@ -101,7 +102,7 @@ def suites(quick: bool, turns: int, floor: Any) -> dict[str, Callable[[], list[d
         "align": lambda: [row for work in both for row in aligning.measure(work, rounds[work.size], turns, flops)],
         "sft": lambda: [finetuning.measure(size, rows[size], turns, flops) for size in sizes],
         "ingest": ingest,
-        "shards": lambda: [sharding.measure(counts[-1 - near], bool(near), turns) for near in (0, 1 % len(counts))],
+        "shards": lambda: [sharding.measure(count, near, turns) for count, near in sharded],
         "processes": lambda: [processes.measure(work, rounds[work.size], turns) for work in works],
         "dag": lambda: [dag.measure(name) for name in tuple(dag.RUNS)[: 1 if quick else None]],
         "scale": lambda: scaling.measure(quick),

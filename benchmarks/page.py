@@ -86,10 +86,7 @@ def peers(rows: list[Row]) -> str:
                 row["name"],
                 row["unit"],
                 row["peer_name"],
-                _number(row["ours"]),
-                _number(row["peer"]),
-                f"{row['ratio']:.2f}",
-                _turns(row["ratios"], "{:.2f}"),
+                *_compared(row),
                 bar_text(row),
                 _met(row),
                 _number(row["floor"]),
@@ -111,10 +108,7 @@ def processes(rows: list[Row]) -> str:
             (
                 row["name"],
                 row["unit"],
-                _number(row["ours"]),
-                _number(row["peer"]),
-                f"{row['ratio']:.2f}",
-                _turns(row["ratios"], "{:.2f}"),
+                *_compared(row),
                 _load(row),
             )
             for row in chosen
@@ -130,10 +124,7 @@ def shards(rows: list[Row]) -> str:
         [
             (
                 row["name"],
-                _number(row["ours"]),
-                _number(row["peer"]),
-                f"{row['ratio']:.2f}",
-                _turns(row["ratios"], "{:.2f}"),
+                *_compared(row),
                 _number(row["peak_mib"]["two"]),
                 _number(row["peak_mib"]["one"]),
                 _load(row),
@@ -237,6 +228,12 @@ BLOCKS: dict[str, Callable[[list[Row]], str]] = {
 def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
     lines = [head, ("---",) * len(head), *rows]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def _compared(row: Row) -> tuple[str, str, str, str]:
+    """Ours, the peer's, their ratio, and its turns."""
+    turns = _turns(row["ratios"], "{:.2f}")
+    return _number(row["ours"]), _number(row["peer"]), f"{row['ratio']:.2f}", turns
 
 
 def _turns(values: list[float], how: str) -> str:
