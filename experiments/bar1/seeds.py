@@ -25,8 +25,6 @@ def mean(values: Sequence[float], bounds: tuple[float, float]) -> Interval:
 
     Equal values tell a bootstrap nothing; their interval is the widest that as many seeds leave possible.
     """
-    from scipy.special import ndtr, stdtrit
-
     value_S, num = np.asarray(values, dtype=np.float64), len(values)
     middle, tail = float(value_S.sum() / num), (1 - CONFIDENCE) / 2
     if np.ptp(value_S) <= 1e-12 * max(1.0, abs(middle)):
@@ -35,9 +33,16 @@ def mean(values: Sequence[float], bounds: tuple[float, float]) -> Interval:
         low, high = middle - unseen * (middle - bounds[0]), middle + unseen * (bounds[1] - middle)
     else:
         weight_NS = _resamples(num)
-        expanded = float(ndtr(math.sqrt(num / (num - 1)) * stdtrit(num - 1, tail)))
+        expanded = expanded_tail(num, CONFIDENCE)
         low, high = np.quantile((weight_NS @ value_S) / weight_NS.sum(1), [expanded, 1 - expanded]).tolist()
     return Interval(middle, low, high, num, num)
+
+
+def expanded_tail(num: int, confidence: float) -> float:
+    """Return the expanded percentile in place of (1 - confidence) / 2, for a bootstrap of `num` units, at least two."""
+    from scipy.special import ndtr, stdtrit
+
+    return float(ndtr(math.sqrt(num / (num - 1)) * stdtrit(num - 1, (1 - confidence) / 2)))
 
 
 @functools.cache

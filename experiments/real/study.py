@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from experiments.bar1.seeds import expanded_tail
 from experiments.real.arms import ARMS
 from understudy.evaluation.intervals import Interval
 
@@ -240,11 +241,9 @@ def _cluster_draws(num: int, num_seed_draws: int) -> Floats:
 
 
 def _quantiles(found_N: Floats, chance_N: Floats, num: int) -> tuple[float, float]:
-    from scipy.special import ndtr, stdtrit
-
     if num < 2:
         return math.nan, math.nan
-    tail = float(ndtr(math.sqrt(num / (num - 1)) * stdtrit(num - 1, (1 - CONFIDENCE) / 2)))
+    tail = expanded_tail(num, CONFIDENCE)
     order = np.argsort(found_N, kind="stable")
     below = np.cumsum(chance_N[order])
     low, high = found_N[order][np.searchsorted(below, [tail * below[-1], (1 - tail) * below[-1]])]
