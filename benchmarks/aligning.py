@@ -150,7 +150,7 @@ class PeerStep:
             trainer.train()
             # Equal work was done, or the comparison is none.
             lengths = trainer._metrics["train"].get("completions/mean_length") or _logged(trainer)
-            assert all(length == work.response_tokens for length in lengths), lengths
+            assert lengths and all(length == work.response_tokens for length in lengths), lengths
         return clock.mean_seconds()
 
 

@@ -26,6 +26,7 @@ import torch
 from benchmarks.aligning import OurStep, PeerStep, Work, formula_mib
 from benchmarks.machine import describe, measure_floor
 from benchmarks.subjects import create_model, num_parameters, random_ids, word_tokenizer
+from benchmarks.timing import alternate, median, ratio_of_turns
 from understudy.models.decoding import CachedStepper, FusedStepper, start_fused
 from understudy.models.generation import SamplingSettings, generate
 from understudy.models.graph_decoding import GraphStepper
@@ -254,22 +255,16 @@ def _pass(policy: LanguageModel, batch: Any, precision: str) -> None:
 
 
 def whole_steps(peers: list[str]) -> dict[str, Any]:
-    """Whole steps, ours and TRL's, and the peak memory of ours beside the formula; bar: 5 times TRL with generate."""
+    """Whole steps, ours and TRL's in turns, and our peak memory beside the formula; bar: 5 times TRL with generate."""
     found: dict[str, Any] = {}
     for precision in WIDTH:
         work = dataclasses.replace(WORK, precision=precision)
-        if ON_GPU:
-            torch.cuda.reset_peak_memory_stats()
-        _forget_accelerator()
-        ours = OurStep(work, DEVICE).seconds(3)
-        told: dict[str, float] = {"ours_seconds": ours}
-        if ON_GPU:
-            told["peak_mib"] = torch.cuda.max_memory_allocated() / 2**20
-        told["formula_mib"] = formula_mib(work, _model())
-        for peer in peers:
-            _forget_accelerator()
-            told[f"{peer}_seconds"] = PeerStep(work, peer, DEVICE).seconds(1)
-            told[f"{peer}_ratio"] = told[f"{peer}_seconds"] / ours
+        told: dict[str, Any] = {"formula_mib": formula_mib(work, _model())}
+        turns: dict[str, Callable[[], float]] = {"ours": partial(_our_step, work, told)}
+        turns |= {peer: partial(_peer_step, work, peer) for peer in peers}
+        seconds = alternate(turns, 3 if ON_GPU else 1, warm_up=False)
+        told |= {f"{name}_seconds": median(values) for name, values in seconds.items()} | {"seconds": seconds}
+        told |= {f"{peer}_ratio": ratio_of_turns(seconds[peer], seconds["ours"])["ratio"] for peer in peers}
         found[precision] = told
     if ON_GPU:
         _forget_accelerator()
@@ -277,6 +272,21 @@ def whole_steps(peers: list[str]) -> dict[str, Any]:
         found["profile"] = _profile(lambda: step.seconds(1))
     _forget_accelerator()
     return found
+
+
+def _our_step(work: Work, told: dict[str, Any]) -> float:
+    _forget_accelerator()
+    if ON_GPU:
+        torch.cuda.reset_peak_memory_stats()
+    seconds = OurStep(work, DEVICE).seconds(3)
+    if ON_GPU:
+        told["peak_mib"] = torch.cuda.max_memory_allocated() / 2**20
+    return seconds
+
+
+def _peer_step(work: Work, peer: str) -> float:
+    _forget_accelerator()
+    return PeerStep(work, peer, DEVICE).seconds(1)
 
 
 def _forget_accelerator() -> None:

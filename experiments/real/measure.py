@@ -5,6 +5,7 @@ Shapes: P prompts, B sequences.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -147,42 +148,48 @@ def of_texts(
     scores = told.pop(next(iter(judges)))
     references = [row.response for row in rows]
     clusters = cluster_ids([row.group for row in rows], [row.prompt for row in rows])
+    labels = [int(label) for label in clusters]
     auc = metrics.classifier_auc(references, texts, clusters, 0.95, place.seed)
     spelt = [" ".join(text) for text in texts] if place.by_character else texts
     bleu = metrics.self_bleu(spelt, place.seed)
     chrf_P = metrics.chrf(texts, references)
+    similarities, fresh = _by_encoder(texts, references, labels, place)
+    # Judges that decide nothing; without an encoder responses are no language, and chrF says nothing of them.
+    others = similarities | {"chrf": chrf_P / 100} if similarities else {}
     return {
         "scores": scores,
-        "others": _similarities(texts, references, chrf_P, place) | told,
+        "others": {name: [_short(value) for value in score_P] for name, score_P in others.items()} | told,
         "lengths": [len(text) for text in texts],
-        "clusters": [int(label) for label in clusters],
+        "clusters": labels,
         "distinct_2": _finite(metrics.distinct_n(spelt, 2)),
         "self_bleu": _finite(float(bleu.mean())) if len(bleu) else None,
         "auc": _finite(auc.value) if auc else None,
-        **_fresh_by_encoder(texts, references, clusters, place),
+        **fresh,
         "chrf": _finite(float(chrf_P.mean())),
         "finished": sum(finished) / len(finished),
     }
 
 
-def _similarities(texts: Sequence[str], references: Sequence[str], chrf_P: Floats, place: Place) -> dict[str, Any]:
-    """Scores of each prompt by the judges that decide nothing: similarity to the expert's own response."""
+def _by_encoder(
+    texts: Sequence[str], references: Sequence[str], cluster_P: Sequence[int], place: Place
+) -> tuple[dict[str, Floats], dict[str, float | None]]:
+    """Similarity to the expert's own responses, and the AUC of a second fresh classifier, of prose or code."""
     if place.encoder is None:
-        return {}
-    from experiments.real.minilm import similarity
+        return {}, {}
+    from experiments.real import minilm
 
-    found = {"minilm": similarity(texts, references, place.encoder), "chrf": chrf_P / 100}
-    return {name: [round(float(value), 4) for value in score_P] for name, score_P in found.items()}
+    embedding_PD, reference_PD = (_embeddings(tuple(some), place.encoder) for some in (texts, references))
+    found = minilm.classifier_auc(embedding_PD, reference_PD, cluster_P, place.seed)
+    return {"minilm": minilm.similarity(embedding_PD, reference_PD)}, {
+        "auc_minilm": None if found is None else _finite(found)
+    }
 
 
-def _fresh_by_encoder(texts: Sequence[str], references: Sequence[str], clusters: Any, place: Place) -> dict[str, Any]:
-    """The AUC of a second fresh classifier, where responses are prose or code."""
-    if place.encoder is None:
-        return {}
-    from experiments.real.minilm import classifier_auc
+@functools.lru_cache(maxsize=2)  # the expert's responses come again with every decoding and arm
+def _embeddings(texts: tuple[str, ...], folder: Path) -> torch.Tensor:
+    from experiments.real import minilm
 
-    found = classifier_auc(texts, references, [int(label) for label in clusters], place.encoder, place.seed)
-    return {"auc_minilm": None if found is None else _finite(found)}
+    return minilm.embeddings(texts, folder)
 
 
 def _judged(judge: Judge, rows: Sequence[Demonstration], texts: Sequence[str]) -> Floats:

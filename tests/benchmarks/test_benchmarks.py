@@ -35,10 +35,23 @@ def test_quick_run_prints_a_table_and_keeps_the_raw_numbers(tmp_path: Path, caps
     assert "sampling 0.1M" in shown and "GFLOP/s in a matrix product" in shown
 
 
+def test_steps_and_sft_run_beside_trls_trainers(tmp_path: Path) -> None:
+    # PeerStep counts what a TRL trainer sampled: another length than ours, or none, fails there.
+    assert main(["--quick", "--only", "align,sft", "--out", str(tmp_path)]) == 0
+    (path,) = tmp_path.glob("cpu-quick-*.json")
+    rows = json.loads(path.read_text())["rows"]
+    steps = [(name, f"TRL {peer}") for name in ("", ", trunk of its own") for peer in ("RLOO", "GRPO")]
+    assert [(row["name"], row["peer_name"]) for row in rows[:4]] == [
+        (f"align step 0.1M{name}", by) for name, by in steps
+    ]
+    assert rows[4]["name"] == "SFT 0.1M" and rows[4]["peer_name"].startswith("TRL SFT, packing ")
+    assert all(row["peer"] > 0 and row["ratio"] == pytest.approx(row["ours"] / row["peer"]) for row in rows)
+
+
 def test_gpu_script_runs_on_a_cpu_with_eager_calls_for_the_graph(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert gpu.main(["--peers", "--out", str(tmp_path)]) == 0
+    assert gpu.main(["--out", str(tmp_path)]) == 0
     (path,) = tmp_path.glob("gpu-*.json")
     report = json.loads(path.read_text())
     assert report == json.loads(capsys.readouterr().out)
@@ -49,7 +62,9 @@ def test_gpu_script_runs_on_a_cpu_with_eager_calls_for_the_graph(
     for precision in ("fp32", "bf16"):
         assert report["decode"][f"{precision}, 2 rows"]["share_of_floor"] < 1
         assert 0 < report["update"][f"{precision}, 20 tokens"]["mfu"] < 1.5
-        assert report["step"][precision]["ours_seconds"] > 0
+        step = report["step"][precision]
+        for peer in ("rloo", "grpo"):
+            assert step[f"{peer}_ratio"] == pytest.approx(step[f"{peer}_seconds"] / step["ours_seconds"])
 
 
 def test_gpu_script_tells_of_a_part_that_failed_and_goes_on(

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from experiments.real import minilm
+from experiments.real import measure, minilm
 from experiments.real.measure import Place, of_texts
 from understudy.config import load_params
 from understudy.data.demonstrations import Demonstration
@@ -51,29 +51,34 @@ def _alone(text: str, folder: Path) -> torch.Tensor:
     return mean / mean.norm()
 
 
+def _similarity(texts: list[str], references: list[str], folder: Path) -> Any:
+    return minilm.similarity(*(minilm.embeddings(some, folder) for some in (texts, references)))
+
+
 def test_each_pair_is_compared_by_its_own_tokens_whatever_is_beside_it(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     references = TEXTS[1:] + TEXTS[:1]
     wanted = [float(_alone(a, folder) @ _alone(b, folder)) for a, b in zip(TEXTS, references, strict=True)]
-    assert minilm.similarity(TEXTS, references, folder) == pytest.approx(wanted, abs=1e-5)
+    assert _similarity(TEXTS, references, folder) == pytest.approx(wanted, abs=1e-5)
     assert len(set(wanted)) == 4 and max(wanted) < 0.999
     monkeypatch.setattr(minilm, "_BATCH", 3)
-    assert minilm.similarity(TEXTS, references, folder) == pytest.approx(wanted, abs=1e-5)
+    assert _similarity(TEXTS, references, folder) == pytest.approx(wanted, abs=1e-5)
 
 
 def test_a_fresh_classifier_tells_texts_apart_by_their_embeddings_alone(folder: Path) -> None:
     experts, clusters = [TEXTS[row % 2] for row in range(24)], [row // 2 for row in range(24)]
     others = [TEXTS[2 + row % 2] for row in range(24)]
-    assert minilm.classifier_auc(others, experts, clusters, folder, 0) == 1.0
-    assert minilm.classifier_auc(experts, experts, clusters, folder, 0) == 0.5
-    assert minilm.classifier_auc(others[:6], experts[:6], clusters[:6], folder, 0) is None
+    other_PD, expert_PD = (minilm.embeddings(texts, folder) for texts in (others, experts))
+    assert minilm.classifier_auc(other_PD, expert_PD, clusters, 0) == 1.0
+    assert minilm.classifier_auc(expert_PD, expert_PD, clusters, 0) == 0.5
+    assert minilm.classifier_auc(other_PD[:6], expert_PD[:6], clusters[:6], 0) is None
 
 
 def test_equal_texts_are_one_and_what_is_too_long_is_cut(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert minilm.similarity(["add a group", ""], ["add a group", ""], folder) == pytest.approx([1.0, 1.0])
+    assert _similarity(["add a group", ""], ["add a group", ""], folder) == pytest.approx([1.0, 1.0])
     monkeypatch.setattr(minilm, "MAX_TOKENS", 5)
-    cut = minilm.similarity(["add a group remove"], ["add a group the host"], folder)
+    cut = _similarity(["add a group remove"], ["add a group the host"], folder)
     assert cut == pytest.approx([1.0])
 
 
@@ -125,7 +130,17 @@ def test_a_cell_keeps_the_further_judges_by_prompt_where_responses_are_language(
     others = made(folder)["others"]
     assert list(others) == ["minilm", "chrf", "module"]
     assert others["module"] == [0, 0, None, 1]
-    assert others["minilm"] == pytest.approx(list(minilm.similarity(texts, TEXTS, folder)), abs=1e-4)
+    assert others["minilm"] == pytest.approx(list(_similarity(texts, TEXTS, folder)), abs=1e-4)
     assert (others["chrf"][0], others["chrf"][3]) == (1.0, 1.0) and others["chrf"][2] < 0.5
     assert made(folder)["chrf"] == pytest.approx(25 * sum(others["chrf"]), abs=0.02)  # the mean, of 100
     assert made(None)["others"] == {"module": [0, 0, None, 1]}
+
+
+def test_the_experts_responses_are_embedded_once_for_all_decodings(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(minilm, "embeddings", lambda texts, _: asked.append(texts[0]) or torch.ones(len(texts), 2))
+    for text in ("first", "second"):
+        measure._by_encoder([text] * 2, ["expert's"] * 2, [0, 1], Place(Any, 0, ROOT, False, folder))  # type: ignore[arg-type]
+    assert asked == ["first", "expert's", "second"]

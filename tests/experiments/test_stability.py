@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from experiments import blocks
 from experiments.stability import lists, sections, similarity
@@ -135,9 +136,14 @@ def test_each_judge_has_a_row() -> None:
 
 def test_similarity_is_of_one_response_to_its_reference(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Any] = []
-    monkeypatch.setattr(similarity.minilm, "similarity", lambda *given: asked.append(given) or np.asarray([0.25]))
-    assert similarity.judge("prompt", "response", "reference") == 0.25
-    assert asked == [(["response"], ["reference"], similarity.WEIGHTS)]
+
+    def embeddings(texts: list[str], folder: Path) -> torch.Tensor:
+        asked.append((texts, folder))
+        return torch.tensor([[0.6, 0.8]] if texts == ["response"] else [[0.0, 1.0]])
+
+    monkeypatch.setattr(similarity.minilm, "embeddings", embeddings)
+    assert similarity.judge("prompt", "response", "reference") == pytest.approx(0.8)
+    assert asked == [(["response"], similarity.WEIGHTS), (["reference"], similarity.WEIGHTS)]
 
 
 def test_the_page_is_what_the_raw_numbers_say() -> None:
