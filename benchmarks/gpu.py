@@ -262,7 +262,7 @@ def whole_steps(peers: list[str]) -> dict[str, Any]:
         told: dict[str, Any] = {"formula_mib": formula_mib(work, _model())}
         turns: dict[str, Callable[[], float]] = {"ours": partial(_our_step, work, told)}
         turns |= {peer: partial(_peer_step, work, peer) for peer in peers}
-        seconds = alternate(turns, 3 if ON_GPU else 1, warm_up=False)
+        seconds = alternate(turns, 2 if ON_GPU else 1, warm_up=False)
         told |= {f"{name}_seconds": median(values) for name, values in seconds.items()} | {"seconds": seconds}
         told |= {f"{peer}_ratio": ratio_of_turns(seconds[peer], seconds["ours"])["ratio"] for peer in peers}
         found[precision] = told
