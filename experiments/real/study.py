@@ -22,10 +22,11 @@ from experiments.real.arms import ARMS
 from understudy.evaluation.intervals import Interval
 
 Floats = NDArray[np.float64]
-Statistic = Callable[[Floats], Floats]  # from weighted totals (N, K) to values (N,)
+Statistic = Callable[[Floats], Floats]  # from weighted totals (K, N) to values (N,)
 CONFIDENCE = 0.95
 SEED = 0  # of what is drawn
 MOST_SEEDS_ENUMERATED, DRAWS_OF_SEEDS = 6, 500
+_SORTED_PART = 8  # of all draws: limits lie far out
 DECODINGS = ("T=1", "tuned")
 DECIDING = "scores"  # of the task's own judge; others are named as in "others"
 
@@ -94,7 +95,7 @@ def _key(cell: dict[str, Any]) -> Key:
 
 def mean(pairs: Paired) -> Interval | None:
     """Mean of the decided values."""
-    return _resampled(pairs, [pairs.value_SP], lambda total_NK: total_NK[:, 1] / total_NK[:, 0])
+    return _resampled(pairs, [pairs.value_SP], lambda total_KN: total_KN[1] / total_KN[0])
 
 
 def of_seeds(values: Iterable[float | None]) -> Interval | None:
@@ -185,9 +186,9 @@ def _paired(value_SP: Floats, cells: dict[int, dict[str, Any]], decoding: str) -
     return Paired(value_SP, np.asarray(clusters, dtype=np.int64))
 
 
-def _intercept(total_NK: Floats) -> Floats:
+def _intercept(total_KN: Floats) -> Floats:
     """Of the regression of wins on the tilt; totals of 1, win, tilt, tilt² and tilt·win."""
-    total, wins, first, second, product = total_NK.T
+    total, wins, first, second, product = total_KN
     below, mean_win = total * second - first**2, wins / total
     known = below > 1e-9 * total**2  # else lengths do not differ
     slope = (total * product - first * wins) / np.where(known, below, 1.0)
@@ -210,11 +211,13 @@ def _resampled(pairs: Paired, columns: list[Floats], statistic: Statistic) -> In
     cluster_MC = _cluster_draws(num_clusters, len(chance_Q))
     member_PC = (pairs.cluster_P[:, None] == np.arange(num_clusters)).astype(np.float64)
     tables = [np.where(known_SP, column, 0.0) @ member_PC for column in (np.ones_like(pairs.value_SP), *columns)]
-    total_NK = np.stack([(seed_QS @ (cluster_MC @ table_SC.T).T).ravel() for table_SC in tables], axis=1)
-    chance_N, drawn = np.repeat(chance_Q, len(cluster_MC)), total_NK[:, 0] > 0
-    value = statistic(np.asarray([[table_SC.sum() for table_SC in tables]]))
+    total_KN = np.stack([(seed_QS @ (cluster_MC @ table_SC.T).T).ravel() for table_SC in tables])
+    chance_N, drawn_N = np.repeat(chance_Q, len(cluster_MC)), total_KN[0] > 0
+    if not drawn_N.all():
+        total_KN, chance_N = total_KN[:, drawn_N], chance_N[drawn_N]
+    value = statistic(np.asarray([[table_SC.sum()] for table_SC in tables]))
     num_units = min(num_seeds, num_clusters) if num_seeds > 1 else num_clusters
-    low, high = _quantiles(statistic(total_NK[drawn]), chance_N[drawn], num_units)
+    low, high = _quantiles(statistic(total_KN), chance_N, num_units)
     return Interval(float(value[0]), low, high, int(known_SP.sum()), num_units)
 
 
@@ -243,8 +246,16 @@ def _cluster_draws(num: int, num_seed_draws: int) -> Floats:
 def _quantiles(found_N: Floats, chance_N: Floats, num: int) -> tuple[float, float]:
     if num < 2:
         return math.nan, math.nan
-    tail = expanded_tail(num, CONFIDENCE)
-    order = np.argsort(found_N, kind="stable")
-    below = np.cumsum(chance_N[order])
-    low, high = found_N[order][np.searchsorted(below, [tail * below[-1], (1 - tail) * below[-1]])]
-    return float(low), float(high)
+    tail = expanded_tail(num, CONFIDENCE) * float(chance_N.sum()) * (1 - 1e-9)  # sums of chances are rounded
+    return _lower_limit(found_N, chance_N, tail), -_lower_limit(-found_N, chance_N, tail)
+
+
+def _lower_limit(found_N: Floats, chance_N: Floats, tail: float) -> float:
+    """The value up to which the chances come to the tail; all are put in order only if the lowest are not enough."""
+    for num in (max(1, len(found_N) // _SORTED_PART), len(found_N)):
+        lowest = np.argpartition(found_N, num - 1)[:num]
+        order = lowest[np.argsort(found_N[lowest])]
+        below = np.cumsum(chance_N[order])
+        if below[-1] >= tail:
+            break
+    return float(found_N[order[np.searchsorted(below, tail)]])

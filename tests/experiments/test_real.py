@@ -284,6 +284,19 @@ def test_draws_of_seeds_are_all_that_there_are_with_their_chances() -> None:
     assert many.shape == (500, 8) and equal.tolist() == [1 / 500] * 500
 
 
+@pytest.mark.parametrize("likely", [0.001, 1.0])  # the lowest eighth's chances are not enough, or are
+def test_the_lower_limit_is_that_of_all_in_order(likely: float) -> None:
+    found_N = np.random.default_rng(3).permutation(800).astype(np.float64)
+    chance_N = np.where(found_N < 100, likely, 1.0)
+    for tail in (0.05, 99.95, 100.15):
+        below, wanted = 0.0, -1.0
+        for value in range(800):
+            below, wanted = below + (likely if value < 100 else 1.0), float(value)
+            if below >= tail:
+                break
+        assert real_study._lower_limit(found_N, chance_N, tail) == wanted
+
+
 def test_limits_are_not_those_of_a_lucky_draw(committed: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """With 2,000 random resamples the lower limit of five seeds moved by 1.4 points with the resampling's own seed."""
     arms = next(arms for key, arms in committed.items() if key.task == "ansible_all")
