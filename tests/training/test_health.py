@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 import torch
-from training.helpers import align_config, examples, loop, params, random_policy
+from training.helpers import ROOT, align_config, examples, loop, params, random_policy
 
-from understudy.config import AlignConfig, HealthConfig
+from understudy.config import AlignConfig, HealthConfig, load_params
 from understudy.errors import ConfigError, Preempted
 from understudy.models.scalar_head import ScalarHead
 from understudy.training.adversarial import AlignResult, align, num_discriminator_outputs
@@ -245,6 +245,39 @@ def test_without_gates_the_same_run_goes_on_to_its_end_and_keeps_nothing(tmp_pat
     watched, _, _ = _run(tmp_path / "on", "align.num_rounds=4", "align.health.patience_rounds=99")
     alone, _, _ = _run(tmp_path / "four", *off, "align.num_rounds=4")
     assert _equal(_policy_weights(watched), _policy_weights(alone))
+
+
+def test_a_discriminator_that_is_always_right_ends_the_run(tmp_path: Path) -> None:
+    """The expert says one word again and again, which a random policy does not, and the policy hardly moves."""
+    config = align_config(
+        *ABSURD,
+        "align.learning_rate=1e-7",
+        "align.held_out_every_rounds=1",
+        "align.discriminator.learning_rate=0.01",
+        "align.discriminator.updates_per_round=8",
+    )
+    models, surroundings = _models(config), loop(tmp_path)
+    said = models.policy.encode_response("alpha " * 4)
+    rows = [dataclasses.replace(row, response=said) for row in examples(models.policy)]
+    result = align(models, rows[:18], rows[18:], config, 1, surroundings)
+    aucs = [entry["held_out_auc"] for entry in surroundings.history]
+    assert result.stopped_by is not None and result.stopped_by.startswith("auc: the discriminator's held-out AUC is 1;")
+    assert "violated 3 times in a row" in result.stopped_by
+    assert [auc >= 0.99 for auc in aucs[-3:]] == [True] * 3 and result.num_rounds == len(aucs) < 13
+    assert result.healthy_round == 1 and _equal(_policy_weights(models), _policy_weights(_models(config)))
+
+
+@pytest.mark.parametrize("preset", [None, *sorted((ROOT / "pipelines/runs").glob("*.yaml"))])
+def test_the_auc_gate_can_stop_the_default_run_and_every_preset(preset: Path | None) -> None:
+    config = load_params(ROOT / "params.yaml", presets=[preset] if preset else []).align
+    warmup = config.discriminator.warmup_rounds
+    rounds = warmup + config.num_rounds
+    history = [{"step": step, **STEADY} for step in range(1, rounds + 1)]
+    for entry in history:
+        if entry["step"] % config.held_out_every_rounds == 0 or entry["step"] == rounds:
+            entry["held_out_auc"] = 1.0
+    stopped = str(examine(history, config.health, warmup).stopped_by)
+    assert stopped.startswith("auc: ") and "violated" in stopped
 
 
 def test_rewards_that_are_all_clipped_end_the_run_with_the_sft_policy(tmp_path: Path) -> None:
