@@ -61,6 +61,19 @@ def test_fused_logits_equal_those_of_the_model_also_after_rows_left(
     assert fused.logits_BV.shape[0] == 2
 
 
+def test_the_cache_has_room_for_the_longest_prompt_and_response_of_the_rows_that_are_there() -> None:
+    policy = random_policy("llama")
+    assert policy.context_tokens > 3 + 7
+    with torch.no_grad():
+        stepper = start_fused(FusedStepper, policy, [[5, 6, 7], [8]], 2, 7)
+        heads, width = stepper._key_heads, stepper._width
+        assert [tuple(keys.shape) for keys in stepper._keys] == [(4, heads, 3 + 7, width)] * len(stepper._layers)
+        stepper.step(torch.tensor([1, 2, 3, 4]))
+        stepper.select(torch.tensor([0, 3]))
+        for cache in (*stepper._keys, *stepper._values):
+            assert cache.untyped_storage().nbytes() == 2 * heads * (3 + 7) * width * 4
+
+
 @pytest.mark.parametrize("family", FUSED)
 def test_the_graphs_computation_run_eagerly_gives_the_logits_of_the_fused_one(family: str) -> None:
     policy = random_policy(family)

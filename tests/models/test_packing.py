@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import pytest
 import torch
 from models.families import random_policy
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from understudy.config import LoraConfig
 from understudy.models import logps, packing
@@ -123,19 +125,39 @@ def test_a_part_of_a_batch_is_read_padded_and_the_whole_packed() -> None:
     assert batch.part(slice(1, 3)).packed is None
 
 
-def test_portions_of_logits_give_the_same_values_and_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
+class _MostLogits(TorchDispatchMode):
+    """Notes how many rows of logits an operation has made at most."""
+
+    def __init__(self, vocabulary: int) -> None:
+        super().__init__()
+        self.vocabulary, self.rows = vocabulary, 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        found = func(*args, **(kwargs or {}))
+        makes = func is not torch.ops.aten.t.default  # the head's weights, turned
+        if makes and isinstance(found, torch.Tensor) and found.ndim > 1 and found.shape[-1] == self.vocabulary:
+            self.rows = max(self.rows, found[..., 0].numel())
+        return found
+
+
+@pytest.mark.parametrize("wrapped", [False, True], ids=["alone", "called as a whole"])
+def test_portions_of_logits_give_the_same_values_and_gradients(wrapped: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     policy = random_policy("llama_untied")
-    batch = policy.batch(PROMPTS, RESPONSES)
-    results = []
-    for whole in (1 << 26, 4 * policy.model.config.vocab_size):
+    batch, vocabulary = policy.batch(PROMPTS, RESPONSES), policy.model.config.vocab_size
+    results, most = [], []
+    for whole in (1 << 26, 4 * vocabulary):
         monkeypatch.setattr(logps, "WHOLE_LOGITS", whole)
-        logp_BT = policy.response_logps(batch)
-        (logp_BT * torch.arange(1.0, 1 + logp_BT.numel()).view(logp_BT.shape).cos()).sum().backward()
+        with _MostLogits(vocabulary) as seen:
+            logp_BT = policy.response_logps(batch, (lambda **named: policy.model(**named)) if wrapped else None)
+            (logp_BT * torch.arange(1.0, 1 + logp_BT.numel()).view(logp_BT.shape).cos()).sum().backward()
         results.append((logp_BT.detach(), _gradients(policy.model)))
+        most.append(seen.rows)
+    assert most == [sum(map(len, RESPONSES)), 4]
     (whole_BT, gradient_whole), (portions_BT, gradient_portions) = results
     torch.testing.assert_close(portions_BT, whole_BT, atol=1e-6, rtol=1e-6)
     for name, gradient in gradient_whole.items():
         torch.testing.assert_close(gradient_portions[name], gradient, atol=1e-4, rtol=1e-4, msg=name)
+    assert "forward" not in vars(policy.model.lm_head)
 
 
 def _varlen_of_the_tests(

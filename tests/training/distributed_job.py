@@ -10,12 +10,14 @@ from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from safetensors.torch import save_file
 from training.helpers import align_config, examples, loop, random_policy, sft_config
 
 from understudy.errors import IntegrityError, Preempted
+from understudy.models import logps
 from understudy.models.discriminator import create_discriminator
 from understudy.models.generation import SamplingSettings, generate
 from understudy.models.language_model import LanguageModel
@@ -114,7 +116,9 @@ def main(arguments: Iterable[str]) -> None:
     for name, scenario in json.loads(request.read_text(encoding="utf-8")).items():
         folder = request.parent / name
         folder.mkdir(exist_ok=True)
-        result = run(scenario, folder)
+        # In the job alone: the one process that it is compared with makes all logits at once.
+        with patch.object(logps, "WHOLE_LOGITS", scenario.get("whole_logits", logps.WHOLE_LOGITS)):
+            result = run(scenario, folder)
         (folder / f"result-{rank}.json").write_text(json.dumps(result), encoding="utf-8")
     torch.distributed.destroy_process_group()
 

@@ -22,7 +22,11 @@ MIXED = ["align.sft_coefficient_start=0.6", "align.sft_coefficient_end=0.2"]
 
 CURVES: dict[str, dict[str, Any]] = {
     "sft": {"kind": "sft"},
-    "sft, 3 micro-batches a step": {"kind": "sft", "overrides": ["sft.micro_batches_per_step=3"]},
+    "sft, 3 micro-batches a step, logits in portions": {
+        "kind": "sft",
+        "overrides": ["sft.micro_batches_per_step=3"],
+        "whole_logits": 2000,
+    },
     "sft, a row a batch, 1 held out": {"kind": "sft", "overrides": ["sft.batch_tokens=1"], "held_out": 1},
     "sft, adapters": {"kind": "sft", "lora": True, "overrides": ["sft.objective=occupancy"]},
     "rloo": {"kind": "align"},

@@ -19,7 +19,11 @@ JOB = Path(__file__).with_name("sharded_job.py")
 TINY_MICRO_BATCHES = "align.micro_batch_tokens=64"
 TABLE = "align.discriminator.init=ngrams"  # which is not read in parts
 CURVES: dict[str, dict[str, Any]] = {
-    "sft, 3 micro-batches a step": {"kind": "sft", "overrides": ["sft.micro_batches_per_step=3"]},
+    "sft, 3 micro-batches a step, logits in portions": {
+        "kind": "sft",
+        "overrides": ["sft.micro_batches_per_step=3"],
+        "whole_logits": 2000,
+    },
     "ppo, micro-batches": {"kind": "align", "overrides": ["align.policy_update=ppo", TABLE, TINY_MICRO_BATCHES]},
     "rloo with SFT, micro-batches": {
         "kind": "align",

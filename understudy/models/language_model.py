@@ -22,7 +22,7 @@ from torch import Tensor
 
 from understudy.errors import ConfigError
 from understudy.models.architecture import is_plain_decoder
-from understudy.models.logps import chosen_logps, head_logps
+from understudy.models.logps import answering_logps, chosen_logps, head_logps
 from understudy.models.packing import Packed, pack, reading
 from understudy.models.refused_writes import refused_as_os_error
 from understudy.models.text_encoder import TextEncoder
@@ -223,8 +223,9 @@ class LanguageModel:
                 hidden_NH = inner.base_model(**arguments, use_cache=False).last_hidden_state[0]
                 logp_M = head_logps(hidden_NH.index_select(0, packed.before_M), head.weight, head.bias, id_M)
             else:
-                logits = caller(**arguments, use_cache=False, **self.keep_arguments(packed.before_M)).logits
-                logp_M = chosen_logps(logits[0], id_M)
+                with answering_logps(head, id_M):
+                    answer = caller(**arguments, use_cache=False, **self.keep_arguments(packed.before_M))
+                logp_M = answer.logits[0, :, 0].float()
         return packed.unpack(logp_M, batch.response_BT)
 
     @property

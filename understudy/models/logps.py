@@ -5,6 +5,8 @@ Shapes: M tokens, V vocabulary, H hidden width.
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any, cast
 
 import torch
@@ -30,6 +32,26 @@ def head_logps(hidden_MH: Tensor, weight_VH: Tensor, bias_V: Tensor | None, id_M
     if rows >= len(id_M):
         return chosen_logps(linear(hidden_MH, weight_VH, bias_V), id_M)
     return cast(Tensor, _Portions.apply(hidden_MH, weight_VH, bias_V, id_M, rows))  # type: ignore[no-untyped-call]
+
+
+@contextlib.contextmanager
+def answering_logps(head: Any, id_M: Tensor) -> Iterator[None]:
+    """Within this context an output layer, asked for logits (1, M, V), answers log-probabilities of tokens, (1, M, 1).
+
+    For models that must be called as a whole, since their weights are in one piece only while they are called.
+    """
+
+    def forward(hidden_1MH: Tensor) -> Tensor:
+        return head_logps(hidden_1MH[0], head.weight, head.bias, id_M)[None, :, None]
+
+    before = vars(head).get("forward")
+    head.forward = forward
+    try:
+        yield
+    finally:
+        del head.forward
+        if before is not None:
+            head.forward = before
 
 
 class _Portions(torch.autograd.Function):
