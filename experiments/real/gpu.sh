@@ -20,6 +20,7 @@
 #
 # WEIGHTS: a Hugging Face folder, or one with a GGUF file; default: build/smollm2.
 # WORK: folder of what is fetched and of SFT policies; default: build/real.
+# SEEDS: of SHORT's cells; default: "0 1 2 3 4". Fewer fit a short loan, and the rest may follow; three decide at least.
 # PYTHON: of the virtual environment; default: .venv/bin/python.
 # PROCESSES: so many cells run at once; default: 6. One that aligned with 16,384 tokens at a time took 10.6 GiB of the
 # device's memory; it is 24,576 now, which takes more and was not measured.
@@ -59,7 +60,8 @@ if [ -n "${SMOKE:-}" ]; then
     cells --smoke --lora --arms reverse_kl_new --tasks ansible --seeds 0 --out "$smoke-lora"
     exit $failed
 fi
-cells "${bar2[@]}" --tasks ansible --sizes 2000 --seeds 0 1 2 3 4 --out "$results-short"
+read -ra seeds <<<"${SEEDS:-0 1 2 3 4}"
+cells "${bar2[@]}" --tasks ansible --sizes 2000 --seeds "${seeds[@]}" --out "$results-short"
 if [ -n "${SHORT:-}" ]; then exit $failed; fi
 for kind in full lora; do
     adapters=()

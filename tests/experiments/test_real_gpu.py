@@ -87,6 +87,11 @@ def test_the_short_run_is_what_the_bar_asks_over_five_seeds(recorded: Any, tmp_p
     assert cells.out == Path("experiments/real/results-135M-short")
 
 
+def test_fewer_seeds_may_be_named_for_a_short_loan(recorded: Any) -> None:
+    (cells,) = _cells(recorded(SHORT="1", SEEDS="0 1 2")[1])
+    assert (cells.seeds, cells.arms) == ([0, 1, 2], SHORT_ARMS)
+
+
 def test_the_smoke_run_goes_the_way_of_the_short_one(recorded: Any) -> None:
     (short,), (smoke, adapters) = (_cells(recorded(**{mode: "1"})[1]) for mode in ("SHORT", "SMOKE"))
     for name in ("tasks", "arms", "set", "lora", "model"):
