@@ -1,18 +1,17 @@
-"""Four engines behind one protocol: the same distribution, the same seeds, the weights of now."""
+"""Three engines behind one protocol: the same distribution, the same seeds, the weights of now."""
 
 from __future__ import annotations
 
 import sys
-import types
+from collections import Counter
 from collections.abc import Iterator
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from models.families import random_policy
-from support.vllm_stub import Stub, serve
+from support.vllm_stub import Stub, serve, vllm_module
 
 from understudy.config import LoraConfig
 from understudy.errors import ConfigError, ServiceUnreachable
@@ -24,6 +23,7 @@ from understudy.models.language_model import LanguageModel
 from understudy.models.loading import with_lora
 
 PROMPTS = [[5, 6, 7, 8], [9, 10]]
+ERROR_RATE = 1e-4  # of a chi-square test, all its statistics together; the seeds are fixed
 
 
 @pytest.fixture
@@ -33,8 +33,19 @@ def stub() -> Iterator[tuple[str, Stub]]:
         yield served
 
 
-@pytest.fixture(params=ENGINES)
+@pytest.fixture
+def colocated(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Any]]:
+    """What the module that stands in for vLLM, which is not installed here, has been told."""
+    calls: list[tuple[str, Any]] = []
+    monkeypatch.setitem(sys.modules, "vllm", vllm_module(random_policy("llama", seed=99), calls))
+    return calls
+
+
+@pytest.fixture(params=[*ENGINES, "vllm-colocated"])
 def engine(request: pytest.FixtureRequest, stub: tuple[str, Stub]) -> Generator:
+    if request.param == "vllm-colocated":
+        request.getfixturevalue("colocated")
+        return create_engine("vllm")
     return create_engine(request.param, stub[0] if request.param == "vllm" else None)
 
 
@@ -54,39 +65,116 @@ def test_equal_seeds_give_equal_responses_and_others_others(engine: Generator) -
     ]
 
 
-def test_tokens_follow_the_policys_probabilities_by_chi_square(engine: Generator) -> None:
-    """Two prompts, first and second token. Error rate 1e-4 for each of the four tests; the seed is fixed."""
-    from scipy.stats import chisquare
+def test_a_prompt_that_occurs_twice_has_responses_of_its_own_each_time(engine: Generator) -> None:
+    policy, twice = random_policy("llama"), [PROMPTS[0], PROMPTS[0]]
+    first, again = (
+        engine.generate(policy, twice, SamplingSettings(12), torch.Generator().manual_seed(1), 3).responses
+        for _ in range(2)
+    )
+    assert first == again
+    assert len({tuple(response) for response in first}) == 6
 
-    policy, repeats = random_policy("llama"), 600
+
+def test_a_response_may_be_its_end_alone(engine: Generator) -> None:
+    policy = random_policy("llama")
+    rollouts = engine.generate(policy, PROMPTS[:1], SamplingSettings(3), torch.Generator().manual_seed(1), 1000)
+    ends = [done for row, done in zip(rollouts.responses, rollouts.finished, strict=True) if len(row) == 1]
+    assert ends and all(ends)
+    assert rollouts.responses.count([policy.end_token_id]) == len(ends)
+
+
+def test_no_two_responses_have_the_same_seed_in_vllm(stub: tuple[str, Stub], colocated: list[tuple[str, Any]]) -> None:
+    """Two rounds of three prompts, one of them twice, and four responses, j of which vLLM draws by seed + j."""
+    policy = random_policy("llama")
+    for engine in (create_engine("vllm", stub[0]), create_engine("vllm")):
+        generator = torch.Generator().manual_seed(1)
+        for _ in range(2):
+            engine.generate(policy, [[5], [6], [5]], SamplingSettings(2), generator, 4)
+    served = [body for path, body in stub[1].requests if path == "/v1/completions" for _ in body["prompt"]]
+    here = [own for name, sampling in colocated if name == "generate" for own in sampling]
+    for asked in (served, here):
+        seeds = [own["seed"] + child for own in asked for child in range(own["n"])]
+        assert len(seeds) == len(set(seeds)) == 2 * 3 * 4
+        assert min(seeds) >= 0 and max(seeds) < 2**63
+
+
+def test_tokens_follow_the_policys_probabilities_by_chi_square(engine: Generator) -> None:
+    policy = _peaked_policy()
     # Settings that a model brings along must not narrow the distribution.
     policy.model.generation_config.do_sample = True
     policy.model.generation_config.top_k = 3
-    rollouts = _sample(engine, policy, SamplingSettings(2, temperature=0.8), 3, repeats)
-    for index, prompt in enumerate(PROMPTS):
-        rows = rollouts.responses[index * repeats : (index + 1) * repeats]
-        first_V = _probabilities(policy, [prompt])[0]
-        observed_V = torch.bincount(torch.tensor([row[0] for row in rows]), minlength=len(first_V)).double()
-        assert _p_value(chisquare, observed_V, first_V * repeats) > 1e-4
-        going_on = [row for row in rows if len(row) == 2]
-        starts = sorted({row[0] for row in going_on})
-        second = dict(zip(starts, _probabilities(policy, [[*prompt, token] for token in starts]), strict=True))
-        due_V = torch.stack([second[row[0]] for row in going_on]).sum(0)
-        observed_V = torch.bincount(torch.tensor([row[1] for row in going_on]), minlength=len(due_V)).double()
-        assert _p_value(chisquare, observed_V, due_V) > 1e-4
+    p_values = _p_values(engine, policy, PROMPTS, SamplingSettings(2, temperature=0.8))
+    assert min(p_values) * len(p_values) > ERROR_RATE, p_values
 
 
-def _probabilities(policy: LanguageModel, rows: list[list[int]]) -> torch.Tensor:
+@pytest.mark.parametrize(
+    ("wrong", "num_rejected"),
+    [
+        (SamplingSettings(2, temperature=0.9), 2),
+        (SamplingSettings(2, temperature=0.8, top_p=0.95), 2),
+        (SamplingSettings(2, temperature=0.8, top_p=0.99), 1),
+    ],
+    ids=["temperature-0.9", "top_p-0.95", "top_p-0.99"],
+)
+def test_the_chi_square_test_rejects_another_temperature_and_a_nucleus(
+    engine: Generator, wrong: SamplingSettings, num_rejected: int
+) -> None:
+    """Controls: with few draws and most tokens in one bin the test would pass these, too, and its passing say nothing.
+
+    The statistics of the first and second token are 33 and 34 on average if all is right, and are rejected above 75.
+    Due here are 620 and 230 at temperature 0.9, 550 and 250 with a nucleus of 0.95, and 130 and 70 with one of 0.99,
+    which only the first is sure to tell.
+    """
+    p_values = _p_values(engine, _peaked_policy(), PROMPTS[:1], wrong)
+    assert sum(p_value * len(p_values) < ERROR_RATE for p_value in p_values) >= num_rejected, p_values
+
+
+def _peaked_policy() -> LanguageModel:
+    """Its likeliest first token is common enough for a test of the second: 43% and 18% of the responses to PROMPTS."""
+    policy = random_policy("llama")
     with torch.no_grad():
-        logits = torch.stack([policy.model(input_ids=torch.tensor([row])).logits[0, -1] for row in rows])
-    return (logits.double() / 0.8).softmax(-1)
+        policy.model.model.norm.weight.mul_(2)
+    return policy
 
 
-def _p_value(chisquare: Any, observed_V: torch.Tensor, due_V: torch.Tensor) -> float:
-    common = due_V >= 5
-    seen = [*observed_V[common].tolist(), float(observed_V[~common].sum())]
-    due = [*due_V[common].tolist(), float(due_V[~common].sum())]
-    return float(chisquare(seen, [value * sum(seen) / sum(due) for value in due]).pvalue)
+def _p_values(
+    engine: Generator, policy: LanguageModel, prompts: list[list[int]], settings: SamplingSettings
+) -> list[float]:
+    """Of the first token to each prompt, and of the second where the first is the most frequent one that goes on.
+
+    Given the first tokens, those second ones are one multinomial; all second tokens would be a sum of different ones.
+    """
+    repeats, found = 10_000, []
+    rows = engine.generate(policy, prompts, settings, torch.Generator().manual_seed(3), repeats).responses
+    for index, prompt in enumerate(prompts):
+        own = rows[index * repeats : (index + 1) * repeats]
+        firsts = [row[0] for row in own]
+        common = Counter(row[0] for row in own if len(row) == 2).most_common(1)[0][0]
+        found.append(_p_value(firsts, policy, prompt))
+        found.append(_p_value([row[1] for row in own if row[0] == common], policy, [*prompt, common]))
+    return found
+
+
+def _p_value(tokens: list[int], policy: LanguageModel, context: list[int]) -> float:
+    """Of tokens after a context, had they been drawn at temperature 0.8.
+
+    From the least likely on, tokens share a bin until at least 50 are due there; a likely one has its own.
+    """
+    from scipy.stats import chisquare
+
+    with torch.no_grad():
+        logits_V = policy.model(input_ids=torch.tensor([context])).logits[0, -1]
+    due_V, order_V = ((logits_V.double() / 0.8).softmax(-1) * len(tokens)).sort()
+    seen_V = torch.bincount(torch.tensor(tokens), minlength=len(due_V))[order_V]
+    due, seen = [0.0], [0]
+    for token_due, token_seen in zip(due_V.tolist(), seen_V.tolist(), strict=True):
+        if due[-1] >= 50:
+            due.append(0.0)
+            seen.append(0)
+        due[-1] += token_due
+        seen[-1] += token_seen
+    assert min(due) >= 50 and len(due) >= 10
+    return float(chisquare(seen, due).pvalue)
 
 
 @pytest.mark.parametrize(("greedy", "adapted"), [(False, False), (True, True)])
@@ -225,40 +313,16 @@ def test_rows_at_the_contexts_end_need_no_position_after_it() -> None:
     assert [len(response) for response in native] == [4, 32, 32, 32, 32]
 
 
-def test_colocated_vllm_loads_once_and_reloads_after_an_update(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The calls only: a module of the same name stands in, for vLLM is not installed here."""
-    calls: list[tuple[str, Any]] = []
-
-    limits: list[int] = []
-
-    class LLM:
-        def __init__(self, model: str, **named: Any) -> None:
-            assert (Path(model) / "model.safetensors").is_file()
-            calls.append(("load", model))
-
-        def collective_rpc(self, method: str, kwargs: dict[str, str]) -> None:
-            calls.append((method, kwargs["weights_path"]))
-
-        def reset_prefix_cache(self) -> None:
-            calls.append(("reset", None))
-
-        def generate(self, asked: Any, sampling: Any, use_tqdm: bool) -> Any:
-            limits.extend(own.max_tokens for own in sampling)
-            choice = types.SimpleNamespace(token_ids=[11, 12], finish_reason="stop")
-            return [types.SimpleNamespace(outputs=[choice] * own.n) for _, own in zip(asked, sampling, strict=True)]
-
-    fake = types.ModuleType("vllm")
-    fake.LLM, fake.SamplingParams = LLM, types.SimpleNamespace  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "vllm", fake)
+def test_colocated_vllm_loads_once_and_reloads_after_an_update(colocated: list[tuple[str, Any]]) -> None:
     engine, policy = create_engine("vllm"), random_policy("llama")
     rollouts = _sample(engine, policy, SamplingSettings(62), 0, 2)
-    assert limits == [60, 62]
-    assert rollouts.responses == [[11, 12, policy.end_token_id]] * 4
-    assert rollouts.finished == [True] * 4
+    assert [own["max_tokens"] for own in colocated[1][1]] == [60, 62]
+    assert rollouts.prompts == [prompt for prompt in PROMPTS for _ in range(2)]
+    _sample(engine, policy, SamplingSettings(4), 0, 2)
     with torch.no_grad():
         next(policy.model.parameters()).add_(1)
     _sample(engine, policy, SamplingSettings(4), 0, 2)
-    assert [name for name, _ in calls] == ["load", "reload_weights", "reset"]
+    assert [name for name, _ in colocated] == ["load", "generate", "generate", "reload_weights", "reset", "generate"]
 
 
 def test_wrong_choices_are_refused_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:

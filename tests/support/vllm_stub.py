@@ -1,22 +1,28 @@
-"""A stand-in for vLLM's OpenAI server on loopback: refuses what vLLM refuses, samples with the weights it was sent.
+"""Stand-ins for vLLM: its OpenAI server on loopback and its module. Both sample with the weights that they were given.
 
-Rules taken from vLLM's protocol (CompletionRequest, SamplingParams): unknown models are 404; n > 1 is refused when
-decoding greedily; max_tokens must fit the context; development endpoints exist only in development mode.
+The server refuses what vLLM refuses. Rules taken from vLLM's protocol (CompletionRequest, SamplingParams): unknown
+models are 404; n > 1 is refused when decoding greedily; max_tokens must fit the context; a seed has 64 bits;
+development endpoints exist only in development mode.
+Seeds are vLLM's (ParentRequest): response j to a prompt is drawn by seed + j, whatever else is in the batch.
 """
 
 from __future__ import annotations
 
 import json
+import random
 import threading
-from collections.abc import Iterator
+import types
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
+from torch import Tensor
 
-from understudy.models.generation import SamplingSettings, generate
+from understudy.models.decoding import start
 from understudy.models.language_model import LanguageModel
 
 MODEL = "policy"
@@ -24,6 +30,75 @@ KNOWN = {
     *{"model", "prompt", "return_token_ids", "n", "max_tokens", "temperature", "top_p", "top_k", "min_p"},
     *{"repetition_penalty", "seed", "ignore_eos", "stop_token_ids"},
 }
+
+
+@torch.no_grad()
+def sample(policy: LanguageModel, prompt: Sequence[int], asked: Mapping[str, Any]) -> list[list[int]]:
+    """The n responses to one prompt, each up to its end token, by sampling arguments named as in vLLM."""
+    chances = [_chances(asked["seed"] + child, asked["max_tokens"]) for child in range(asked["n"])]
+    chance_BT = torch.tensor(chances, dtype=torch.float64)
+    stepper = start(policy, [prompt], asked["n"], asked["max_tokens"])
+    token_BT = torch.empty(asked["n"], asked["max_tokens"], dtype=torch.long)
+    for column in range(asked["max_tokens"]):
+        if column:
+            stepper.step(token_BT[:, column - 1])
+        chance_B1 = chance_BT[:, column : column + 1]
+        token_BT[:, column] = _choose(stepper.logits_BV, chance_B1, asked["temperature"], asked["top_p"])
+    end = policy.end_token_id
+    return [row[: row.index(end) + 1] if end in row else row for row in token_BT.tolist()]
+
+
+def _chances(seed: int, number: int) -> list[float]:
+    draw = random.Random(seed)
+    return [draw.random() for _ in range(number)]
+
+
+def _choose(logits_BV: Tensor, chance_B1: Tensor, temperature: float, top_p: float) -> Tensor:
+    if temperature == 0:
+        return logits_BV.argmax(-1)
+    probability_BV, token_BV = (logits_BV.double() / temperature).softmax(-1).sort(descending=True)
+    mass_BV = probability_BV.cumsum(-1)
+    last_B1 = (mass_BV < top_p).sum(-1, keepdim=True).clamp(max=mass_BV.shape[1] - 1)
+    place_B1 = torch.searchsorted(mass_BV, chance_B1 * mass_BV.gather(1, last_B1), right=True)
+    return token_BV.gather(1, torch.minimum(place_B1, last_B1)).squeeze(1)
+
+
+def _load(policy: LanguageModel, folder: str) -> None:
+    policy.model.load_state_dict(load_file(Path(folder) / "model.safetensors"), strict=False)
+
+
+def vllm_module(policy: LanguageModel, calls: list[tuple[str, Any]]) -> types.ModuleType:
+    """A stand-in for the module `vllm`, whose LLM samples by the policy's network and notes what it is told."""
+
+    class LLM:
+        def __init__(self, model: str, **named: Any) -> None:
+            calls.append(("load", model))
+            _load(policy, model)
+
+        def collective_rpc(self, method: str, kwargs: dict[str, str]) -> None:
+            calls.append((method, kwargs["weights_path"]))
+            _load(policy, kwargs["weights_path"])
+
+        def reset_prefix_cache(self) -> None:
+            calls.append(("reset", None))
+
+        def generate(self, asked: Any, sampling: Any, use_tqdm: bool) -> Any:
+            calls.append(("generate", [vars(own) for own in sampling]))
+            return [
+                types.SimpleNamespace(
+                    outputs=[_choice(row) for row in sample(policy, one["prompt_token_ids"], vars(own))]
+                )
+                for one, own in zip(asked, sampling, strict=True)
+            ]
+
+    def _choice(row: list[int]) -> types.SimpleNamespace:
+        # Unlike the server, it keeps the token that stopped a response to itself.
+        done = row[-1] == policy.end_token_id
+        return types.SimpleNamespace(token_ids=row[: len(row) - done], finish_reason="stop" if done else "length")
+
+    made = types.ModuleType("vllm")
+    made.LLM, made.SamplingParams = LLM, types.SimpleNamespace  # type: ignore[attr-defined]
+    return made
 
 
 class Stub:
@@ -49,10 +124,7 @@ class Stub:
             return 200, None
         if body["method"] != "reload_weights":
             return 400, {"error": {"message": f"no method {body['method']}"}}
-        from safetensors.torch import load_file
-
-        weights = load_file(Path(body["kwargs"]["weights_path"]) / "model.safetensors")
-        self.policy.model.load_state_dict(weights, strict=False)
+        _load(self.policy, body["kwargs"]["weights_path"])
         self.num_reloads, self.cache_is_stale = self.num_reloads + 1, True
         return 200, {"results": [None]}
 
@@ -70,21 +142,24 @@ class Stub:
             problems.append(f"maximum context length is {self.policy.context_tokens} tokens, requested {longest}")
         if not 0 < body["top_p"] <= 1:
             problems.append("top_p must be in (0, 1]")
+        if not -(2**63) <= body["seed"] < 2**63:
+            problems.append("seed must be an integer of 64 bits")
         if self.cache_is_stale:
             problems.append("the prefix cache belongs to older weights")
         if problems:
             return 400, {"error": {"message": "; ".join(problems)}}
-        greedy = body["temperature"] == 0
-        settings = SamplingSettings(body["max_tokens"], body["temperature"] or 1.0, body["top_p"], greedy)
-        generator = torch.Generator().manual_seed(body["seed"])
-        rollouts = generate(self.policy, prompts, settings, generator, body["n"])
-        rows = zip(rollouts.responses, rollouts.finished, strict=True)
+        rows = [row for prompt in prompts for row in sample(self.policy, prompt, body)]
+        reasons = ["stop" if row[-1] == self.policy.end_token_id else "length" for row in rows]
         choices = [
-            {"index": i, "text": "", "token_ids": row, "finish_reason": "stop" if done else "length"}
-            for i, (row, done) in enumerate(rows)
+            {"index": index, "text": "", "token_ids": row, "finish_reason": reason}
+            for index, (row, reason) in enumerate(zip(rows, reasons, strict=True))
         ]
         # A server answers in the order in which responses end.
         return 200, {"object": "text_completion", "choices": choices[::-1]}
+
+
+class _Server(ThreadingHTTPServer):
+    request_queue_size = 128  # the default of 5 lets some of a round's simultaneous requests wait a second
 
 
 @contextmanager
@@ -110,7 +185,7 @@ def serve(policy: LanguageModel, development: bool = True) -> Iterator[tuple[str
         def log_message(self, *arguments: object) -> None:
             pass
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server = _Server(("127.0.0.1", 0), Handler)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     try:

@@ -14,8 +14,10 @@ from training.helpers import align_config, examples, loop, params, random_policy
 from transformers import GenerationMixin
 
 from understudy.models.discriminator import create_discriminator
+from understudy.models.engines import Transformers
 from understudy.models.language_model import LanguageModel
 from understudy.models.loading import with_lora
+from understudy.models.vllm_engine import VllmServer
 from understudy.training.adversarial import align
 from understudy.training.replay import Sample
 from understudy.training.state import Models
@@ -51,6 +53,7 @@ def test_each_round_is_sampled_with_its_weights_and_scored_by_our_own_log_probab
     rows, score = examples(policy), Update.score
     samplers: list[torch.Tensor] = []
     policies: list[torch.Tensor] = []
+    rounds: list[int] = []
     scored: list[tuple[torch.Tensor, torch.Tensor]] = []
 
     def noted(sample: Callable[..., Any], model_of: Callable[[Any], Any]) -> Callable[..., Any]:
@@ -61,6 +64,13 @@ def test_each_round_is_sampled_with_its_weights_and_scored_by_our_own_log_probab
 
         return sampled
 
+    def noted_round(generate: Callable[..., Any]) -> Callable[..., Any]:
+        def generated(*arguments: Any, **named: Any) -> Any:
+            rounds.append(len(samplers))
+            return generate(*arguments, **named)
+
+        return generated
+
     @torch.no_grad()
     def noted_score(self: Update, samples: list[Sample]) -> Scored:
         found = score(self, samples)
@@ -70,6 +80,8 @@ def test_each_round_is_sampled_with_its_weights_and_scored_by_our_own_log_probab
         return found
 
     monkeypatch.setattr(Update, "score", noted_score)
+    for kind in (VllmServer, Transformers):
+        monkeypatch.setattr(kind, "generate", noted_round(kind.generate))
     if engine == "vllm":
         monkeypatch.setattr(Stub, "_complete", noted(Stub._complete, lambda stub: stub.policy.model))
     else:
@@ -81,8 +93,11 @@ def test_each_round_is_sampled_with_its_weights_and_scored_by_our_own_log_probab
         result = align(Models(policy, reference, discriminator), rows[:18], rows[18:], config, 1, loop(tmp_path))
     assert (result.num_rounds, result.stopped_by) == (4, None)
     torch.testing.assert_close(samplers, policies, atol=1e-4, rtol=1e-4)
+    # A server is asked for each prompt by itself, transformers once for all.
+    assert len(rounds) == 6 and (len(samplers) == 6) == (engine == "transformers")
     # Sampled were: the warm-up round, the policy's first, for an AUC, the second and third, for an AUC.
-    moved = [float((after - before).abs().max()) > 1e-3 for before, after in pairwise(samplers)]
+    sampled = [samplers[first] for first in rounds]
+    moved = [float((after - before).abs().max()) > 1e-3 for before, after in pairwise(sampled)]
     assert moved == [False, True, False, True, True]
     assert stub.num_reloads == (4 if engine == "vllm" else 0)
     assert len(scored) == 3 * 12

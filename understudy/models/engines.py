@@ -192,9 +192,9 @@ def until_end(row: list[int], end_token_id: int) -> list[int]:
     return row[: row.index(end_token_id) + 1] if end_token_id in row else row
 
 
-def draw_seed(generator: torch.Generator) -> int:
+def draw_seed(generator: torch.Generator, below: int = 2**31 - 1) -> int:
     """A seed for a sampler that takes a number."""
-    return int(torch.randint(0, 2**31 - 1, (), generator=generator, device=generator.device))
+    return int(torch.randint(0, below, (), generator=generator, device=generator.device))
 
 
 def refuse_several(peers: Peers | None, engine: str) -> None:

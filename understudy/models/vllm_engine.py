@@ -23,7 +23,8 @@ from understudy.models.generation import Peers, Rollouts, SamplingSettings, resp
 from understudy.models.language_model import LanguageModel
 
 _TIMEOUT_SECONDS = 600.0
-_REQUESTS = 32  # at a time
+_REQUESTS = 256  # at a time: each is one prompt, and a server decodes hundreds of sequences together
+_SEEDS = 2**62  # of 64 bits with a sign; among the 2**31 that others draw from, the rounds of a long run would meet
 
 
 class _Synchronised:
@@ -68,6 +69,15 @@ def sampling_arguments(
     }
 
 
+def prompt_seeds(generator: torch.Generator, num_prompts: int, responses_per_prompt: int) -> list[int]:
+    """A seed for each prompt of a round, so far apart that no two of its responses are drawn by the same numbers.
+
+    vLLM draws response j to a prompt by the prompt's seed + j.
+    """
+    first = draw_seed(generator, _SEEDS)
+    return [first + index * responses_per_prompt for index in range(num_prompts)]
+
+
 class VllmServer(_Synchronised):
     """A vLLM server, started with VLLM_SERVER_DEV_MODE=1 and a disk that it shares with this process."""
 
@@ -96,33 +106,29 @@ class VllmServer(_Synchronised):
         folder = self._write_if_changed(policy)
         if folder is not None:
             self._synchronise(folder)
-        limits, seed = response_limits(policy, prompts, settings.max_response_tokens), draw_seed(generator)
-        # A request has one limit for all its prompts; together they are one batch to the server.
-        of_limit = {limit: [index for index, own in enumerate(limits) if own == limit] for limit in set(limits)}
+        limits = response_limits(policy, prompts, settings.max_response_tokens)
+        seeds = prompt_seeds(generator, len(prompts), responses_per_prompt)
 
-        def ask(limit: int) -> list[list[int]]:
-            arguments = sampling_arguments(policy, limit, settings, seed, responses_per_prompt)
-            return self._complete(policy, [list(prompts[index]) for index in of_limit[limit]], arguments)
+        def ask(prompt: Sequence[int], limit: int, seed: int) -> list[list[int]]:
+            return self._complete(
+                policy, prompt, sampling_arguments(policy, limit, settings, seed, responses_per_prompt)
+            )
 
+        # A request has one seed for all its prompts, so each prompt has its own; the server decodes them together.
         with ThreadPoolExecutor(_REQUESTS) as pool:
-            answers = dict(zip(of_limit, pool.map(ask, of_limit), strict=True))
-        repeats = 1 if settings.greedy else responses_per_prompt
-        rows: list[list[int]] = []
-        for index, limit in enumerate(limits):
-            first = of_limit[limit].index(index) * repeats
-            rows += answers[limit][first : first + repeats]
+            rows = [row for answer in pool.map(ask, prompts, limits, seeds) for row in answer]
         return as_rollouts(policy, prompts, rows, responses_per_prompt)
 
-    def _complete(self, policy: LanguageModel, prompts: list[list[int]], arguments: dict[str, Any]) -> list[list[int]]:
-        """The responses to some prompts, in their order."""
+    def _complete(self, policy: LanguageModel, prompt: Sequence[int], arguments: dict[str, Any]) -> list[list[int]]:
+        """The responses to a prompt, in their order."""
         answer = self._call(
-            "/v1/completions", {"model": self._model, "prompt": prompts, "return_token_ids": True, **arguments}
+            "/v1/completions", {"model": self._model, "prompt": [list(prompt)], "return_token_ids": True, **arguments}
         )
         choices = sorted(answer["choices"], key=lambda choice: choice["index"])
-        if len(choices) != len(prompts) * arguments["n"] or any(not choice.get("token_ids") for choice in choices):
+        if len(choices) != arguments["n"] or any(choice.get("token_ids") is None for choice in choices):
             raise ServiceUnreachable(
-                f"{self._url} gave {len(choices)} responses with token ids to {len(prompts)} prompts times "
-                f"{arguments['n']}. Use a vLLM that knows return_token_ids (0.10.2 or newer)."
+                f"{self._url} gave {len(choices)} responses with token ids to a prompt, of {arguments['n']} asked for. "
+                "Use a vLLM that knows return_token_ids (0.10.2 or newer)."
             )
         return [_row(choice, policy) for choice in choices]
 
@@ -187,11 +193,12 @@ class VllmColocated(_Synchronised):
         elif folder is not None:
             self._llm.collective_rpc("reload_weights", kwargs={"weights_path": str(folder)})
             self._llm.reset_prefix_cache()
-        limits, seed = response_limits(policy, prompts, settings.max_response_tokens), draw_seed(generator)
+        limits = response_limits(policy, prompts, settings.max_response_tokens)
+        seeds = prompt_seeds(generator, len(prompts), responses_per_prompt)
         asked = [{"prompt_token_ids": list(prompt)} for prompt in prompts]
         sampling = [
             self._vllm.SamplingParams(**sampling_arguments(policy, limit, settings, seed, responses_per_prompt))
-            for limit in limits
+            for limit, seed in zip(limits, seeds, strict=True)
         ]
         outputs = self._llm.generate(asked, sampling, use_tqdm=False)
         choices = [
@@ -205,6 +212,6 @@ class VllmColocated(_Synchronised):
 def _row(choice: dict[str, Any], policy: LanguageModel) -> list[int]:
     row = until_end([int(token) for token in choice["token_ids"]], policy.end_token_id)
     # Whether the token that stopped it is among the ids depends on the version.
-    if choice.get("finish_reason") == "stop" and row[-1] != policy.end_token_id:
+    if choice.get("finish_reason") == "stop" and row[-1:] != [policy.end_token_id]:
         row.append(policy.end_token_id)
     return row
