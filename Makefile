@@ -36,7 +36,7 @@ golden: $(VENV)/.installed-dev
 images:
 	@docker/build.sh
 
-# Ours beside transformers and TRL, one thread each: docs/speed.md. BENCH="--quick" tries it out in a minute.
+# Ours beside transformers and TRL, one thread each: docs/speed.md. BENCH="--quick" tries it out in minutes.
 bench: $(VENV)/.installed-bench $(RAW)/demonstrations.jsonl
 	@OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks $(BENCH)
 

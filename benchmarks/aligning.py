@@ -6,8 +6,7 @@ import contextlib
 import copy
 import io
 import tempfile
-import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,10 +20,12 @@ from benchmarks.subjects import (
     random_ids,
     word_tokenizer,
 )
-from benchmarks.timing import alternate, median, ratio_of_turns
+from benchmarks.timing import Turn, Usage, compared, take_turns, usage
 from understudy.config import AlignConfig, load_params
 
 ROOT = Path(__file__).parents[1]
+DISCRIMINATORS = ("shared_trunk", "sft")
+PEERS = ("rloo", "grpo")
 
 
 @dataclass(frozen=True)
@@ -96,6 +97,10 @@ class OurStep:
 
     def seconds(self, rounds: int) -> float:
         """Seconds of one round, the mean over `rounds`."""
+        return self.run(rounds).mean_seconds()
+
+    def run(self, rounds: int, clock: Clock | None = None) -> Clock:
+        """A clock that has seen the ends of the first and of `rounds` more."""
         from understudy.models.discriminator import create_discriminator
         from understudy.training.adversarial import align, num_discriminator_outputs
         from understudy.training.state import Models
@@ -108,9 +113,9 @@ class OurStep:
         outputs = num_discriminator_outputs(config)
         head = create_discriminator(config.discriminator, outputs, reference, lambda: policy)
         train = examples(4 * work.prompts, work.prompt_tokens, work.response_tokens, work.vocabulary)
-        surroundings = Surroundings(self.device, work.precision)
+        surroundings = Surroundings(self.device, work.precision, clock)
         align(Models(policy, reference, head), train, [], config, 7, surroundings.loop())
-        return surroundings.clock.mean_seconds()
+        return surroundings.clock
 
 
 class PeerStep:
@@ -121,12 +126,16 @@ class PeerStep:
 
     def seconds(self, rounds: int) -> float:
         """Seconds of one step, the mean over `rounds`."""
+        return self.run(rounds).mean_seconds()
+
+    def run(self, rounds: int) -> Clock:
+        """A clock that has seen the ends of the first and of `rounds` more."""
         import trl
         from datasets import Dataset
         from transformers import TrainerCallback
 
         work = self.work
-        clock = _Clock()
+        clock = Clock()
 
         class Ticks(TrainerCallback):  # type: ignore[misc]
             def on_step_end(self, *arguments: Any, **named: Any) -> None:
@@ -151,7 +160,7 @@ class PeerStep:
             # Equal work was done, or the comparison is none.
             lengths = trainer._metrics["train"].get("completions/mean_length") or _logged(trainer)
             assert lengths and all(length == work.response_tokens for length in lengths), lengths
-        return clock.mean_seconds()
+        return clock
 
 
 def peer_settings(work: Work, device: str) -> dict[str, Any]:
@@ -183,33 +192,38 @@ def _reward(completions: list[str], **named: Any) -> list[float]:
     return [float(hash(text) % 7) for text in completions]
 
 
-class _Clock:
+class Clock:
     """A tracker that only notes when rounds end."""
 
     def __init__(self) -> None:
-        self.times: list[float] = []
+        self.ends: list[Usage] = []
 
     def log(self, *arguments: Any) -> None:
-        pass
+        """Numbers of a round are nothing to a clock."""
 
     def progress(self, *arguments: Any) -> None:
+        """Told after each round."""
         self.tick()
 
     def tick(self) -> None:
         """A round ended."""
-        self.times.append(time.perf_counter())
+        self.ends.append(usage())
+
+    def turn(self, tokens: int) -> Turn:
+        """All rounds without the first, of so many tokens each."""
+        return Turn.between(self.ends[0], self.ends[-1], tokens * (len(self.ends) - 1))
 
     def mean_seconds(self) -> float:
         """Seconds a round, without the first."""
         # Only process 0 of several reports.
-        return (self.times[-1] - self.times[0]) / (len(self.times) - 1) if self.times else 0.0
+        return (self.ends[-1].seconds - self.ends[0].seconds) / (len(self.ends) - 1) if self.ends else 0.0
 
 
 class Surroundings:
     """A loop that reports to a clock and keeps nothing."""
 
-    def __init__(self, device: str = "cpu", precision: str = "fp32") -> None:
-        self.clock, self.device, self.precision = _Clock(), device, precision
+    def __init__(self, device: str = "cpu", precision: str = "fp32", clock: Clock | None = None) -> None:
+        self.clock, self.device, self.precision = clock or Clock(), device, precision
 
     def loop(self) -> Any:
         """The loop."""
@@ -252,32 +266,30 @@ def least_flops(work: Work, parameters: int, embedding: int, hidden: int) -> flo
     return policy + 2 * parameters * read + 2 * reader * (rows * work.response_tokens + 3 * trained)
 
 
-def measure(
-    work: Work,
-    rounds: int,
-    repetitions: int,
-    flops_per_second: float,
-    peers: tuple[str, ...] = ("rloo", "grpo"),
-) -> list[dict[str, Any]]:
-    """Sampled tokens per second of whole steps; one row for each peer."""
+def turn_of(step: OurStep | PeerStep, rounds: int) -> Turn:
+    """So many steps after the first."""
+    return step.run(rounds).turn(step.work.sampled_tokens)
+
+
+def measure(work: Work, rounds: int, repetitions: int) -> list[dict[str, Any]]:
+    """Sampled tokens per second of whole steps: both discriminators and all peers take turns, a row for each pair."""
     model = create_model(work.size, work.vocabulary, 16)
     embedding = model.get_input_embeddings().weight
-    least = least_flops(work, num_parameters(model), embedding.numel(), embedding.shape[1])
-    step = OurStep(work)
-    turns: dict[str, Any] = {"ours": lambda: step.seconds(rounds)}
-    for peer in peers:
-        turns[peer] = partial(PeerStep(work, peer).seconds, rounds)
-    seconds = alternate(turns, repetitions, warm_up=False)
-    return [
-        {
-            "name": work.name,
-            "unit": "sampled tokens/s",
-            "ours": work.sampled_tokens / median(seconds["ours"]),
-            "peer": work.sampled_tokens / median(seconds[peer]),
-            "peer_name": f"TRL {peer.upper()}",
-            **ratio_of_turns(seconds[peer], seconds["ours"]),
-            "floor": work.sampled_tokens * flops_per_second / least,
-            "seconds": {name: seconds[name] for name in ("ours", peer)},
-        }
-        for peer in peers
-    ]
+    works = {kind: replace(work, discriminator=kind) for kind in DISCRIMINATORS}
+    steps: dict[str, OurStep | PeerStep] = {kind: OurStep(each) for kind, each in works.items()}
+    steps |= {peer: PeerStep(work, peer) for peer in PEERS}
+    turns = take_turns({name: partial(turn_of, step, rounds) for name, step in steps.items()}, repetitions)
+    rows = []
+    for kind, each in works.items():
+        least = least_flops(each, num_parameters(model), embedding.numel(), embedding.shape[1])
+        for peer in PEERS:
+            rows.append(
+                {
+                    "name": each.name,
+                    "unit": "sampled tokens/s",
+                    "peer_name": f"TRL {peer.upper()}",
+                    **compared({"ours": turns[kind], peer: turns[peer]}, peer),
+                    "least": {"flops": least / work.sampled_tokens},
+                }
+            )
+    return rows

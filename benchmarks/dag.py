@@ -35,7 +35,6 @@ def measure(name: str) -> dict[str, Any]:
         "working_seconds": first["working_seconds"],
         "peer": None,
         "ratio": None,
-        "floor": None,
     }
 
 

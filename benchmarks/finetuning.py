@@ -6,22 +6,23 @@ the whole row with a mask, or cut into rows of equal length. The faster counts.
 
 from __future__ import annotations
 
+import contextlib
+import io
 import random
 import tempfile
-import time
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from benchmarks.aligning import Surroundings
 from benchmarks.subjects import as_text, create_model, create_policy, num_parameters, random_ids, word_tokenizer
-from benchmarks.timing import alternate, median, ratio_of_turns
+from benchmarks.timing import Contender, Turn, compared, median, take_turns, usage
 from understudy.config import load_params
 from understudy.training.examples import Example
 
 ROOT = Path(__file__).parents[1]
 BATCH_TOKENS, PACKED_TOKENS, VOCABULARY = 2048, 256, 2048
+WARM_UP_ROWS = 24  # a batch
 PACKINGS = {"whole": "bfd", "cut": "wrapped"}  # our words for TRL's strategies
 
 
@@ -34,38 +35,45 @@ def demonstrations(rows: int) -> list[Example]:
     return made
 
 
-def measure(size: str, rows: int, repetitions: int, flops_per_second: float) -> dict[str, Any]:
-    """Tokens per second of an epoch, prompts included, the ratio, and the floor: products with weights alone."""
-    examples = demonstrations(rows)
-    work: dict[str, Callable[[], float]] = {name: partial(_peer, size, examples, name) for name in PACKINGS}
-    seconds = alternate(work | {"ours": partial(_ours, size, examples)}, repetitions, warm_up=False)
-    better = min(PACKINGS, key=lambda name: median(seconds[name]))
-    tokens = sum(example.num_tokens for example in examples)
+def measure(size: str, rows: int, repetitions: int) -> dict[str, Any]:
+    """Tokens per second of an epoch, prompts included, and the ratio; the floor is of products with weights alone."""
+    contenders: dict[str, Contender] = {name: partial(peer, size, rows, name) for name in PACKINGS}
+    turns = take_turns(contenders | {"ours": partial(ours, size, rows)}, repetitions)
+    better = min(PACKINGS, key=lambda name: median([turn.seconds for turn in turns[name]]))
     return {
         "name": f"SFT {size}",
         "unit": "tokens/s",
-        "ours": tokens / median(seconds["ours"]),
-        "peer": tokens / median(seconds[better]),
         "peer_name": f"TRL SFT, packing {better} demonstrations",
-        **ratio_of_turns(seconds[better], seconds["ours"]),
-        "floor": flops_per_second / (6 * num_parameters(create_model(size, VOCABULARY, 16))),
-        "seconds": seconds,
+        **compared(turns, better),
+        "least": {"flops": 6 * num_parameters(create_model(size, VOCABULARY, 16))},
     }
 
 
-def _ours(size: str, examples: list[Example]) -> float:
+def ours(size: str, rows: int) -> Turn:
+    """An epoch of ours, after a short one that warms up."""
+    _ours(size, demonstrations(min(rows, WARM_UP_ROWS)))
+    return _ours(size, demonstrations(rows))
+
+
+def peer(size: str, rows: int, packing: str) -> Turn:
+    """An epoch of TRL's, after a short one that warms up."""
+    _peer(size, demonstrations(min(rows, WARM_UP_ROWS)), packing)
+    return _peer(size, demonstrations(rows), packing)
+
+
+def _ours(size: str, examples: list[Example]) -> Turn:
     from understudy.training.sft import train_sft
 
     policy = create_policy(size, VOCABULARY, PACKED_TOKENS)
     settings = ["sft.epochs=1", f"sft.batch_tokens={BATCH_TOKENS}", "sft.checkpoint_every_steps=100000"]
     config = load_params(ROOT / "params.yaml", settings).sft
     surroundings = Surroundings()
-    start = time.perf_counter()
+    start = usage()
     train_sft(policy, examples, [], config, 7, surroundings.loop())
-    return time.perf_counter() - start
+    return Turn.between(start, usage(), _tokens(examples))
 
 
-def _peer(size: str, examples: list[Example], packing: str) -> float:
+def _peer(size: str, examples: list[Example], packing: str) -> Turn:
     import trl
     from datasets import Dataset
 
@@ -73,7 +81,7 @@ def _peer(size: str, examples: list[Example], packing: str) -> float:
         "prompt": [as_text(example.prompt) for example in examples],
         "completion": [" " + as_text(example.response[:-1]) for example in examples],
     }
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
         settings = {
             "per_device_train_batch_size": BATCH_TOKENS // PACKED_TOKENS,
             "max_length": PACKED_TOKENS,
@@ -95,6 +103,10 @@ def _peer(size: str, examples: list[Example], packing: str) -> float:
             train_dataset=Dataset.from_dict(rows),
             processing_class=word_tokenizer(VOCABULARY, ends_inside=True),
         )
-        start = time.perf_counter()
+        start = usage()
         trainer.train()
-        return time.perf_counter() - start
+        return Turn.between(start, usage(), _tokens(examples))
+
+
+def _tokens(examples: list[Example]) -> int:
+    return sum(example.num_tokens for example in examples)

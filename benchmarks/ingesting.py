@@ -54,7 +54,6 @@ def measure(rows: int, repetitions: int, near_duplicates: bool = False) -> dict[
         "kept": found["kept"],
         "peer": None,
         "ratio": None,
-        "floor": None,
     }
 
 

@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 
+ROOT = Path(__file__).parents[1]
+
 
 @dataclass(frozen=True)
 class Floor:
@@ -20,9 +22,26 @@ class Floor:
     flops_per_second: float
     bytes_per_second: float
 
+    def best(self, other: Floor) -> Floor:
+        """The better of both numbers: others disturb and nobody helps."""
+        return Floor(
+            max(self.flops_per_second, other.flops_per_second), max(self.bytes_per_second, other.bytes_per_second)
+        )
+
+    def per_second(self, flops: float, bytes_read: float = 0.0) -> float:
+        """How many of what takes at least so much arithmetic and reading."""
+        return 1 / max(flops / self.flops_per_second, bytes_read / self.bytes_per_second)
+
+    def described(self) -> dict[str, float]:
+        """For the machine's description."""
+        return {
+            "matrix_gflops": round(self.flops_per_second / 1e9, 1),
+            "memory_gb_per_second": round(self.bytes_per_second / 1e9, 1),
+        }
+
 
 def measure_floor(seconds: float = 0.5) -> Floor:
-    """Measure both; the best of several tries, for others disturb and nobody helps."""
+    """Measure both; the best of several tries."""
     left, right = torch.randn(1024, 1024), torch.randn(1024, 1024)
     memory = torch.ones(48 * 1024 * 1024)
     product = _best(lambda: left @ right, seconds)
@@ -30,7 +49,7 @@ def measure_floor(seconds: float = 0.5) -> Floor:
     return Floor(2 * 1024**3 / product, memory.numel() * 4 / reading)
 
 
-def describe(floor: Floor) -> dict[str, Any]:
+def describe() -> dict[str, Any]:
     """Processor, memory, versions, commit and load."""
     import transformers
 
@@ -44,9 +63,7 @@ def describe(floor: Floor) -> dict[str, Any]:
         "torch": torch.__version__,
         "transformers": transformers.__version__,
         "trl": _version("trl"),
-        "commit": _commit(),
-        "matrix_gflops": round(floor.flops_per_second / 1e9, 1),
-        "memory_gb_per_second": round(floor.bytes_per_second / 1e9, 1),
+        "commit": commit(),
         "load_average": list(os.getloadavg()),
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
@@ -77,9 +94,14 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _commit() -> str | None:
-    done = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
-    return done.stdout.strip() or None
+def commit(folder: Path = ROOT) -> str | None:
+    """The commit, "-dirty" where files that it knows have changed since; results are what a benchmark writes."""
+    git = ["git", "-C", str(folder)]
+    head = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+    changes = [*git, "diff", "--quiet", "HEAD", "--", ".", ":(exclude)benchmarks/results"]
+    if head.returncode:
+        return None
+    return head.stdout.strip() + ("-dirty" if subprocess.run(changes, check=False).returncode else "")
 
 
 def peak_mib() -> float:

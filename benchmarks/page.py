@@ -2,7 +2,7 @@
 
 python -m benchmarks.page [--check]
 
-Of several runs the latest that measured a row counts.
+Of several runs the latest that measured a row counts, with the bar of today.
 """
 
 from __future__ import annotations
@@ -14,11 +14,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks.table import bar_text, meets
+from benchmarks.table import bar_of, bar_text, load_text, meets
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "speed.md"
 RESULTS = Path(__file__).parent / "results"
+PEER_SUITES = ("sampling", "align", "sft")
 _BLOCK = re.compile(r"(<!-- begin (\w+)[^>]*-->\n).*?(<!-- end -->)", re.DOTALL)
 Row = dict[str, Any]
 
@@ -43,7 +44,7 @@ def latest(folder: Path) -> list[Row]:
         report = json.loads(path.read_text(encoding="utf-8"))
         for row in report["rows"]:
             key = (row["name"], (row.get("peer_name") or "").split(",")[0])
-            found[key] = row | {"machine": report["machine"], "file": path.name}
+            found[key] = row | {"bar": bar_of(row), "machine": report["machine"], "file": path.name}
     return list(found.values())
 
 
@@ -66,18 +67,20 @@ def rendered(text: str, rows: list[Row]) -> str:
 def machine(rows: list[Row]) -> str:
     """One line for each run that a row comes from."""
     runs = {row["file"]: row["machine"] for row in rows}
+    together = {row["file"] for row in rows if row["suite"] in PEER_SUITES and "process" not in row}
     return "\n".join(
         f"- `{file}`: {at['processor']}, {at['threads']} thread of {at['logical_cores']} cores, "
         f"{at['memory_gib']} GiB, {at['matrix_gflops']} GFLOP/s in a matrix product, "
         f"{at['memory_gb_per_second']} GB/s from memory; Python {at['python']}, torch {at['torch']}, "
         f"transformers {at['transformers']}, TRL {at['trl']}; commit {at['commit']}, {at['time']}"
+        + ("; ours and its peers took turns within one process" if file in together else "")
         for file, at in sorted(runs.items())
     )
 
 
 def peers(rows: list[Row]) -> str:
     """Ours, the peer, the ratio, the floor, the bar and whether it is met."""
-    chosen = [row for row in rows if row["suite"] in ("sampling", "align", "sft")]
+    chosen = [row for suite in PEER_SUITES for row in rows if row["suite"] == suite]
     head = ("work", "unit", "peer", "ours", "peer's", "ratio", "of turns", "bar", "met", "floor", "of floor", "load")
     return _table(
         head,
@@ -246,7 +249,7 @@ def _met(row: Row) -> str:
 
 
 def _load(row: Row) -> str:
-    return f"{row['load_average_before'][0]:.1f} to {row['load_average_after'][0]:.1f}"
+    return load_text(row).replace("busy", "**busy**")
 
 
 def _number(value: float | None) -> str:

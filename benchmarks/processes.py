@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[1]
 def measure(work: Work, rounds: int, repetitions: int) -> dict[str, Any]:
     """Sampled tokens per second of both and their ratio; two processes share the machine's cores."""
     turns = {"alone": lambda: _seconds(work, rounds, 1), "together": lambda: _seconds(work, rounds, 2)}
-    seconds = alternate(turns, repetitions, warm_up=False)
+    seconds = alternate(turns, repetitions)
     return {
         "name": f"align step {work.size}, 2 processes",
         "unit": "sampled tokens/s",
@@ -27,7 +27,6 @@ def measure(work: Work, rounds: int, repetitions: int) -> dict[str, Any]:
         "peer": work.sampled_tokens / median(seconds["alone"]),
         "peer_name": "1 process",
         **ratio_of_turns(seconds["alone"], seconds["together"]),
-        "floor": None,
         "seconds": seconds,
     }
 

@@ -36,7 +36,6 @@ def measure(work: Work, rounds: int) -> dict[str, Any]:
         "operations": largest_shares(operations, _NUM_OPERATIONS),
         "peer": None,
         "ratio": None,
-        "floor": None,
     }
 
 

@@ -47,7 +47,6 @@ def measure(quick: bool) -> list[dict[str, Any]]:
                 "points": points,
                 "peer": None,
                 "ratio": None,
-                "floor": None,
             }
         )
     return rows

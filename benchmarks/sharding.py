@@ -34,7 +34,7 @@ def measure(rows: int, near_duplicates: bool, repetitions: int) -> dict[str, Any
             return seconds
 
         turns: dict[str, Callable[[], float]] = {"one": partial(ingest, 1, "one"), "two": partial(ingest, 2, "two")}
-        seconds = alternate(turns, repetitions, warm_up=False)
+        seconds = alternate(turns, repetitions)
     search = "near-duplicate search" if near_duplicates else "no near-duplicate search"
     return {
         "name": f"{rows:,} rows, {search}",
@@ -43,7 +43,6 @@ def measure(rows: int, near_duplicates: bool, repetitions: int) -> dict[str, Any
         "peer": rows / median(seconds["one"]),
         "peer_name": "1 process",
         **ratio_of_turns(seconds["one"], seconds["two"]),
-        "floor": None,
         "seconds": seconds,
         "peak_mib": {name: median(peaks) for name, peaks in memory.items()},
     }

@@ -2,11 +2,12 @@
 
 Words are single tokens, so that texts and ids have the same lengths for us and for a peer that wants text. The end
 and padding tokens lie outside the model's vocabulary: no engine can sample the end, all decode equally many tokens,
-and no peer pays for forbidding it.
+and no peer pays for forbidding it. Where rows shall end, the end lies inside and its chance is the same everywhere.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -75,12 +76,29 @@ def create_model(size: str, vocabulary: int, context_tokens: int, seed: int = 0)
     return LlamaForCausalLM(config).eval()
 
 
-def create_policy(size: str, vocabulary: int = 2048, context_tokens: int = 256) -> LanguageModel:
+def create_policy(
+    size: str, vocabulary: int = 2048, context_tokens: int = 256, ends_inside: bool = False
+) -> LanguageModel:
     """The model as a policy."""
-    policy = LanguageModel(create_model(size, vocabulary, context_tokens), word_tokenizer(vocabulary))
+    tokenizer = word_tokenizer(vocabulary, ends_inside)
+    policy = LanguageModel(create_model(size, vocabulary, context_tokens), tokenizer)
     # Padding is masked by position; its id only has to be one that the embedding holds.
     policy.pad_token_id = 0
     return policy
+
+
+@torch.no_grad()
+def make_end_likely(policy: LanguageModel, chance: float) -> None:
+    """Give the end token this chance as the next at every position; all others have about equal ones.
+
+    A Llama has no bias, so one is made: where the first number of all embeddings is large, that of a normed hidden
+    state is the root of their width, whatever the layers add. What the end's number is larger by then adds to its logit
+    alone.
+    """
+    embedding_VH = policy.model.get_input_embeddings().weight
+    odds = chance / (1 - chance) * (embedding_VH.shape[0] - 1)
+    embedding_VH[:, 0] = 128.0
+    embedding_VH[policy.end_token_id, 0] += math.log(odds) / math.sqrt(embedding_VH.shape[1])
 
 
 def num_parameters(model: Any) -> int:

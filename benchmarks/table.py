@@ -7,6 +7,23 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+# Ratios to a peer, or speeds, that the project asks of itself on a CPU: docs/speed.md says which are met.
+BARS = {
+    "sampling 1M": 1.4,
+    "sampling 1M, rows that end": 1.0,
+    "sampling 10M": 1.0,
+    "align step 1M/TRL RLOO": 2.0,
+    "align step 10M/TRL RLOO": 1.3,
+    "align step 1M, trunk of its own/TRL RLOO": 2.0,
+    "align step 10M, trunk of its own/TRL RLOO": 1.3,
+    "SFT 1M": 1.2,
+    "SFT 10M": 1.2,
+    "ingest 10,000 rows": 50_000,
+    "ingest 100,000 rows": 50_000,
+    "ingest 1,000,000 rows": 50_000,
+}
+_BUSY = 1.5  # a load average that another program must have a part in
+
 
 def show(report: dict[str, Any], console: Console | None = None) -> None:
     """Print the machine, then a row for each measurement."""
@@ -22,7 +39,7 @@ def show(report: dict[str, Any], console: Console | None = None) -> None:
         f"torch {machine['torch']}, transformers {machine['transformers']}, TRL {machine['trl']}"
     )
     table = Table("work", "unit", "peer", title="Understudy beside its peers")
-    for name in ("ours", "peer's", "ratio", "bar", "floor"):
+    for name in ("ours", "peer's", "ratio", "bar", "floor", "load"):
         table.add_column(name, justify="right")
     for row in report["rows"]:
         table.add_row(
@@ -34,6 +51,7 @@ def show(report: dict[str, Any], console: Console | None = None) -> None:
             _ratio(row),
             bar_text(row),
             _number(row["floor"]),
+            load_text(row),
         )
     console.print(table)
 
@@ -45,6 +63,11 @@ def _ratio(row: dict[str, Any]) -> str:
     if row["bar"] is None:
         return text
     return f"[green]{text}[/]" if meets(row) else f"[red]{text}[/]"
+
+
+def bar_of(row: dict[str, Any]) -> float | None:
+    """The ratio or the speed that is asked of a row."""
+    return BARS.get(f"{row['name']}/{row.get('peer_name')}", BARS.get(row["name"]))
 
 
 def meets(row: dict[str, Any]) -> bool | None:
@@ -60,6 +83,12 @@ def bar_text(row: dict[str, Any]) -> str:
     if row["bar"] is None:
         return ""
     return f"{row['bar']:,.0f}" if row["ratio"] is None else f"{row['bar']:.1f}"
+
+
+def load_text(row: dict[str, Any]) -> str:
+    """Of the minute before and the last minute of the row's suite; whether the machine was busy before it."""
+    before, after = row["load_average_before"][0], row["load_average_after"][0]
+    return f"{before:.1f} to {after:.1f}{', busy' if before > _BUSY else ''}"
 
 
 def _number(value: float | None) -> str:

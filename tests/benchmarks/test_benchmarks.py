@@ -5,37 +5,89 @@ from __future__ import annotations
 import importlib
 import io
 import json
+import os
+import pickle
+import subprocess
+import sys
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
+import torch
 from rich.console import Console
 
-from benchmarks import finetuning, gpu, page, profiling, sharding
-from benchmarks.__main__ import bar_of, main
+from benchmarks import finetuning, gpu, machine, page, profiling, sampling, sharding, timing
+from benchmarks.__main__ import main
 from benchmarks.aligning import OurStep, Work, align_config, least_flops
+from benchmarks.machine import Floor, commit
 from benchmarks.scaling import exponent
-from benchmarks.subjects import as_text, create_policy, word_tokenizer
-from benchmarks.table import show
-from benchmarks.timing import alternate, ratio_of_turns
+from benchmarks.subjects import as_text, create_policy, make_end_likely, random_ids, word_tokenizer
+from benchmarks.table import bar_of, load_text, show
+from benchmarks.timing import Turn, Usage, alternate, compared, ratio_of_turns, usage
+
+FAILING_AFTER_A_CELL = """
+import sys
+from benchmarks import gpu
+
+timed = []
+
+def step_seconds(kind, *_):
+    timed.append(kind)
+    if len(timed) > 2:
+        raise RuntimeError("no such kernel\\nCompile with TORCH_USE_CUDA_DSA")
+    return {"seconds": 1.0}
+
+gpu._step_seconds = step_seconds
+sys.exit(gpu.main(["--part-alone", *sys.argv[1:]]))
+"""
 
 
-def test_quick_run_prints_a_table_and_keeps_the_raw_numbers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.fixture
+def turns_here(monkeypatch: pytest.MonkeyPatch) -> list[timing.Contender]:
+    """Turns within this process, because starting one with a peer takes seconds; all of them go through pickle."""
+    taken: list[timing.Contender] = []
+
+    def here(contender: timing.Contender) -> Turn:
+        taken.append(contender)
+        sent: timing.Contender = pickle.loads(pickle.dumps(contender))
+        return sent()
+
+    monkeypatch.setattr(timing, "alone", here)
+    return taken
+
+
+@pytest.mark.usefixtures("turns_here")
+def test_quick_run_prints_a_table_and_keeps_the_raw_numbers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    measured = iter([Floor(1e9, 1e6), Floor(2e9, 5e5)])
+    monkeypatch.setattr(machine, "measure_floor", lambda _: next(measured))
     assert main(["--quick", "--only", "sampling,ingest", "--out", str(tmp_path)]) == 0
     (path,) = tmp_path.glob("cpu-quick-*.json")
     report = json.loads(path.read_text())
     assert [row["name"] for row in report["rows"]] == [
         "sampling 0.1M",
+        "sampling 0.1M, rows that end",
         "ingest 500 rows",
         "ingest 500 rows with near-duplicate search",
     ]
     assert all(row["ours"] > 0 and len(row["load_average_before"]) == 3 for row in report["rows"])
-    assert report["machine"]["threads"] == 1 and report["machine"]["matrix_gflops"] > 0
+    assert report["machine"]["threads"] == 1
+    # The best rates of the run, of which one came after the row was measured: 58,608 parameters in 4 bytes, 4 rows.
+    assert (report["machine"]["matrix_gflops"], report["machine"]["memory_gb_per_second"]) == (2.0, 0.0)
+    assert report["rows"][0]["floor"] == pytest.approx(1e6 / (4 * 58_608 / 4))
+    assert report["rows"][2]["floor"] is None
+    # (1 - (2/3)^8) / (1/3) tokens are due before an end or the limit; the mean of 1,024 responses is spread by 0.07.
+    ending = report["rows"][1]
+    assert all(mean == pytest.approx(2.88, abs=0.25) for mean in ending["mean_lengths"].values())
+    assert ending["tokens"]["ours"] == [round(1024 * ending["mean_lengths"]["ours"])]
     shown = capsys.readouterr().out
-    assert "sampling 0.1M" in shown and "GFLOP/s in a matrix product" in shown
+    assert "sampling 0.1M" in shown and "2.0 GFLOP/s in a matrix product" in shown
 
 
-def test_steps_and_sft_run_beside_trls_trainers(tmp_path: Path) -> None:
+def test_steps_and_sft_run_beside_trls_trainers(tmp_path: Path, turns_here: list[timing.Contender]) -> None:
     # PeerStep counts what a TRL trainer sampled: another length than ours, or none, fails there.
     assert main(["--quick", "--only", "align,sft", "--out", str(tmp_path)]) == 0
     (path,) = tmp_path.glob("cpu-quick-*.json")
@@ -46,15 +98,94 @@ def test_steps_and_sft_run_beside_trls_trainers(tmp_path: Path) -> None:
     ]
     assert rows[4]["name"] == "SFT 0.1M" and rows[4]["peer_name"].startswith("TRL SFT, packing ")
     assert all(row["peer"] > 0 and row["ratio"] == pytest.approx(row["ours"] / row["peer"]) for row in rows)
+    # Both of our steps compare with the same turns: four were taken in all, and three of SFT.
+    assert len(turns_here) == 4 + 3
+    for first, second, peer in ((0, 2, "rloo"), (1, 3, "grpo")):
+        assert rows[first]["seconds"][peer] == rows[second]["seconds"][peer]
+        assert rows[first]["seconds"]["ours"] != rows[second]["seconds"]["ours"]
+    assert all(row["tokens"]["ours"] == [2 * 2 * 8] and row["minor_faults"]["ours"][0] >= 0 for row in rows[:4])
+
+
+def test_every_turn_of_every_contender_has_a_process_of_its_own() -> None:
+    ours = partial(sampling.ours, sampling.Shape("0.1M", 2, 4, 4, 64))
+    turns = timing.take_turns({"ours": ours, "peer": partial(Turn.between, usage(), usage(), 1)}, 1)
+    assert len({os.getpid(), turns["ours"][0].process, turns["peer"][0].process}) == 3
+    assert turns["ours"][0].tokens == 4 * 2 * 4 and turns["ours"][0].seconds > 0
+
+
+def test_rows_that_end_elsewhere_are_no_comparison(monkeypatch: pytest.MonkeyPatch) -> None:
+    tokens = {"ours": 1000, "dynamic": 1050, "static": 1150}
+
+    def alone(contender: partial[Turn]) -> Turn:
+        return Turn(tokens[contender.args[-1] if contender.func is sampling.peer else "ours"], 1.0, 0, 0.0, 1)
+
+    monkeypatch.setattr(timing, "alone", alone)
+    with pytest.raises(AssertionError, match="'static': 1.12"):
+        sampling.measure(sampling.Shape("0.1M", 32, 8, 8, 64, ends=True), 1)
+
+
+def test_what_fills_up_behind_an_end_does_not_count() -> None:
+    token_BT = torch.tensor([[5, 6, 9], [9, 0, 0], [5, 9, 0], [9, 9, 9]])
+    assert sampling.num_returned(token_BT, 9) == 3 + 1 + 2 + 1
+
+
+def test_the_end_has_its_chance_at_every_position() -> None:
+    policy = create_policy("0.1M", 64, 32, ends_inside=True)
+    make_end_likely(policy, 1 / 24)
+    with torch.no_grad():
+        probability_BSV = policy.model(torch.tensor(random_ids(4, 20, 62, 0))).logits.softmax(-1)
+    assert policy.end_token_id == 62
+    assert probability_BSV[..., 62].sub(1 / 24).abs().max() < 0.001
+    assert probability_BSV[..., :62].max() < 1.2 / 64
+
+
+def test_a_turn_is_what_was_used_between_two_times() -> None:
+    turn = Turn.between(Usage(10.0, 100, 1.0), Usage(14.0, 350, 1.5), 20)
+    assert turn == Turn(tokens=20, seconds=4.0, minor_faults=250, system_seconds=0.5, process=os.getpid())
+    found = compared({"ours": [turn], "peer": [replace(turn, seconds=10.0, process=7)]}, "peer")
+    assert (found["ours"], found["peer"], found["ratio"]) == (5.0, 2.0, 2.5)
+    assert found["minor_faults"] == {"ours": [250], "peer": [250]} and found["process"]["peer"] == [7]
+
+
+def test_a_commit_is_dirty_by_changes_but_those_of_results(tmp_path: Path) -> None:
+    def git(*arguments: str) -> str:
+        who = ("-c", "user.name=n", "-c", "user.email=e@example.org")
+        done = subprocess.run(["git", "-C", tmp_path, *who, *arguments], capture_output=True, text=True, check=True)
+        return done.stdout.strip()
+
+    assert commit(tmp_path) is None
+    (tmp_path / "benchmarks" / "results").mkdir(parents=True)
+    files = [tmp_path / name for name in ("code.py", "benchmarks/results/cpu.json")]
+    git("init", "-q")
+    for file in files:
+        file.write_text("1")
+    git("add", ".")
+    git("commit", "-qm", "m")
+    (tmp_path / "new.py").write_text("not known to git")
+    files[1].write_text("2")
+    assert commit(tmp_path) == git("rev-parse", "--short", "HEAD")
+    files[0].write_text("2")
+    assert commit(tmp_path) == git("rev-parse", "--short", "HEAD") + "-dirty"
+
+
+def test_a_floor_is_the_longer_of_both_at_the_best_rates() -> None:
+    floor = Floor(100.0, 5.0).best(Floor(80.0, 10.0))
+    assert floor == Floor(100.0, 10.0)
+    assert floor.per_second(flops=50.0) == 2.0 and floor.per_second(flops=50.0, bytes_read=20.0) == 0.5
 
 
 def test_gpu_script_runs_on_a_cpu_with_eager_calls_for_the_graph(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    def in_this_process(part: str, path: Path, floor: dict[str, float], peers: list[str]) -> dict[str, object]:
+        assert gpu.main(["--part-alone", part, "--json", str(path), "--floor", json.dumps(floor)]) == 0
+        found: dict[str, object] = json.loads(path.read_text())
+        return found
+
+    monkeypatch.setattr(gpu, "in_a_process", in_this_process)
     assert gpu.main(["--out", str(tmp_path)]) == 0
     (path,) = tmp_path.glob("gpu-*.json")
     report = json.loads(path.read_text())
-    assert report == json.loads(capsys.readouterr().out)
     checks = report["checks"]
     assert all(checks[name] < 1e-5 for name in ("graph_fp32_logits", "packed_fp32_logps", "packed_fp32_gradients"))
     assert all(1e-5 < checks[name] < 0.05 for name in ("graph_bf16_logits", "packed_bf16_gradients"))
@@ -65,18 +196,76 @@ def test_gpu_script_runs_on_a_cpu_with_eager_calls_for_the_graph(
         step = report["step"][precision]
         for peer in ("rloo", "grpo"):
             assert step[f"{peer}_ratio"] == pytest.approx(step[f"{peer}_seconds"] / step["ours_seconds"])
+    shown = capsys.readouterr().out.splitlines()
+    assert shown[:-1] == [line for line in shown if " of 5.0" in line or " of 0.4" in line] and len(shown) == 7
 
 
 def test_gpu_script_tells_of_a_part_that_failed_and_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def broken(*_: object) -> None:
-        raise RuntimeError("no such kernel")
-
-    monkeypatch.setattr(gpu, "start_fused", broken)
+    monkeypatch.setattr(gpu, "COMMAND", [sys.executable, "-c", FAILING_AFTER_A_CELL])
     assert gpu.main(["--parts", "decode", "update", "--out", str(tmp_path)]) == 1
-    report = json.loads(capsys.readouterr().out)
-    assert report["decode"]["failed"] == "RuntimeError: no such kernel" and "failed" not in report["update"]
+    (path,) = tmp_path.iterdir()
+    report = json.loads(path.read_text())
+    assert report["decode"]["failed"] == "RuntimeError: no such kernel"
+    assert report["decode"]["bf16, 2 rows"]["GraphStepper"] == {"seconds": 1.0}  # measured before
+    assert "failed" not in report["update"] and report["update"]["fp32, 20 tokens"]["seconds"] > 0
+    assert "whole step to TRL RLOO, bf16: unmeasured" in capsys.readouterr().out
+
+
+def test_bars_of_a_gpu_by_hand() -> None:
+    report = {
+        "step": {"bf16": {"rloo_ratio": 5.5}, "fp32": {"failed": {"rloo": "OutOfMemoryError: …"}}},
+        "decode": {f"bf16, {gpu.ROWS[-1]} rows": {"share_of_floor": 0.39}},
+        "update": {"bf16, 1 tokens": {"mfu": 0.3}, "bf16, 2 tokens": {"mfu": 0.4}, "fp32, 2 tokens": {"failed": "…"}},
+    }
+    found = gpu.bars(report)
+    assert found["whole step to TRL RLOO, bf16"] == {"bar": 5.0, "value": 5.5, "met": True}
+    assert found[f"decode to the bandwidth floor, bf16, {gpu.ROWS[-1]} rows"]["met"] is False
+    assert found["MFU of the best update, bf16"] == {"bar": 0.4, "value": 0.4, "met": True}
+    assert [bar["met"] for name, bar in found.items() if "fp32" in name] == [None, None, None]
+
+
+def test_a_contender_that_fails_on_a_gpu_leaves_the_others_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    def out_of_memory() -> float:
+        raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate")
+
+    once = iter([out_of_memory, lambda: 9.0])
+    runs: dict[str, Callable[[], float]] = {"ours": lambda: 2.0, "rloo": out_of_memory, "grpo": lambda: next(once)()}
+    monkeypatch.setattr(gpu, "TURNS", 2)
+    told: dict[str, object] = {"formula_mib": 1.0}
+    kept: list[str] = []
+    gpu.steps_in_turns(runs, told, lambda: kept.append(json.dumps(told)))
+    assert len(kept) == 6 and json.loads(kept[-1]) == told
+    assert told["seconds"] == {"ours": [2.0, 2.0], "rloo": [None, None], "grpo": [None, 9.0]}
+    assert told["failed"] == dict.fromkeys(("grpo", "rloo"), "OutOfMemoryError: CUDA out of memory.")
+    assert {name for name in told if name.endswith("_ratio")} == {"grpo_ratio"}
+    assert told["grpo_ratio"] == 4.5 and told["ours_seconds"] == 2.0 and "rloo_seconds" not in told
+
+
+def test_a_profile_on_a_gpu_is_of_one_warm_round(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu, "PROFILE_LINES", 10_000)
+    _, *lines = gpu.round_profile(replace(gpu.WORK, precision="fp32"))
+    calls = {line["name"]: line["calls"] for line in lines}
+    # Two updates of the discriminator, one of the policy; no weights are made.
+    assert calls["Optimizer.step#AdamW.step"] == 3 and "aten::normal_" not in calls
+
+
+def test_peak_memory_is_above_what_was_there_and_the_largest_of_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Step:
+        def seconds(self, rounds: int) -> float:
+            return 1.0
+
+    peaks = iter([350 * 2**20, 300 * 2**20])
+    monkeypatch.setattr(gpu, "ON_GPU", True)
+    monkeypatch.setattr(gpu, "OurStep", lambda *_: Step())
+    for name in ("reset_peak_memory_stats", "empty_cache"):
+        monkeypatch.setattr(torch.cuda, name, lambda: None)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda: 100 * 2**20)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: next(peaks))
+    told: dict[str, float] = {}
+    assert [gpu._our_step(gpu.WORK, told) for _ in range(2)] == [1.0, 1.0]
+    assert told == {"peak_mib": 250.0}
 
 
 def test_unknown_suite_is_refused_with_the_known_ones(capsys: pytest.CaptureFixture[str]) -> None:
@@ -110,7 +299,7 @@ def test_turns_alternate_their_order_and_ratios_are_of_turns() -> None:
         order.append(name)
         return seconds
 
-    found = alternate({"a": lambda: run("a", 2.0), "b": lambda: run("b", 4.0)}, 2, warm_up=False)
+    found = alternate({"a": lambda: run("a", 2.0), "b": lambda: run("b", 4.0)}, 2)
     assert order == ["a", "b", "b", "a"]
     assert found == {"a": [2.0, 2.0], "b": [4.0, 4.0]}
     assert ratio_of_turns([2.0, 30.0, 8.0], [1.0, 10.0, 2.0]) == {"ratio": 3.0, "ratios": [2.0, 3.0, 4.0]}
@@ -121,10 +310,18 @@ def test_exponent_of_a_power() -> None:
     assert exponent(points, "seconds") == pytest.approx(1.5)
 
 
+def test_a_row_says_that_the_machine_was_busy() -> None:
+    row = {"load_average_before": [1.5, 9, 9], "load_average_after": [9.0, 9, 9]}
+    assert load_text(row) == "1.5 to 9.0"
+    assert load_text(row | {"load_average_before": [1.51, 0, 0]}) == "1.5 to 9.0, busy"
+
+
 def test_bars_belong_to_their_peer_and_colour_the_ratio() -> None:
     row = {"name": "align step 1M", "peer_name": "TRL RLOO"}
     assert bar_of(row) == 2.0
     assert bar_of(row | {"peer_name": "TRL GRPO"}) is None
+    assert [bar_of({"name": f"ingest {rows} rows"}) for rows in ("10,000", "1,000,000")] == [50_000, 50_000]
+    row |= {"load_average_before": [2.5, 1, 1], "load_average_after": [1.0, 1, 1]}
     machine = dict.fromkeys(("processor", "threads", "logical_cores", "memory_gib", "matrix_gflops"), 1)
     machine |= dict.fromkeys(("memory_gb_per_second", "torch", "transformers", "trl"), 1) | {"load_average": [0.5]}
     rows = [
@@ -135,6 +332,7 @@ def test_bars_belong_to_their_peer_and_colour_the_ratio() -> None:
     show({"machine": machine, "rows": rows}, Console(file=out, force_terminal=True, width=160))
     text = out.getvalue()
     assert "\x1b[32m2.50" in text and "\x1b[31m1.50" in text and "1,234" in text
+    assert "2.5 to 1.0, busy" in text
 
 
 def test_the_page_is_what_the_raw_numbers_say() -> None:
@@ -157,6 +355,10 @@ def test_the_latest_run_counts_and_bars_are_told(tmp_path: Path) -> None:
     assert [(row["ratio"], row["file"]) for row in found] == [(2.0, "cpu-20260102.json")]
     assert "| 200 | 100 | 2.00 | 2: 1.50 to 2.00 | 1.4 | yes | 400 | 50% | 1.0 to 2.0 |" in page.peers(found)
     assert "**no**" in page.peers([found[0] | {"ratio": 1.3}])
+    assert "| 1.6 to 2.0, **busy** |" in page.peers([found[0] | {"load_average_before": [1.6, 1, 1]}])
+    # Of runs before turns had processes of their own the page says so.
+    assert page.machine(found).endswith("; ours and its peers took turns within one process")
+    assert page.machine([found[0] | {"process": {}}]).endswith("Z")
     with pytest.raises(ValueError, match="a block 'peer'; there are machine, peers"):
         page.rendered("<!-- begin peer: x -->\n<!-- end -->", found)
 
@@ -199,14 +401,13 @@ def test_the_functions_that_the_profile_names_are_there() -> None:
 def test_peers_of_sft_pack_in_both_of_trls_ways(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
 
-    def peer(size: str, examples: object, packing: str) -> float:
-        asked.append(packing)
-        return {"whole": 5.0, "cut": 3.0}[packing]
+    def alone(contender: partial[Turn]) -> Turn:
+        asked.append(contender.args[-1] if contender.func is finetuning.peer else "ours")
+        return Turn(30, {"whole": 5.0, "cut": 3.0, "ours": 2.0}[asked[-1]], 0, 0.0, 1)
 
-    monkeypatch.setattr(finetuning, "_peer", peer)
-    monkeypatch.setattr(finetuning, "_ours", lambda *_: 2.0)
-    found = finetuning.measure("0.1M", 4, 2, 1e9)
-    assert sorted(asked) == ["cut", "cut", "whole", "whole"]
+    monkeypatch.setattr(timing, "alone", alone)
+    found = finetuning.measure("0.1M", 4, 2)
+    assert sorted(asked) == ["cut", "cut", "ours", "ours", "whole", "whole"]
     assert found["ratio"] == 1.5 and found["peer_name"] == "TRL SFT, packing cut demonstrations"
 
 
