@@ -15,6 +15,7 @@ import torch
 from understudy.errors import Preempted, TrainingDiverged
 from understudy.models.devices import resolve_device
 from understudy.tracker import Tracker
+from understudy.training.allocator import keep_freed_memory
 from understudy.training.checkpoint import Checkpoint, Checkpoints, whole_tensor
 from understudy.training.processes import Processes
 
@@ -84,6 +85,8 @@ def create_accelerator(precision: str, device: str) -> Any:
     # passes before one backward.
     handlers = [DistributedDataParallelKwargs(broadcast_buffers=False), InitProcessGroupKwargs(timeout=_PATIENCE)]
     cpu = resolve_device(device) == "cpu"
+    if cpu:
+        keep_freed_memory()
     return Accelerator(mixed_precision=mixed, cpu=cpu, kwargs_handlers=handlers)
 
 
