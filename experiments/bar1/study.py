@@ -99,7 +99,7 @@ def main_table(protocol: Protocol, say: Say) -> Results:
             add(f"{name}_tuned", tuned, decoding=decoding)
     for name in ("js", "alpha:0.5", "forward_kl"):
         add(f"exact_{name}", exact_optimum(divergence(name), start, world.word_RMT, protocol.exact_steps))
-    only_warmup = replace(settings, rounds=settings.rounds // 2, warmup_rounds=settings.rounds)
+    only_warmup = replace(settings, warmup_rounds=settings.rounds)  # as many rounds as the games have
     warm = Game("reverse_kl", only_warmup, *_of(start, world))
     warm.play()
     for num, p_RM in best_of_n(warm, start, world.word_RMT, (8, 64)).items():

@@ -33,7 +33,11 @@ OTHERS = {
 SIZES = {"500": "few: 500", "2000": "2,000", "all": "many: all"}
 TALKED_OF = frozenset(
     ("sft", "sft_longer_last", "reverse_kl_sequence", "js_sequence", "forward_kl_sequence", "best_of_8")
-    + tuple(f"{kind}_ngrams{width}" for kind in ("reverse_kl", "best_of_8") for width in ("", "_wide", "_wide_lengths"))
+    + tuple(
+        f"{kind}_ngrams{width}"
+        for kind in ("reverse_kl", "best_of_8", "sft_longer")
+        for width in ("", "_wide", "_wide_lengths")
+    )
 )
 SAYS_NOTHING = 0.05  # a score that both stay below: nobody is right, so nobody is better
 ROLES = {"sft": "SFT", "ours": "ours", "baseline": "the other baselines"}
@@ -109,7 +113,20 @@ def briefly(arms: Arms) -> str:
             wording.number(of_seeds(sum(each["lengths"]) / len(each["lengths"]) for each in tuned), 0),
         ]
         lines.append(f"| {ARMS[name].label} | " + " | ".join(columns) + " |")
-    return "\n".join(lines)
+    return "\n".join([*lines, *_over_every_sft(arms)])
+
+
+def _over_every_sft(arms: Arms) -> list[str]:
+    """The best of ours against each SFT, since which of them is best is chance where they hardly differ."""
+    ours = best_of("ours", arms)
+    if ours is None:
+        return []
+    lines = ["", f"| {wording.contender(ours)} over | score | wins | at equal length |", "|---" * 4 + "|"]
+    for name in (name for name in arms if ARMS[name].role == "sft"):
+        theirs = Contender(name, "tuned")
+        score = wording.shown(mean(judged(arms[name], "tuned")))
+        lines.append(f"| {ARMS[name].label} | {score} | {' | '.join(_both_wins(ours, theirs, arms))} |")
+    return lines
 
 
 def _chosen(arms: Arms) -> tuple[str, str]:
@@ -164,13 +181,14 @@ def wins_table(arms: Arms, best: Contender, label: str, judge: str = DECIDING) -
 def samples_table(arms: Arms) -> str:
     """What the samples at T=1 are like, mean over seeds; distinct-2 also at the tuned decoding."""
     heads = "arm | wins over SFT, both T=1 | both tuned | at equal length | tuned: over SFT of its own compute"
-    heads += " | fresh AUC | NLL | distinct-2 | distinct-2, tuned | self-BLEU | length"
-    lines = [f"| {heads} | chrF | disc. AUC |", "|---" * 13 + "|"]
+    heads += " | fresh AUC | by MiniLM | NLL | distinct-2 | distinct-2, tuned | self-BLEU | length"
+    lines = [f"| {heads} | chrF | disc. AUC |", "|---" * 14 + "|"]
     for name, cells in arms.items():
         plain = [cell["decodings"]["T=1"] for cell in cells.values()]
         columns = [
             *_wins_over_start(name, arms),
             wording.shown(wording.clipped(of_seeds(each["auc"] for each in plain))),
+            _auc_by_encoder(plain),
             wording.number(of_seeds(_nll(cell) for cell in cells.values()), 3),
             wording.number(of_seeds(each["distinct_2"] for each in plain), 3),
             wording.number(of_seeds(cell["decodings"]["tuned"]["distinct_2"] for cell in cells.values()), 3),
@@ -181,6 +199,12 @@ def samples_table(arms: Arms) -> str:
         ]
         lines.append(f"| {ARMS[name].label} | " + " | ".join(columns) + " |")
     return "\n".join(lines)
+
+
+def _auc_by_encoder(plain: list[dict[str, Any]]) -> str:
+    """Empty where some seed's cell is from before it was measured."""
+    known = [each["auc_minilm"] for each in plain if each.get("auc_minilm") is not None]
+    return wording.shown(wording.clipped(of_seeds(known))) if len(known) == len(plain) else ""
 
 
 def _wins_over_start(name: str, arms: Arms) -> list[str]:

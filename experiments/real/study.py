@@ -67,25 +67,38 @@ def load_cells(folder: Path) -> Cells:
     """Read all cells of a folder; arms in the order of `ARMS`, seeds ascending.
 
     Raises:
-        ValueError: cells of the same settings have different numbers of test prompts, so that they cannot be paired.
+        ValueError: cells of the same settings have different numbers of test prompts, so that they cannot be paired, or
+            were measured differently.
     """
     found: Cells = {}
-    first: dict[Key, tuple[Path, int]] = {}
+    first: dict[Key, tuple[Path, dict[str, Any]]] = {}
     for path in sorted(folder.glob("*.json")):
         cell = json.loads(path.read_text())
         key = _key(cell)
-        num = len(cell["decodings"]["T=1"]["scores"])
-        other, wanted = first.setdefault(key, (path, num))
-        if num != wanted:
-            raise ValueError(
-                f"{path.name} has {num} test prompts and {other.name} has {wanted}, with the same settings: "
-                "params.yaml has changed between them. Delete the older and run it again, or keep one of the two in "
-                "another --out."
-            )
+        _refuse_unlike(path, cell, *first.setdefault(key, (path, cell)))
         found.setdefault(key, {}).setdefault(cell["arm"], {})[cell["seed"]] = cell
     return {
         key: {name: dict(sorted(arms[name].items())) for name in ARMS if name in arms} for key, arms in found.items()
     }
+
+
+def _refuse_unlike(path: Path, cell: dict[str, Any], other: Path, wanted: dict[str, Any]) -> None:
+    """Decodings and judges are a task's; a cell from before they changed would be compared with what it was not."""
+    remedy = "Delete the older and run it again, or keep one of the two in another --out."
+    num, num_wanted = (len(each["decodings"]["T=1"]["scores"]) for each in (cell, wanted))
+    if num != num_wanted:
+        raise ValueError(
+            f"{path.name} has {num} test prompts and {other.name} has {num_wanted}, with the same settings: "
+            f"params.yaml has changed between them. {remedy}"
+        )
+    mine, theirs = (
+        [told for told in each.get("overrides", ()) if told.startswith("evaluation.")] for each in (cell, wanted)
+    )
+    if mine != theirs:
+        raise ValueError(
+            f"{path.name} was measured with {', '.join(mine) or 'no settings of its own'}, {other.name} with "
+            f"{', '.join(theirs) or 'none'}: the task has changed between them. {remedy}"
+        )
 
 
 def _key(cell: dict[str, Any]) -> Key:

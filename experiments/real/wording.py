@@ -40,10 +40,10 @@ def shown(interval: Interval | None) -> str:
 
 
 def percent(interval: Interval | None) -> str:
-    """A share with its limits."""
-    if interval is None:
+    """A share with its limits, which a regression's may pass 0 or 1."""
+    if (within := clipped(interval)) is None:
         return ""
-    return f"{100 * interval.value:.1f}% [{100 * interval.low:.1f}, {100 * interval.high:.1f}]"
+    return f"{100 * within.value:.1f}% [{100 * within.low:.1f}, {100 * within.high:.1f}]"
 
 
 def number(interval: Interval | None, digits: int) -> str:
