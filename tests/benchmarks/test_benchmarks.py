@@ -9,7 +9,7 @@ import os
 import pickle
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -56,6 +56,15 @@ def turns_here(monkeypatch: pytest.MonkeyPatch) -> list[timing.Contender]:
 
     monkeypatch.setattr(timing, "alone", here)
     return taken
+
+
+@pytest.fixture(autouse=True)
+def _precision_of_the_process() -> Iterator[None]:
+    """Accelerate keeps a process's precision: a benchmark in bfloat16 would be in the way of all tests after it."""
+    from accelerate.state import AcceleratorState
+
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @pytest.mark.usefixtures("turns_here")

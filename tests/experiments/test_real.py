@@ -330,7 +330,7 @@ def test_an_arm_is_compared_with_its_start_and_with_sft_of_its_own_compute(tmp_p
     _written(tmp_path, "reverse_kl_ngrams", 0, 0.0)
     _written(tmp_path, "sft_longer_ngrams", 0, 0.0)
     lines = [line.split(" | ") for line in tables(load_cells(tmp_path)).splitlines()]
-    found = {line[0].strip("| "): [each.split(" ")[0] for each in line[1:5]] for line in lines if len(line) == 13}
+    found = {line[0].strip("| "): [each.split(" ")[0] for each in line[1:5]] for line in lines if len(line) == 14}
     assert found["**reverse KL**, sequence"] == ["50.0%", "50.0%", "50.0%", "100.0%"]
     assert found["reverse KL, sequence, by a table of n-grams"] == ["0.0%", "0.0%", "0.0%", "50.0%"]
     assert found["SFT, as much compute, best NLL"] == ["0.0%", "0.0%", "0.0%", ""]
