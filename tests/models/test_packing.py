@@ -11,7 +11,7 @@ from models.families import random_policy
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from understudy.config import LoraConfig
-from understudy.models import logps, packing
+from understudy.models import logps, packed_decoder, packing
 from understudy.models.language_model import LanguageModel, TokenBatch
 from understudy.models.loading import with_lora
 from understudy.models.scalar_head import ScalarHead
@@ -198,9 +198,9 @@ def test_attention_over_sequences_end_to_end_equals_that_over_rectangles(
     monkeypatch.setattr(varlen, "varlen_attn", _varlen_of_the_tests)
     policy, results = random_policy(family), []
     batch = _both(policy, batch_name)[0]
-    ragged, padded = packing._attend_ragged, packing._attend_padded
+    ragged, padded = packing._attend_ragged, packing.attend_in_rectangles
     for attend in (padded, lambda query, key, value, packed, scale: ragged(query, key, value, packed.ragged, scale)):
-        monkeypatch.setattr(packing, "_attend_padded", attend)
+        monkeypatch.setattr(packed_decoder, "attend_in_rectangles", attend)
         logp_BT = policy.response_logps(batch)
         logp_BT.sum().backward()
         results.append((logp_BT.detach(), _gradients(policy.model)))

@@ -215,7 +215,7 @@ def attend(
     query_NHD, key_NHD, value_NHD = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
     if value.is_cuda and value.dtype == torch.bfloat16 and value.shape[-1] % 8 == 0:  # what the kernel takes
         return _attend_ragged(query_NHD, key_NHD, value_NHD, packed.ragged, scaling)[None], None
-    return _attend_padded(query_NHD, key_NHD, value_NHD, packed, scaling)[None], None
+    return attend_in_rectangles(query_NHD, key_NHD, value_NHD, packed, scaling)[None], None
 
 
 def _attend_ragged(
@@ -250,10 +250,10 @@ def _attend_ragged(
     return torch.cat([prompt, response])
 
 
-def _attend_padded(
+def attend_in_rectangles(
     query_NHD: Tensor, key_NHD: Tensor, value_NHD: Tensor, packed: Packed, scaling: float | None
 ) -> Tensor:
-    """By the kernel for rectangles, which every device and precision has."""
+    """Attention of packed tokens, (N, H, D), by the kernel for rectangles, which every device and precision has."""
     grouped, layout = query_NHD.shape[1] != key_NHD.shape[1], packed.rectangles
     kernel: Any = partial(scaled_dot_product_attention, scale=scaling, enable_gqa=grouped)
     tensors = (query_NHD, key_NHD, value_NHD)

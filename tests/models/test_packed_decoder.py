@@ -1,0 +1,84 @@
+"""Layers computed by hand: their derivatives are right, and Hugging Face's own are called where they must be."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from models.families import random_policy
+
+from understudy.models import packed_decoder
+from understudy.models.language_model import LanguageModel
+from understudy.models.packed_decoder import _RMSNorm, _Rotation, hidden_states
+
+PROMPTS, RESPONSES = [[5, 6, 7], [8], [5, 6, 7]], [[11, 12], [13, 14, 15, 16, 17], [18]]
+FAMILIES = ["llama", "llama_untied", "qwen2", "qwen3"]
+
+
+def _random(*shape: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(len(shape))
+    return torch.randn(*shape, generator=generator, dtype=torch.float64, requires_grad=True)
+
+
+@pytest.mark.parametrize("shape", [(5, 6), (4, 3, 6)])
+def test_the_gradient_of_a_norm_is_its_derivative(shape: tuple[int, ...]) -> None:
+    assert torch.autograd.gradcheck(
+        lambda value, weight: _RMSNorm.apply(value, weight, 1e-3), (_random(*shape), _random(6))
+    )
+
+
+def test_the_gradient_of_a_rotation_is_its_derivative() -> None:
+    angle = torch.linspace(0.0, 3.0, 12, dtype=torch.float64).view(4, 1, 3)
+    assert torch.autograd.gradcheck(lambda value: _Rotation.apply(value, angle.cos(), angle.sin()), (_random(4, 2, 6),))
+
+
+def _told(policy: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> tuple[torch.Tensor, int]:
+    """Hidden states of a batch, and how many layers of Hugging Face's were called for them."""
+    batch, calls = policy.batch(PROMPTS, RESPONSES), []
+    kind = type(policy.model.base_model.layers[0])
+    before = kind.forward
+
+    def forward(self: Any, *arguments: Any, **named: Any) -> Any:
+        calls.append(self)
+        return before(self, *arguments, **named)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(kind, "forward", forward)
+        assert batch.packed is not None
+        return hidden_states(policy.model.base_model, batch.packed).detach(), len(calls)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_no_layer_is_called_and_hidden_states_are_theirs(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    policy = random_policy(family)
+    by_hand, num_calls = _told(policy, monkeypatch)
+    assert num_calls == 0
+    monkeypatch.setattr(packed_decoder, "_is_computed_here", lambda _: False)
+    by_layers, num_calls = _told(policy, monkeypatch)
+    assert num_calls == 2
+    torch.testing.assert_close(by_hand, by_layers, atol=2e-5, rtol=1e-5)
+
+
+def _checkpointing(policy: LanguageModel) -> None:
+    policy.model.train().activation_checkpointing_enable()
+
+
+def _hooked(policy: LanguageModel) -> None:
+    policy.model.base_model.layers[1].register_forward_pre_hook(lambda *_: None)
+
+
+@pytest.mark.parametrize(
+    "made",
+    [_checkpointing, _hooked, lambda policy: policy.model.to(torch.bfloat16)],
+    ids=["recomputed", "hook", "bf16"],
+)
+def test_layers_are_called_where_something_waits_for_it(made: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    policy = random_policy("llama")
+    made(policy)
+    assert _told(policy, monkeypatch)[1] == 2
+
+
+def test_layers_are_called_under_autocast(monkeypatch: pytest.MonkeyPatch) -> None:
+    with torch.autocast("cpu", torch.bfloat16):
+        assert _told(random_policy("llama"), monkeypatch)[1] == 2

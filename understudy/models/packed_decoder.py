@@ -1,0 +1,122 @@
+"""Hidden states of a packed row of tokens: a Llama's layers with norms and rotation as one operation each.
+
+What Hugging Face's layers compute, from the same modules' weights, so that adapters are read, too. There a norm or a
+rotation is half a dozen operations on memory, and as many for its gradient; at a million parameters these take a
+tenth of an align step (docs/speed.md). Where the layers must be called themselves, they are.
+
+Shapes: N packed tokens, E hidden width, H heads of width D, d = D / 2.
+"""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn.functional import silu
+
+from understudy.models.packing import Packed, attend_in_rectangles, reading
+
+
+def hidden_states(backbone: Any, packed: Packed) -> Tensor:
+    """Last hidden states of all packed tokens, shape (N, E), of a backbone that `is_plain_decoder` understands."""
+    if _is_computed_here(backbone):
+        return _hidden_states(backbone, packed)
+    with reading(packed, backbone) as arguments:
+        return cast(Tensor, backbone(**arguments, use_cache=False).last_hidden_state[0])
+
+
+def _is_computed_here(backbone: Any) -> bool:
+    """Whether weights are whole, float32 and on a CPU, and nothing waits for a layer to be called."""
+    from torch.distributed.tensor import DTensor
+
+    if torch.is_autocast_enabled("cpu"):
+        return False
+    for called in (backbone, *backbone.layers):
+        if called._forward_hooks or called._forward_pre_hooks or (called.training and called.gradient_checkpointing):
+            return False
+    return all(
+        value.device.type == "cpu" and value.dtype == torch.float32 and not isinstance(value, DTensor)
+        for value in backbone.parameters()
+    )
+
+
+def _hidden_states(backbone: Any, packed: Packed) -> Tensor:
+    hidden_NE = backbone.embed_tokens(packed.ids_N)
+    cos_1ND, sin_1ND = backbone.rotary_emb(hidden_NE, packed.position_N[None])
+    # Both halves of a head turn by the same angles.
+    cos_N1d, sin_N1d = (value[0, :, None, : value.shape[-1] // 2].contiguous() for value in (cos_1ND, sin_1ND))
+    for layer in backbone.layers:
+        normed_NE = _normed(layer.input_layernorm, hidden_NE)
+        hidden_NE = hidden_NE + _attention(layer.self_attn, normed_NE, cos_N1d, sin_N1d, packed)
+        normed_NE = _normed(layer.post_attention_layernorm, hidden_NE)
+        hidden_NE = hidden_NE + layer.mlp.down_proj(silu(layer.mlp.gate_proj(normed_NE)) * layer.mlp.up_proj(normed_NE))
+    return _normed(backbone.norm, hidden_NE)
+
+
+def _attention(module: Any, normed_NE: Tensor, cos_N1d: Tensor, sin_N1d: Tensor, packed: Packed) -> Tensor:
+    def heads(projection: Any) -> Tensor:
+        projected: Tensor = projection(normed_NE)
+        return projected.view(len(normed_NE), -1, module.head_dim)
+
+    query_NHD, key_NHD, value_NHD = heads(module.q_proj), heads(module.k_proj), heads(module.v_proj)
+    if hasattr(module, "q_norm"):
+        query_NHD, key_NHD = _normed(module.q_norm, query_NHD), _normed(module.k_norm, key_NHD)
+    query_NHD, key_NHD = (_Rotation.apply(value, cos_N1d, sin_N1d) for value in (query_NHD, key_NHD))  # type: ignore[no-untyped-call]
+    seen_NHD = attend_in_rectangles(query_NHD, key_NHD, value_NHD, packed, module.scaling)
+    return cast(Tensor, module.o_proj(seen_NHD.flatten(1)))
+
+
+def _normed(norm: Any, value: Tensor) -> Tensor:
+    return cast(Tensor, _RMSNorm.apply(value, norm.weight, norm.variance_epsilon))  # type: ignore[no-untyped-call]
+
+
+class _RMSNorm(torch.autograd.Function):
+    """x · w / √(mean x² + ε) over the last dimension; the unit vector times √E and its scale are kept for backward."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, weight_E: Tensor, epsilon: float) -> Tensor:
+        width = value.shape[-1]
+        norm = torch.linalg.vector_norm(value, dim=-1, keepdim=True)
+        scale = norm.square_().div_(width).add_(epsilon).rsqrt_()
+        unit = value * scale
+        ctx.save_for_backward(unit, scale, weight_E)
+        return cast(Tensor, unit * weight_E)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        unit, scale, weight_E = ctx.saved_tensors
+        along = gradient * unit
+        from_weight = along.flatten(0, -2).sum(0) if ctx.needs_input_grad[1] else None
+        if not ctx.needs_input_grad[0]:
+            return None, from_weight, None
+        # What moves along the unit vector leaves the result as it is.
+        mean = (along @ weight_E).div_(len(weight_E))[..., None]
+        from_value = (gradient * weight_E).addcmul_(unit, mean, value=-1).mul_(scale)
+        return from_value, from_weight, None
+
+
+class _Rotation(torch.autograd.Function):
+    """Each pair (x_i, x_{i+d}) of a head turned by its token's angle; the gradient is turned back."""
+
+    @staticmethod
+    def forward(ctx: Any, value_NHD: Tensor, cos_N1d: Tensor, sin_N1d: Tensor) -> Tensor:
+        ctx.save_for_backward(cos_N1d, sin_N1d)
+        return _turned(value_NHD, cos_N1d, sin_N1d, 1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient_NHD: Tensor) -> tuple[Tensor, None, None]:
+        cos_N1d, sin_N1d = ctx.saved_tensors
+        return _turned(gradient_NHD, cos_N1d, sin_N1d, -1), None, None
+
+
+def _turned(value_NHD: Tensor, cos_N1d: Tensor, sin_N1d: Tensor, way: int) -> Tensor:
+    first, second = value_NHD.chunk(2, dim=-1)
+    turned_NHD = torch.empty_like(value_NHD)
+    turned_first, turned_second = turned_NHD.chunk(2, dim=-1)
+    torch.mul(first, cos_N1d, out=turned_first).addcmul_(second, sin_N1d, value=-way)
+    torch.mul(second, cos_N1d, out=turned_second).addcmul_(first, sin_N1d, value=way)
+    return turned_NHD
