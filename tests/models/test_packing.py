@@ -145,18 +145,23 @@ def test_portions_of_logits_give_the_same_values_and_gradients(wrapped: bool, mo
     policy = random_policy("llama_untied")
     batch, vocabulary = policy.batch(PROMPTS, RESPONSES), policy.model.config.vocab_size
     results, most = [], []
-    for whole in (1 << 26, 4 * vocabulary):
+    for whole, rows in ((1 << 26, 128), (1 << 26, 4), (4 * vocabulary, 128)):
         monkeypatch.setattr(logps, "WHOLE_LOGITS", whole)
+        monkeypatch.setattr(logps, "_CPU_ROWS", rows)
+        monkeypatch.setattr(logps, "_CPU_LOGITS", rows * vocabulary)
         with _MostLogits(vocabulary) as seen:
             logp_BT = policy.response_logps(batch, (lambda **named: policy.model(**named)) if wrapped else None)
             (logp_BT * torch.arange(1.0, 1 + logp_BT.numel()).view(logp_BT.shape).cos()).sum().backward()
         results.append((logp_BT.detach(), _gradients(policy.model)))
         most.append(seen.rows)
-    assert most == [sum(map(len, RESPONSES)), 4]
-    (whole_BT, gradient_whole), (portions_BT, gradient_portions) = results
-    torch.testing.assert_close(portions_BT, whole_BT, atol=1e-6, rtol=1e-6)
-    for name, gradient in gradient_whole.items():
-        torch.testing.assert_close(gradient_portions[name], gradient, atol=1e-4, rtol=1e-4, msg=name)
+    # In the second way portions are kept whole for the backward pass, in the third they are made again.
+    num_tokens = sum(map(len, RESPONSES))
+    assert most == [num_tokens, num_tokens, 4]
+    (whole_BT, gradient_whole), *in_portions = results
+    for portions_BT, gradient_portions in in_portions:
+        torch.testing.assert_close(portions_BT, whole_BT, atol=1e-6, rtol=1e-6)
+        for name, gradient in gradient_whole.items():
+            torch.testing.assert_close(gradient_portions[name], gradient, atol=1e-4, rtol=1e-4, msg=name)
     assert "forward" not in vars(policy.model.lm_head)
 
 

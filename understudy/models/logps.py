@@ -7,14 +7,17 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, linear
 
-# Logits above this are made in portions: twice through the head costs less than memory that is not there.
+# What the backward pass needs of more logits than these is made again: twice through the head costs less than memory
+# that is not there.
 WHOLE_LOGITS = 1 << 26
+# A CPU makes so many at a time, which its caches hold, in as many rows as make reading the head's weights worth it.
+_CPU_LOGITS, _CPU_ROWS = 1 << 20, 128
 
 
 def chosen_logps(logits: Tensor, ids: Tensor) -> Tensor:
@@ -26,12 +29,11 @@ def chosen_logps(logits: Tensor, ids: Tensor) -> Tensor:
 def head_logps(hidden_MH: Tensor, weight_VH: Tensor, bias_V: Tensor | None, id_M: Tensor) -> Tensor:
     """Log-probability of tokens from the hidden states before them, shape (M,).
 
-    At most `WHOLE_LOGITS` logits exist at a time, forwards and backwards; the backward pass makes them again.
+    At most `WHOLE_LOGITS` logits exist at a time, forwards and backwards; where these are not all, the backward pass
+    makes them again.
     """
-    rows = max(1, WHOLE_LOGITS // weight_VH.shape[0])
-    if rows >= len(id_M):
-        return chosen_logps(linear(hidden_MH, weight_VH, bias_V), id_M)
-    return cast(Tensor, _Portions.apply(hidden_MH, weight_VH, bias_V, id_M, rows))  # type: ignore[no-untyped-call]
+    logp_M: Tensor = _HeadLogps.apply(hidden_MH, weight_VH, bias_V, id_M, torch.is_grad_enabled())  # type: ignore[no-untyped-call]
+    return logp_M
 
 
 @contextlib.contextmanager
@@ -54,42 +56,75 @@ def answering_logps(head: Any, id_M: Tensor) -> Iterator[None]:
             head.forward = before
 
 
-class _Portions(torch.autograd.Function):
-    """log softmax(W h + b)[id] a portion of rows at a time."""
+class _HeadLogps(torch.autograd.Function):
+    """log softmax(W h + b)[id], a portion of rows at a time, without a gradient by the logits in memory.
+
+    That would be -g (softmax - onehot(id)), where g is the token's own. What is in brackets is kept, or made again, and
+    g is multiplied into the narrow hidden states.
+    """
 
     @staticmethod
     @torch.amp.custom_fwd(device_type="cuda")  # type: ignore[untyped-decorator]
     def forward(
-        ctx: Any, hidden_MH: Tensor, weight_VH: Tensor, bias_V: Tensor | None, id_M: Tensor, rows: int
+        ctx: Any, hidden_MH: Tensor, weight_VH: Tensor, bias_V: Tensor | None, id_M: Tensor, has_backward: bool
     ) -> Tensor:
         dtype = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else hidden_MH.dtype
-        hidden_MH = hidden_MH.to(dtype)
-        ctx.save_for_backward(hidden_MH, weight_VH, bias_V, id_M)
-        ctx.rows, weight = rows, weight_VH.to(dtype)
-        parts = [slice(start, start + rows) for start in range(0, len(id_M), rows)]
-        return torch.cat([chosen_logps(linear(hidden_MH[part], weight, bias_V), id_M[part]) for part in parts])
+        hidden_MH, weight = hidden_MH.to(dtype), weight_VH.to(dtype)
+        logp_M, shape = torch.empty(len(id_M), device=id_M.device), (len(id_M), len(weight))
+        keeps = has_backward and shape[0] * shape[1] <= WHOLE_LOGITS
+        excess_MV = hidden_MH.new_empty(shape) if keeps else None
+        ctx.portions = _portions(*shape, hidden_MH.device)
+        for part in ctx.portions:
+            log_softmax_MV = linear(hidden_MH[part], weight, bias_V).float().log_softmax(-1)
+            logp_M[part] = log_softmax_MV.gather(1, id_M[part, None])[:, 0]
+            if excess_MV is not None:
+                excess_MV[part] = _excess(log_softmax_MV, id_M[part])
+            del log_softmax_MV  # or it would live while the next portion's is made
+        ctx.save_for_backward(hidden_MH, weight_VH, bias_V, id_M, excess_MV)
+        return logp_M
 
     @staticmethod
     @torch.amp.custom_bwd(device_type="cuda")  # type: ignore[untyped-decorator]
     def backward(ctx: Any, gradient_M: Tensor) -> tuple[Tensor | None, ...]:
-        hidden_MH, weight_VH, bias_V, id_M = ctx.saved_tensors
+        hidden_MH, weight_VH, bias_V, id_M, kept_MV = ctx.saved_tensors
         wants_hidden, wants_weight, wants_bias = ctx.needs_input_grad[:3]
         weight = weight_VH.to(hidden_MH.dtype)
         from_hidden = torch.empty_like(hidden_MH) if wants_hidden else None
-        from_weight = torch.zeros_like(weight_VH) if wants_weight else None
+        from_weight: Tensor | None = None
         from_bias = torch.zeros_like(bias_V) if wants_bias else None
-        for start in range(0, len(id_M), ctx.rows):
-            part = slice(start, start + ctx.rows)
-            hidden, gradient = hidden_MH[part], gradient_M[part, None]
-            # d logp[id] / d logits = onehot(id) - softmax.
-            logits = linear(hidden, weight, bias_V).float().softmax(-1).mul_(-gradient)
-            logits.scatter_add_(1, id_M[part, None], gradient.float())
-            logits = logits.to(hidden.dtype)
+        for part in ctx.portions if kept_MV is None else [slice(0, len(id_M))]:
+            hidden, falls_M1 = hidden_MH[part], gradient_M[part, None].neg().to(hidden_MH.dtype)
+            if kept_MV is None:
+                log_softmax_MV = linear(hidden, weight, bias_V).float().log_softmax(-1)
+                excess_MV = _excess(log_softmax_MV, id_M[part]).to(hidden.dtype)
+                del log_softmax_MV
+            else:
+                excess_MV = kept_MV
             if from_hidden is not None:
-                from_hidden[part] = logits @ weight
-            if from_weight is not None:
-                from_weight += logits.T @ hidden  # summed over portions in the weight's own precision
+                from_hidden[part] = (excess_MV @ weight).mul_(falls_M1)
+            if wants_weight:
+                from_weight = _plus_product(from_weight, excess_MV.T, hidden * falls_M1, weight_VH.dtype)
             if from_bias is not None:
-                from_bias += logits.sum(0)
-            del logits  # or it would live while the next portion's are made
+                from_bias += (excess_MV.T @ falls_M1)[:, 0]
+            del excess_MV
         return from_hidden, from_weight, from_bias, None, None
+
+
+def _portions(num_rows: int, vocabulary: int, device: torch.device) -> list[slice]:
+    """Rows whose logits are made at a time."""
+    rows = WHOLE_LOGITS // vocabulary
+    if device.type == "cpu":
+        rows = min(rows, max(_CPU_ROWS, _CPU_LOGITS // vocabulary))
+    return [slice(start, start + max(1, rows)) for start in range(0, num_rows, max(1, rows))]
+
+
+def _excess(log_softmax_MV: Tensor, id_M: Tensor) -> Tensor:
+    """The softmax less onehot(id), in the place of the log-softmax and in its precision, which is enough."""
+    return log_softmax_MV.exp_().scatter_add_(1, id_M[:, None], log_softmax_MV.new_full((len(id_M), 1), -1.0))
+
+
+def _plus_product(total: Tensor | None, left: Tensor, right: Tensor, dtype: torch.dtype) -> Tensor:
+    """Total + left right in a precision, in the place of the total."""
+    if total is None:
+        return (left @ right).to(dtype)
+    return total.addmm_(left, right) if left.dtype == dtype else total.add_(left @ right)

@@ -6,11 +6,13 @@ import ctypes
 
 # Names of glibc's malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
-_KEPT_BYTES = (1 << 30, 1 << 25)  # older versions refuse a threshold above the second
+# A round of a million parameters makes none that is larger. Larger ones go back to the system: kept, they leave gaps
+# that nothing fits into, and with a vocabulary of 151,936 an align step took twice the memory.
+_KEPT_BLOCK_BYTES, _KEPT_BYTES = 20 << 20, 1 << 30
 
 
 def keep_freed_memory() -> bool:
-    """Let this process keep freed buffers of up to a gibibyte; False where the C library is not glibc.
+    """Let this process keep freed buffers of up to 20 MiB; False where the C library is not glibc.
 
     A round frees what it made. Given back to the system, which glibc does with large blocks, each of its pages is
     asked for, and cleared, again in the next round: 5% of an align step of a million parameters (docs/speed.md).
@@ -18,7 +20,5 @@ def keep_freed_memory() -> bool:
     library = ctypes.CDLL(None)
     if not hasattr(library, "mallopt"):
         return False
-    for name in (_M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD):
-        if not any(library.mallopt(name, size) for size in _KEPT_BYTES):
-            return False
-    return True
+    thresholds = ((_M_MMAP_THRESHOLD, _KEPT_BLOCK_BYTES), (_M_TRIM_THRESHOLD, _KEPT_BYTES))
+    return all(library.mallopt(name, size) for name, size in thresholds)

@@ -10,8 +10,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 FLOAT = 4
-# Logits that exist at a time, see `understudy.models.logps`.
-_WHOLE_LOGITS = 1 << 26
+# Logits that are kept, and those that a CPU makes at a time in so many rows at least: `understudy.models.logps`.
+_WHOLE_LOGITS, _LOGITS, _ROWS = 1 << 26, 1 << 20, 128
 
 
 @dataclass(frozen=True)
@@ -105,22 +105,19 @@ def _activations(model: ModelShape, step: StepShape) -> int:
     prompts = max(1, -(-rows // step.responses_per_prompt))
     tokens = prompts * step.prompt_tokens + rows * step.response_tokens
     seen = rows * (step.prompt_tokens + step.response_tokens)
-    # A layer keeps: the residual twice, three tensors of each norm, queries and keys before, within and after the
-    # rotation, the context before and after it is put back, four tensors of the gated MLP.
-    token = 8 * model.hidden + 7 * model.query_width + 4 * model.key_width + 4 * model.intermediate
+    # A layer keeps: the unit vectors and results of two norms, the gathered queries, the context before and after it is
+    # put back, four tensors of the gated MLP.
+    token = 4 * model.hidden + 3 * model.query_width + 4 * model.intermediate
     gathered = seen * 2 * model.key_width
     return FLOAT * model.layers * (tokens * token + gathered)
 
 
 def _logits(model: ModelShape, step: StepShape) -> int:
-    """Logits, their log-softmax and the gradient of one.
-
-    Where they would be large: logits and softmax of a portion, and the head's gradient of one portion and of all.
-    """
-    whole = step.micro_rows * step.response_tokens * model.vocabulary
-    if whole <= _WHOLE_LOGITS:
-        return FLOAT * 3 * whole
-    return FLOAT * 2 * (_WHOLE_LOGITS + model.vocabulary * model.hidden)
+    """Logits and log-softmax of a portion, and one of the two of all where that is kept for the backward pass."""
+    rows = step.micro_rows * step.response_tokens
+    portion = min(rows, max(_ROWS, _LOGITS // model.vocabulary)) * model.vocabulary
+    whole = rows * model.vocabulary
+    return FLOAT * (2 * portion + (whole if whole <= _WHOLE_LOGITS else model.vocabulary * model.hidden))
 
 
 def _cache(model: ModelShape, step: StepShape) -> int:
