@@ -10,7 +10,7 @@ from models.families import random_policy
 
 from understudy.models import packed_decoder
 from understudy.models.language_model import LanguageModel
-from understudy.models.packed_decoder import _RMSNorm, _Rotation, hidden_states
+from understudy.models.packed_decoder import _RMSNorm, _Rotation, reading
 
 PROMPTS, RESPONSES = [[5, 6, 7], [8], [5, 6, 7]], [[11, 12], [13, 14, 15, 16, 17], [18]]
 FAMILIES = ["llama", "llama_untied", "qwen2", "qwen3"]
@@ -33,9 +33,10 @@ def test_the_gradient_of_a_rotation_is_its_derivative() -> None:
     assert torch.autograd.gradcheck(lambda value: _Rotation.apply(value, angle.cos(), angle.sin()), (_random(4, 2, 6),))
 
 
-def _told(policy: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> tuple[torch.Tensor, int]:
-    """Hidden states of a batch, and how many layers of Hugging Face's were called for them."""
+def _told(policy: LanguageModel, monkeypatch: pytest.MonkeyPatch, whole: bool = False) -> tuple[torch.Tensor, int]:
+    """Hidden states of a batch, or the whole model's logits, and how many of Hugging Face's layers were called."""
     batch, calls = policy.batch(PROMPTS, RESPONSES), []
+    called = policy.model if whole else policy.model.base_model
     kind = type(policy.model.base_model.layers[0])
     before = kind.forward
 
@@ -46,16 +47,22 @@ def _told(policy: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> tuple[torch
     with monkeypatch.context() as patched:
         patched.setattr(kind, "forward", forward)
         assert batch.packed is not None
-        return hidden_states(policy.model.base_model, batch.packed).detach(), len(calls)
+        with reading(batch.packed, called) as arguments:
+            found = called(**arguments, use_cache=False, output_hidden_states=False)
+        assert "forward" not in vars(policy.model.base_model)
+        return found[0].detach(), len(calls)
 
 
+@pytest.mark.parametrize("whole", [False, True], ids=["backbone", "called as a whole"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_no_layer_is_called_and_hidden_states_are_theirs(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_layer_is_called_and_what_comes_out_is_theirs(
+    family: str, whole: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     policy = random_policy(family)
-    by_hand, num_calls = _told(policy, monkeypatch)
+    by_hand, num_calls = _told(policy, monkeypatch, whole)
     assert num_calls == 0
     monkeypatch.setattr(packed_decoder, "_is_computed_here", lambda _: False)
-    by_layers, num_calls = _told(policy, monkeypatch)
+    by_layers, num_calls = _told(policy, monkeypatch, whole)
     assert num_calls == 2
     torch.testing.assert_close(by_hand, by_layers, atol=2e-5, rtol=1e-5)
 

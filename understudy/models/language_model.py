@@ -23,8 +23,8 @@ from torch import Tensor
 from understudy.errors import ConfigError
 from understudy.models.architecture import is_plain_decoder
 from understudy.models.logps import answering_logps, chosen_logps, head_logps
-from understudy.models.packed_decoder import hidden_states
-from understudy.models.packing import Packed, pack, reading
+from understudy.models.packed_decoder import reading
+from understudy.models.packing import Packed, pack
 from understudy.models.refused_writes import refused_as_os_error
 from understudy.models.text_encoder import TextEncoder
 
@@ -215,15 +215,18 @@ class LanguageModel:
         if batch.packed is None:
             return token_logps(self.response_logits(batch, module), batch)
         packed, caller = batch.packed, module if module is not None else self.model
-        id_M, head = packed.ids_N[packed.token_M], self.unwrapped.get_output_embeddings()
-        # Distributed wrappers and sharded weights must be called as a whole.
-        if caller is self.model and not hasattr(head.weight, "full_tensor"):
-            hidden_NH = hidden_states(self.unwrapped.base_model, packed)
-            logp_M = head_logps(hidden_NH.index_select(0, packed.before_M), head.weight, head.bias, id_M)
-        else:
-            with reading(packed, self.unwrapped) as arguments, answering_logps(head, id_M):
-                answer = caller(**arguments, use_cache=False, **self.keep_arguments(packed.before_M))
-            logp_M = answer.logits[0, :, 0].float()
+        id_M = packed.ids_N[packed.token_M]
+        with reading(packed, self.unwrapped) as arguments:
+            inner = self.unwrapped
+            head = inner.get_output_embeddings()
+            # Distributed wrappers and sharded weights must be called as a whole.
+            if caller is self.model and not hasattr(head.weight, "full_tensor"):
+                hidden_NH = inner.base_model(**arguments, use_cache=False).last_hidden_state[0]
+                logp_M = head_logps(hidden_NH.index_select(0, packed.before_M), head.weight, head.bias, id_M)
+            else:
+                with answering_logps(head, id_M):
+                    answer = caller(**arguments, use_cache=False, **self.keep_arguments(packed.before_M))
+                logp_M = answer.logits[0, :, 0].float()
         return packed.unpack(logp_M, batch.response_BT)
 
     @property
@@ -271,7 +274,8 @@ class LanguageModel:
         return found[0][:, first:], chosen_logps(logits_BTV, batch.response_BT)
 
     def _read_packed(self, packed: Packed, batch: TokenBatch) -> tuple[Tensor, Tensor]:
-        hidden_NH = hidden_states(self.unwrapped.base_model, packed)
+        with reading(packed, self.unwrapped) as arguments:
+            hidden_NH = self.unwrapped.base_model(**arguments, use_cache=False).last_hidden_state[0]
         before_MH = hidden_NH.index_select(0, packed.before_M)
         head = self.unwrapped.get_output_embeddings()
         logp_M = head_logps(before_MH, head.weight, head.bias, packed.ids_N[packed.token_M])

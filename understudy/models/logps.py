@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, linear
 
+from understudy.models.forwarding import forward_replaced
+
 # What the backward pass needs of more logits than these is made again: twice through the head costs less than memory
 # that is not there.
 WHOLE_LOGITS = 1 << 26
@@ -46,14 +48,8 @@ def answering_logps(head: Any, id_M: Tensor) -> Iterator[None]:
     def forward(hidden_1MH: Tensor) -> Tensor:
         return head_logps(hidden_1MH[0], head.weight, head.bias, id_M)[None, :, None]
 
-    before = vars(head).get("forward")
-    head.forward = forward
-    try:
+    with forward_replaced(head, forward):
         yield
-    finally:
-        del head.forward
-        if before is not None:
-            head.forward = before
 
 
 class _HeadLogps(torch.autograd.Function):

@@ -9,6 +9,8 @@ Shapes: N packed tokens, E hidden width, H heads of width D, d = D / 2.
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any, cast
 
 import torch
@@ -16,15 +18,24 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import silu
 
-from understudy.models.packing import Packed, attend_in_rectangles, reading
+from understudy.models import packing
+from understudy.models.forwarding import forward_replaced
+from understudy.models.packing import Packed, attend_in_rectangles
 
 
-def hidden_states(backbone: Any, packed: Packed) -> Tensor:
-    """Last hidden states of all packed tokens, shape (N, E), of a backbone that `is_plain_decoder` understands."""
-    if _is_computed_here(backbone):
-        return _hidden_states(backbone, packed)
-    with reading(packed, backbone) as arguments:
-        return cast(Tensor, backbone(**arguments, use_cache=False).last_hidden_state[0])
+@contextlib.contextmanager
+def reading(packed: Packed, model: Any) -> Iterator[dict[str, Tensor]]:
+    """Within this context a model reads `packed`; gives the arguments to call it with.
+
+    Args:
+        packed: the tokens.
+        model: a causal LM that `is_plain_decoder` understands, or the backbone of one.
+    """
+    backbone = model.base_model
+    with packing.reading(packed, model) as arguments, contextlib.ExitStack() as entered:
+        if _is_computed_here(backbone):
+            entered.enter_context(forward_replaced(backbone, lambda **_: _output(backbone, packed)))
+        yield arguments
 
 
 def _is_computed_here(backbone: Any) -> bool:
@@ -40,6 +51,12 @@ def _is_computed_here(backbone: Any) -> bool:
         value.device.type == "cpu" and value.dtype == torch.float32 and not isinstance(value, DTensor)
         for value in backbone.parameters()
     )
+
+
+def _output(backbone: Any, packed: Packed) -> Any:
+    from transformers.modeling_outputs import BaseModelOutputWithPast
+
+    return BaseModelOutputWithPast(last_hidden_state=_hidden_states(backbone, packed)[None])
 
 
 def _hidden_states(backbone: Any, packed: Packed) -> Tensor:

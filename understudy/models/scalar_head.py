@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from understudy.errors import IntegrityError
 from understudy.models.language_model import LanguageModel, TokenBatch
-from understudy.models.packed_decoder import hidden_states
+from understudy.models.packed_decoder import reading
 from understudy.models.packing import Packed
 from understudy.models.refused_writes import refused_as_os_error
 
@@ -83,7 +83,8 @@ class ScalarHead(nn.Module):
         return cast(Tensor, self.head(dropped(self.dropout, hidden_BTH, batch)).float())
 
     def _packed_hidden(self, batch: TokenBatch, packed: Packed, before: bool) -> Tensor:
-        hidden_NH = hidden_states(self.backbone, packed)
+        with reading(packed, self.backbone) as arguments:
+            hidden_NH = self.backbone(**arguments, use_cache=False).last_hidden_state[0]
         hidden_MH = hidden_NH.index_select(0, packed.before_M if before else packed.token_M)
         return packed.unpack(hidden_MH, batch.response_BT)
 
