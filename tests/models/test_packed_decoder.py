@@ -37,7 +37,7 @@ def _told(policy: LanguageModel, monkeypatch: pytest.MonkeyPatch, whole: bool = 
     """Hidden states of a batch, or the whole model's logits, and how many of Hugging Face's layers were called."""
     batch, calls = policy.batch(PROMPTS, RESPONSES), []
     called = policy.model if whole else policy.model.base_model
-    kind = type(policy.model.base_model.layers[0])
+    kind = type(policy.model.base_model.layers[1])
     before = kind.forward
 
     def forward(self: Any, *arguments: Any, **named: Any) -> Any:
@@ -67,23 +67,49 @@ def test_no_layer_is_called_and_what_comes_out_is_theirs(
     torch.testing.assert_close(by_hand, by_layers, atol=2e-5, rtol=1e-5)
 
 
-def _checkpointing(policy: LanguageModel) -> None:
-    policy.model.train().activation_checkpointing_enable()
+def _hooked(name: str) -> Any:
+    return lambda policy: policy.model.get_submodule(name).register_forward_hook(lambda *_: None)
 
 
-def _hooked(policy: LanguageModel) -> None:
-    policy.model.base_model.layers[1].register_forward_pre_hook(lambda *_: None)
+def _replaced(policy: LanguageModel) -> None:
+    norm = policy.model.model.norm
+    norm.forward = type(norm).forward.__get__(norm)
 
 
-@pytest.mark.parametrize(
-    "made",
-    [_checkpointing, _hooked, lambda policy: policy.model.to(torch.bfloat16)],
-    ids=["recomputed", "hook", "bf16"],
-)
-def test_layers_are_called_where_something_waits_for_it(made: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def _wrapped(policy: LanguageModel) -> None:
+    from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
+
+    layers = policy.model.model.layers
+    layers[0] = checkpoint_wrapper(layers[0])
+
+
+WAITING: dict[str, Any] = {
+    "a hook on a layer": _hooked("model.layers.1"),
+    "a hook on attention": _hooked("model.layers.0.self_attn"),
+    "a hook on a norm": _hooked("model.layers.0.input_layernorm"),
+    "a hook on the whole": _hooked("model"),
+    "a forward of its own": _replaced,
+    "a wrapper": _wrapped,
+    "bfloat16": lambda policy: policy.model.to(torch.bfloat16),
+}
+
+
+@pytest.mark.parametrize("name", WAITING)
+def test_layers_are_called_where_something_waits_for_it(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     policy = random_policy("llama")
-    made(policy)
+    WAITING[name](policy)
     assert _told(policy, monkeypatch)[1] == 2
+
+
+def test_layers_that_the_config_leaves_out_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    policy = random_policy("llama")
+    whole = _told(policy, monkeypatch)[0]
+    policy.model.config.num_hidden_layers = 1
+    by_hand = _told(policy, monkeypatch)[0]
+    monkeypatch.setattr(packed_decoder, "_is_computed_here", lambda _: False)
+    by_layers, num_calls = _told(policy, monkeypatch)
+    assert num_calls == 1 and (whole - by_hand).abs().max() > 0.1
+    torch.testing.assert_close(by_hand, by_layers, atol=2e-5, rtol=1e-5)
 
 
 def test_layers_are_called_under_autocast(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -90,6 +90,18 @@ def test_adapters_are_read_in_the_packed_layout() -> None:
     assert not torch.allclose(frozen, policy.response_logps(packed), atol=1e-3)
 
 
+def test_a_head_with_adapters_is_read_with_them() -> None:
+    lora = LoraConfig(rank=2, alpha=4, dropout=0.0, target_modules=["q_proj", "lm_head"])
+    policy, plain = (with_lora(random_policy("llama_untied"), lora, seed=0) for _ in range(2))
+    adapter = policy.model.base_model.model.lm_head.lora_B.default.weight
+    torch.nn.init.normal_(adapter, std=0.3)
+    logp_BT = policy.response_logps(policy.batch(PROMPTS, RESPONSES))
+    logp_BT.sum().backward()
+    assert adapter.grad is not None and adapter.grad.abs().max() > 0.1
+    unmoved_BT = plain.response_logps(plain.batch(PROMPTS, RESPONSES))
+    assert (logp_BT - unmoved_BT).abs().max() > 0.1
+
+
 @pytest.mark.parametrize("family", ["gpt2", "gemma2", "gemma3", "gpt_neox", "mistral_window"])
 def test_other_families_keep_the_padded_layout(family: str) -> None:
     assert random_policy(family).batch(PROMPTS, RESPONSES).packed is None
@@ -191,6 +203,14 @@ def _varlen_of_the_tests(
         context = torch.nn.functional.scaled_dot_product_attention(*parts, attn_mask=seen, scale=scale)
         rows.append(context.transpose(0, 1))
     return torch.cat(rows)
+
+
+def test_a_second_derivative_is_refused() -> None:
+    hidden, weight = (torch.randn(rows, 3, requires_grad=True) for rows in (4, 7))
+    logp_M = logps.head_logps(hidden, weight, None, torch.arange(4))
+    (slope,) = torch.autograd.grad(logp_M.square().sum(), weight, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        slope.square().sum().backward()
 
 
 @pytest.mark.parametrize("batch_name", BATCHES)

@@ -81,6 +81,16 @@ def test_parts_by_hand() -> None:
     assert shared["update"] - found["update"] == 4 * (2 + 2 * 3) * 7 * 9
 
 
+def test_norms_of_queries_and_keys_keep_their_unit_vectors() -> None:
+    step = StepShape(prompts=1, responses_per_prompt=2, prompt_tokens=4, response_tokens=6)
+    plain, normed = (align_bytes(replace(SMALL, norms_heads=norms), step)["update"] for norms in (False, True))
+    assert normed - plain == 4 * 2 * (4 + 2 * 6) * (8 + 4)
+    config = {"hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config |= {"vocab_size": 100, "head_dim": 4}
+    assert ModelShape.of_config(config | {"model_type": "qwen3"}).norms_heads
+    assert not ModelShape.of_config(config | {"model_type": "qwen2"}).norms_heads
+
+
 def test_logits_that_are_not_kept_take_128_rows_of_two_tensors_and_the_heads_gradient() -> None:
     step = StepShape(prompts=8, responses_per_prompt=8, prompt_tokens=32, response_tokens=96)
     large = [

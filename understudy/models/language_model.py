@@ -125,7 +125,12 @@ class LanguageModel:
         parameters = inspect.signature(_inner(model).forward).parameters
         self._takes_positions = "position_ids" in parameters
         self._takes_logits_to_keep = "logits_to_keep" in parameters
-        self.packs = self._takes_logits_to_keep and is_plain_decoder(_inner(model), self.context_tokens)
+        # Log-probabilities are made from the head's weights: one with adapters of its own must be called.
+        self.packs = (
+            self._takes_logits_to_keep
+            and is_plain_decoder(_inner(model), self.context_tokens)
+            and type(_inner(model).get_output_embeddings()) is torch.nn.Linear
+        )
 
     @property
     def device(self) -> torch.device:

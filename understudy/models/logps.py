@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn.functional import cross_entropy, linear
 
 from understudy.models.forwarding import forward_replaced
@@ -67,7 +68,7 @@ class _HeadLogps(torch.autograd.Function):
         dtype = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else hidden_MH.dtype
         hidden_MH, weight = hidden_MH.to(dtype), weight_VH.to(dtype)
         logp_M, shape = torch.empty(len(id_M), device=id_M.device), (len(id_M), len(weight))
-        keeps = has_backward and shape[0] * shape[1] <= WHOLE_LOGITS
+        keeps = has_backward and any(ctx.needs_input_grad[:3]) and shape[0] * shape[1] <= WHOLE_LOGITS
         excess_MV = hidden_MH.new_empty(shape) if keeps else None
         ctx.portions = _portions(*shape, hidden_MH.device)
         for part in ctx.portions:
@@ -81,6 +82,7 @@ class _HeadLogps(torch.autograd.Function):
 
     @staticmethod
     @torch.amp.custom_bwd(device_type="cuda")  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, gradient_M: Tensor) -> tuple[Tensor | None, ...]:
         hidden_MH, weight_VH, bias_V, id_M, kept_MV = ctx.saved_tensors
         wants_hidden, wants_weight, wants_bias = ctx.needs_input_grad[:3]

@@ -39,18 +39,38 @@ def reading(packed: Packed, model: Any) -> Iterator[dict[str, Tensor]]:
 
 
 def _is_computed_here(backbone: Any) -> bool:
-    """Whether weights are whole, float32 and on a CPU, and nothing waits for a layer to be called."""
+    """Whether weights are whole, float32 and on a CPU, and nothing waits for a module that would not be called."""
     from torch.distributed.tensor import DTensor
 
-    if torch.is_autocast_enabled("cpu"):
+    if torch.is_autocast_enabled("cpu") or _has_hooks(backbone) or not _is_plain(backbone.norm):
         return False
-    for called in (backbone, *backbone.layers):
-        if called._forward_hooks or called._forward_pre_hooks or (called.training and called.gradient_checkpointing):
-            return False
+    if not all(_is_plain(module) for layer in backbone.layers for module in _not_called(layer)):
+        return False
     return all(
         value.device.type == "cpu" and value.dtype == torch.float32 and not isinstance(value, DTensor)
         for value in backbone.parameters()
     )
+
+
+def _not_called(layer: Any) -> list[Any]:
+    """The modules of a layer but for its projections; the layer alone where it is wrapped."""
+    if not _is_plain(layer):
+        return [layer]
+    norms = (layer.input_layernorm, layer.post_attention_layernorm)
+    own = (getattr(layer.self_attn, name, None) for name in ("q_norm", "k_norm"))
+    return [layer, layer.self_attn, layer.mlp, layer.mlp.act_fn, *norms, *(norm for norm in own if norm is not None)]
+
+
+def _is_plain(module: Any) -> bool:
+    """Whether it is Hugging Face's own, with nothing added to it."""
+    return (
+        type(module).__module__.startswith("transformers.") and "forward" not in vars(module) and not _has_hooks(module)
+    )
+
+
+def _has_hooks(module: Any) -> bool:
+    kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    return any(getattr(module, kind) for kind in kinds)
 
 
 def _output(backbone: Any, packed: Packed) -> Any:
@@ -64,7 +84,7 @@ def _hidden_states(backbone: Any, packed: Packed) -> Tensor:
     cos_1ND, sin_1ND = backbone.rotary_emb(hidden_NE, packed.position_N[None])
     # Both halves of a head turn by the same angles.
     cos_N1d, sin_N1d = (value[0, :, None, : value.shape[-1] // 2].contiguous() for value in (cos_1ND, sin_1ND))
-    for layer in backbone.layers:
+    for layer in backbone.layers[: backbone.config.num_hidden_layers]:
         normed_NE = _normed(layer.input_layernorm, hidden_NE)
         hidden_NE = hidden_NE + _attention(layer.self_attn, normed_NE, cos_N1d, sin_N1d, packed)
         normed_NE = _normed(layer.post_attention_layernorm, hidden_NE)

@@ -6,8 +6,8 @@ import ctypes
 
 # Names of glibc's malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
-# A round of a million parameters makes none that is larger. Larger ones go back to the system: kept, they leave gaps
-# that nothing fits into, and with a vocabulary of 151,936 an align step took twice the memory.
+# Most of what a round of a million parameters makes is smaller. Larger blocks go back to the system: kept, they leave
+# gaps that nothing fits into, and with a vocabulary of 151,936 the head's passes took twice the memory.
 _KEPT_BLOCK_BYTES, _KEPT_BYTES = 20 << 20, 1 << 30
 
 

@@ -1,6 +1,6 @@
-"""How much memory an align step needs, by a formula: before a GPU is asked for, and against what was measured.
+"""How much memory an align step needs, by a formula: before a run, and against what was measured.
 
-One process, float32 weights, the policy's update by policy gradient. docs/speed.md compares it with measured peaks.
+One process on a CPU, float32 weights, the policy's update by policy gradient; docs/speed.md has measured peaks.
 """
 
 from __future__ import annotations
@@ -16,7 +16,10 @@ _WHOLE_LOGITS, _LOGITS, _ROWS = 1 << 26, 1 << 20, 128
 
 @dataclass(frozen=True)
 class ModelShape:
-    """Architecture of a decoder of the Llama family; widths in numbers, not bytes."""
+    """Architecture of a decoder of the Llama family; widths in numbers, not bytes.
+
+    Queries and keys of some have norms of their own (`norms_heads`).
+    """
 
     parameters: int
     hidden: int
@@ -25,6 +28,7 @@ class ModelShape:
     query_width: int
     key_width: int
     vocabulary: int
+    norms_heads: bool = False
 
     @classmethod
     def of(cls, model: Any) -> ModelShape:
@@ -46,7 +50,8 @@ class ModelShape:
         layer = hidden * (2 * query_width + 2 * key_width + 3 * intermediate)
         embeddings = 1 if config.get("tie_word_embeddings") else 2
         parameters = layers * layer + embeddings * vocabulary * hidden
-        return cls(parameters, hidden, intermediate, layers, query_width, key_width, vocabulary)
+        norms_heads = config.get("model_type") == "qwen3"
+        return cls(parameters, hidden, intermediate, layers, query_width, key_width, vocabulary, norms_heads)
 
 
 @dataclass(frozen=True)
@@ -108,6 +113,8 @@ def _activations(model: ModelShape, step: StepShape) -> int:
     # A layer keeps: the unit vectors and results of two norms, the gathered queries, the context before and after it is
     # put back, four tensors of the gated MLP.
     token = 4 * model.hidden + 3 * model.query_width + 4 * model.intermediate
+    if model.norms_heads:  # their unit vectors
+        token += model.query_width + model.key_width
     gathered = seen * 2 * model.key_width
     return FLOAT * model.layers * (tokens * token + gathered)
 
