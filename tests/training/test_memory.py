@@ -73,7 +73,8 @@ def test_parts_by_hand() -> None:
     assert found["optimizers"] == 4 * 4 * 1_000
     tokens, seen = 4 + 2 * 6, 2 * 10
     per_token = 4 * 8 + 3 * 8 + 4 * 16
-    assert found["update"] == 4 * 1_000 + 4 * 2 * (tokens * per_token + seen * 2 * 4) + 3 * 4 * 2 * 6 * 100
+    kept, made_of_a_layer = 4 * 2 * (tokens * per_token + seen * 2 * 4), 4 * tokens * (3 * 16 + 2 * 8)
+    assert found["update"] == 4 * 1_000 + kept + made_of_a_layer + 3 * 4 * 2 * 6 * 100
     assert found["sampling"] == 4 * 1_000 + 2 * 4 * 2 * 2 * 10 * 4 + 6 * 4 * 2 * 100
     assert found["peak"] == found["weights"] + found["optimizers"] + max(found["update"], found["sampling"])
     shared = align_bytes(SMALL, replace(step, discriminator_pairs=3), shared_trunk=True)

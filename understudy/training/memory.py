@@ -105,7 +105,7 @@ def align_bytes(model: ModelShape, step: StepShape, shared_trunk: bool = False) 
 
 
 def _activations(model: ModelShape, step: StepShape) -> int:
-    """What a forward pass keeps for the backward pass."""
+    """What a forward pass keeps for the backward pass, and what that makes of one layer."""
     rows = step.micro_rows
     prompts = max(1, -(-rows // step.responses_per_prompt))
     tokens = prompts * step.prompt_tokens + rows * step.response_tokens
@@ -116,7 +116,9 @@ def _activations(model: ModelShape, step: StepShape) -> int:
     if model.norms_heads:  # their unit vectors
         token += model.query_width + model.key_width
     gathered = seen * 2 * model.key_width
-    return FLOAT * model.layers * (tokens * token + gathered)
+    # Gradients of three tensors of the MLP and of the hidden states before and after it.
+    gradients = tokens * (3 * model.intermediate + 2 * model.hidden)
+    return FLOAT * (model.layers * (tokens * token + gathered) + gradients)
 
 
 def _logits(model: ModelShape, step: StepShape) -> int:
