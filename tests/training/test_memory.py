@@ -14,8 +14,8 @@ import pytest
 from understudy.training.memory import ModelShape, StepShape, align_bytes
 
 ROOT = Path(__file__).parents[2]
-# What the allocator keeps and torch takes for itself is not in the formula.
-TOLERANCE = 0.3
+# What torch takes for itself is not in the formula.
+TOLERANCE = 0.25
 SMALL = ModelShape(parameters=1_000, hidden=8, intermediate=16, layers=2, query_width=8, key_width=4, vocabulary=100)
 NO_WEIGHTS = ModelShape(parameters=0, hidden=0, intermediate=0, layers=0, query_width=0, key_width=0, vocabulary=49_152)
 LOGPS_AND_BACK = """
@@ -76,7 +76,8 @@ def test_parts_by_hand() -> None:
     kept, made_of_a_layer = 4 * 2 * (tokens * per_token + seen * 2 * 4), 4 * tokens * (3 * 16 + 2 * 8)
     assert found["update"] == 4 * 1_000 + kept + made_of_a_layer + 3 * 4 * 2 * 6 * 100
     assert found["sampling"] == 4 * 1_000 + 2 * 4 * 2 * 2 * 10 * 4 + 6 * 4 * 2 * 100
-    assert found["peak"] == found["weights"] + found["optimizers"] + max(found["update"], found["sampling"])
+    parts = found["weights"] + found["optimizers"] + max(found["update"], found["sampling"])
+    assert found["peak"] == round(1.2 * parts)
     shared = align_bytes(SMALL, replace(step, discriminator_pairs=3), shared_trunk=True)
     assert (shared["weights"], shared["optimizers"]) == (2 * 4 * 1_000, 2 * 4 * 1_000)
     assert shared["update"] - found["update"] == 4 * (2 + 2 * 3) * 7 * 9
