@@ -11,7 +11,7 @@ from models.families import random_policy
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from understudy.config import LoraConfig
-from understudy.models import logps, packed_decoder, packing
+from understudy.models import logps, packed_decoder, packing, portions
 from understudy.models.language_model import LanguageModel, TokenBatch
 from understudy.models.loading import with_lora
 from understudy.models.scalar_head import ScalarHead
@@ -159,8 +159,8 @@ def test_portions_of_logits_give_the_same_values_and_gradients(wrapped: bool, mo
     results, most = [], []
     for whole, rows in ((1 << 26, 128), (1 << 26, 4), (4 * vocabulary, 128)):
         monkeypatch.setattr(logps, "WHOLE_LOGITS", whole)
-        monkeypatch.setattr(logps, "_CPU_ROWS", rows)
-        monkeypatch.setattr(logps, "_CPU_LOGITS", rows * vocabulary)
+        monkeypatch.setattr(portions, "_CPU_ROWS", rows)
+        monkeypatch.setattr(portions, "_CPU_LOGITS", rows * vocabulary)
         with _MostLogits(vocabulary) as seen:
             logp_BT = policy.response_logps(batch, (lambda **named: policy.model(**named)) if wrapped else None)
             (logp_BT * torch.arange(1.0, 1 + logp_BT.numel()).view(logp_BT.shape).cos()).sum().backward()

@@ -29,6 +29,14 @@ def is_plain_decoder(model: Any, context_tokens: int) -> bool:
     return _rope_type(config) in _STATIC_ROPE
 
 
+def has_whole_float32_weights(model: Any) -> bool:
+    """Whether every weight is float32 and in one piece, not sharded over processes."""
+    import torch
+    from torch.distributed.tensor import DTensor
+
+    return all(value.dtype == torch.float32 and not isinstance(value, DTensor) for value in model.parameters())
+
+
 def _rope_type(config: Any) -> str:
     parameters = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
     return str(parameters.get("rope_type", parameters.get("type", "default")))

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear, rms_norm, silu
 
-from understudy.models.architecture import is_plain_decoder
+from understudy.models.architecture import has_whole_float32_weights, is_plain_decoder
 from understudy.models.language_model import LanguageModel
 
 
@@ -60,8 +60,6 @@ def start_fused(
 
 def can_fuse(policy: LanguageModel) -> bool:
     """Whether `FusedStepper` computes this policy: a Llama in one piece, with float32 weights and at most LoRA."""
-    from torch.distributed.tensor import DTensor
-
     model = policy.unwrapped
     if not (is_plain_decoder(model, policy.context_tokens) and hasattr(model, "lm_head")):
         return False
@@ -69,7 +67,7 @@ def can_fuse(policy: LanguageModel) -> bool:
         return False
     if any(hasattr(module, "base_layer") for module in (model.model.embed_tokens, model.lm_head)):
         return False
-    return all(value.dtype == torch.float32 and not isinstance(value, DTensor) for value in model.parameters())
+    return has_whole_float32_weights(model)
 
 
 def _is_plain_lora(module: Any) -> bool:

@@ -15,12 +15,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn.functional import cross_entropy, linear
 
 from understudy.models.forwarding import forward_replaced
-
-# What the backward pass needs of more logits than these is made again: twice through the head costs less than memory
-# that is not there.
-WHOLE_LOGITS = 1 << 26
-# A CPU makes so many at a time, which its caches hold, in as many rows as make reading the head's weights worth it.
-_CPU_LOGITS, _CPU_ROWS = 1 << 20, 128
+from understudy.models.portions import WHOLE_LOGITS, cpu_rows
 
 
 def chosen_logps(logits: Tensor, ids: Tensor) -> Tensor:
@@ -72,7 +67,7 @@ class _HeadLogps(torch.autograd.Function):
         excess_MV = hidden_MH.new_empty(shape) if keeps else None
         ctx.portions = _portions(*shape, hidden_MH.device)
         for part in ctx.portions:
-            log_softmax_MV = linear(hidden_MH[part], weight, bias_V).float().log_softmax(-1)
+            log_softmax_MV = _log_softmax(hidden_MH[part], weight, bias_V)
             logp_M[part] = log_softmax_MV.gather(1, id_M[part, None])[:, 0]
             if excess_MV is not None:
                 excess_MV[part] = _excess(log_softmax_MV, id_M[part])
@@ -92,12 +87,9 @@ class _HeadLogps(torch.autograd.Function):
         from_bias = torch.zeros_like(bias_V) if wants_bias else None
         for part in ctx.portions if kept_MV is None else [slice(0, len(id_M))]:
             hidden, falls_M1 = hidden_MH[part], gradient_M[part, None].neg().to(hidden_MH.dtype)
-            if kept_MV is None:
-                log_softmax_MV = linear(hidden, weight, bias_V).float().log_softmax(-1)
-                excess_MV = _excess(log_softmax_MV, id_M[part]).to(hidden.dtype)
-                del log_softmax_MV
-            else:
-                excess_MV = kept_MV
+            excess_MV = kept_MV
+            if excess_MV is None:
+                excess_MV = _excess(_log_softmax(hidden, weight, bias_V), id_M[part]).to(hidden.dtype)
             if from_hidden is not None:
                 from_hidden[part] = (excess_MV @ weight).mul_(falls_M1)
             if wants_weight:
@@ -112,8 +104,12 @@ def _portions(num_rows: int, vocabulary: int, device: torch.device) -> list[slic
     """Rows whose logits are made at a time."""
     rows = WHOLE_LOGITS // vocabulary
     if device.type == "cpu":
-        rows = min(rows, max(_CPU_ROWS, _CPU_LOGITS // vocabulary))
+        rows = min(rows, cpu_rows(vocabulary))
     return [slice(start, start + max(1, rows)) for start in range(0, num_rows, max(1, rows))]
+
+
+def _log_softmax(hidden_MH: Tensor, weight_VH: Tensor, bias_V: Tensor | None) -> Tensor:
+    return linear(hidden_MH, weight_VH, bias_V).float().log_softmax(-1)
 
 
 def _excess(log_softmax_MV: Tensor, id_M: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn.functional import silu
 
 from understudy.models import packing
+from understudy.models.architecture import has_whole_float32_weights
 from understudy.models.forwarding import forward_replaced
 from understudy.models.packing import Packed, attend_in_rectangles
 
@@ -40,16 +41,12 @@ def reading(packed: Packed, model: Any) -> Iterator[dict[str, Tensor]]:
 
 def _is_computed_here(backbone: Any) -> bool:
     """Whether weights are whole, float32 and on a CPU, and nothing waits for a module that would not be called."""
-    from torch.distributed.tensor import DTensor
-
     if torch.is_autocast_enabled("cpu") or _has_hooks(backbone) or not _is_plain(backbone.norm):
         return False
     if not all(_is_plain(module) for layer in backbone.layers for module in _not_called(layer)):
         return False
-    return all(
-        value.device.type == "cpu" and value.dtype == torch.float32 and not isinstance(value, DTensor)
-        for value in backbone.parameters()
-    )
+    on_cpu = all(value.device.type == "cpu" for value in backbone.parameters())
+    return on_cpu and has_whole_float32_weights(backbone)
 
 
 def _not_called(layer: Any) -> list[Any]:

@@ -9,12 +9,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from understudy.models.portions import WHOLE_LOGITS, cpu_rows
+
 FLOAT = 4
 # Aligned blocks that are freed leave room that the next ones of their size do not fit into: a tenth to three tenths of
 # what was asked for (docs/speed.md, "As the work grows").
 _UNUSED = 0.2
-# Logits that are kept, and those that a CPU makes at a time in so many rows at least: `understudy.models.logps`.
-_WHOLE_LOGITS, _LOGITS, _ROWS = 1 << 26, 1 << 20, 128
 
 
 @dataclass(frozen=True)
@@ -127,9 +127,9 @@ def _activations(model: ModelShape, step: StepShape) -> int:
 def _logits(model: ModelShape, step: StepShape) -> int:
     """Logits and log-softmax of a portion, and one of the two of all where that is kept for the backward pass."""
     rows = step.micro_rows * step.response_tokens
-    portion = min(rows, max(_ROWS, _LOGITS // model.vocabulary)) * model.vocabulary
+    portion = min(rows, cpu_rows(model.vocabulary)) * model.vocabulary
     whole = rows * model.vocabulary
-    return FLOAT * (2 * portion + (whole if whole <= _WHOLE_LOGITS else model.vocabulary * model.hidden))
+    return FLOAT * (2 * portion + (whole if whole <= WHOLE_LOGITS else model.vocabulary * model.hidden))
 
 
 def _cache(model: ModelShape, step: StepShape) -> int:
