@@ -1,7 +1,6 @@
 """The protocol of bar 1: which runs, on which seeds, and what they add up to.
 
-Reported seeds are 0-9 (curves 0-4). Learning rates, rounds and samples were chosen on seeds 100-104, see
-docs/lab-notes.md.
+Reported seeds are 0-9 (curves 0-4). Learning rates, rounds and samples were chosen on seeds 100-104.
 """
 
 from __future__ import annotations

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 SIZES = {"500": 500, "2000": 2000, "all": None}
+TABLE = "table"
 SMOKE_ROWS = 24
 SMOKE = (
     "sft.epochs=1",
@@ -85,8 +86,12 @@ def _run(options: argparse.Namespace, results: Path) -> None:
         for task in options.tasks
         for size in ([SMOKE_ROWS] if options.smoke else map(SIZES.get, options.sizes))
         for seed in options.seeds  # a seed's arms next to each other: what is cut short is still paired
-        for arm in options.arms
+        for arm in _arms(options.arms, task, size)
     ]
+    if not cells:
+        sys.exit(
+            f"No table has arms of {', '.join(options.tasks)} at {', '.join(options.sizes)}; name some with --arms."
+        )
     if options.measure_only:
         cells = [cell for cell in cells if study.samples_path(cell).is_file()]
     started = time.monotonic()
@@ -96,6 +101,12 @@ def _run(options: argparse.Namespace, results: Path) -> None:
         said = f"validation {made['validation']['T=1']:.3f}, {made['tuned']} {best:.3f}"
         line = f"{time.monotonic() - started:6.0f} s  {number} of {len(cells)}  {cell.name}: {said}"
         print(line, file=sys.stderr, flush=True)
+
+
+def _arms(named: list[str], task: str, size: int | None) -> list[str]:
+    """The named arms; `TABLE` stands for those that the pages' tables have of a task and size."""
+    table = [arm for arm in ARMS if any((HERE / "results").glob(f"{task}-{size or 'all'}-{arm}-*.json"))]
+    return [arm for arm in ARMS if arm in named or (TABLE in named and arm in table)]
 
 
 def _shortened(arm: Arm) -> Arm:
@@ -120,7 +131,8 @@ def create_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m experiments.real", description=__doc__)
     parser.add_argument("--tasks", nargs="+", choices=list(TASKS), default=["pick"])
     parser.add_argument("--sizes", nargs="+", choices=list(SIZES), default=["500"])
-    parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS))
+    arms = "default: all; table: those of the pages' table"
+    parser.add_argument("--arms", nargs="+", choices=[TABLE, *ARMS], default=list(ARMS), metavar="ARM", help=arms)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2, 3, 4])
     parser.add_argument("--model", type=Path, help="folder of weights, or of one GGUF file; default: from scratch")
     parser.add_argument("--lora", action="store_true", help="adapters instead of all weights; with --model")

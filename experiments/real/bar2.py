@@ -63,12 +63,12 @@ class Verdict:
         return False if False in found else None if None in found else True
 
 
-def contests(cells: Cells) -> dict[Key, Arms]:
+def contests(cells: Cells, size: str = SIZE) -> dict[Key, Arms]:
     """The cells that bar 2 is about: a pretrained policy, all weights trained, of SFT and of ours."""
     return {
         key: arms
         for key, arms in cells.items()
-        if (key.task, key.size) == (TASK, SIZE) and _all_weights(key) and best_of("sft", arms) and best_of("ours", arms)
+        if (key.task, key.size) == (TASK, size) and _all_weights(key) and best_of("sft", arms) and best_of("ours", arms)
     }
 
 
@@ -82,13 +82,13 @@ def verdict(arms: Arms) -> Verdict:
     return Verdict(ours, sft, len(seeds), (_wins(*pair), _auc(*pair), _variety(*pair)))
 
 
-def block(cells: Cells) -> str:
+def block(cells: Cells, size: str = SIZE) -> str:
     """Four lines for each pretrained model and its settings: the three conditions and the verdict."""
-    found = contests(cells)
+    found = contests(cells, size)
     if not found:
         return (
             f"{_UNMEASURED}: there are no cells of a pretrained policy, all weights trained, of SFT and of ours on "
-            "Ansible at 2,000 demonstrations."
+            f"Ansible at {wording.size(size)} demonstrations."
         )
     return "\n\n".join(_told(key, verdict(arms)) for key, arms in found.items())
 
@@ -171,8 +171,10 @@ def main(arguments: list[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("folders", nargs="*", type=Path, help="of cells", metavar="FOLDER")
+    parser.add_argument("--size", default=SIZE, help="number of demonstrations, where it is not the bar's")
+    options = parser.parse_args(arguments)
     try:
-        print(block(load_all(parser.parse_args(arguments).folders or kept())))
+        print(block(load_all(options.folders or kept()), options.size))
     except ValueError as error:
         print(error, file=sys.stderr)
         return 1

@@ -158,7 +158,8 @@ class Study:
             **told,
             **sample_decodings(policy, rows.validation, rows.test, self._place(cell, params), choose),
         }
-        made |= {"test_sha256": _digest(rows.test), "sample_seconds": round(time.monotonic() - started, 1)}
+        made |= {"train_sha256": _digest(rows.train), "test_sha256": _digest(rows.test)}
+        made["sample_seconds"] = round(time.monotonic() - started, 1)
         if self.sample_only:
             _write(path, made)
         return made
@@ -174,7 +175,7 @@ class Study:
         rows = self._rows(cell, params)
         made = dict(sampled)
         sample_seconds = made.pop("sample_seconds")
-        if made.pop("test_sha256") != _digest(rows.test):
+        if made["test_sha256"] != _digest(rows.test):
             raise ValueError(
                 f"{self.samples_path(cell)}: its samples answer other test rows than those at hand: params.yaml or "
                 "the demonstrations have changed. Remove it and sample the cell again."
@@ -201,9 +202,10 @@ class Study:
         return self._aligned(cell, params, rows, start)
 
     def _sft(self, cell: Cell, params: Params, rows: Rows) -> tuple[Path, dict[str, Any]]:
-        """Folder of the SFT policy of these params and its numbers, trained if it is not there."""
+        """Folder of the SFT policy of these params and rows and its numbers, trained if it is not there."""
         settings = {"model": params.model.model_dump(mode="json"), "sft": params.sft.model_dump(mode="json")}
-        key = section_sha256(settings, cell.task.name, str(cell.size), str(cell.seed))[:16]
+        # The seed names the rows only as long as their source stays the same, which package lists do not.
+        key = section_sha256(settings, str(cell.seed), _digest(rows.train), _digest(rows.validation))[:16]
         folder = self.folders.work / "sft" / f"{cell.task.name}-{cell.size or 'all'}-{cell.seed}-{key}"
         if not (folder / "told.json").is_file():
             texts = (text for row in rows.train for text in (row.prompt, row.response))

@@ -58,6 +58,7 @@ if [ -n "${SMOKE:-}" ]; then
     rm -rf "$smoke" "$smoke-lora" # cells that are there would not be run again
     cells "${bar2[@]}" --smoke --tasks ansible --seeds 0 --out "$smoke"
     cells --smoke --lora --arms reverse_kl_new --tasks ansible --seeds 0 --out "$smoke-lora"
+    "$python" -m experiments.real.bar2 --size 24 "$smoke" # the verdict's way; of one seed, so there is none
     exit $failed
 fi
 read -ra seeds <<<"${SEEDS:-0 1 2 3 4}"

@@ -18,7 +18,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from experiments.real.__main__ import create_parser
+from experiments.real.__main__ import TABLE, create_parser
 from experiments.real.arms import ARMS
 from experiments.real.tasks import TASKS
 
@@ -48,6 +48,8 @@ def main(arguments: list[str] | None = None) -> int:
     options = create_parser().parse_args(["--sample-only", *shared])
     if own.processes < 1:
         parser.error(f"--processes is {own.processes}; at least 1 has to run.")
+    if TABLE in options.arms:
+        parser.error("--arms table is for `python -m experiments.real`, one cell after the other; name the arms.")
     for task in options.tasks:
         TASKS[task].rows(options.work)  # fetched once: several processes would fetch into each other
     asked = [Job(seed, arm) for seed in options.seeds for arm in options.arms]

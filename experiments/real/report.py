@@ -93,6 +93,8 @@ def choice(cells: Cells) -> str:
         for key in sorted(keys, key=lambda key: (list(SIZES).index(key.size), names.index(key.task))):
             task = f"{key.task}{wording.in_brackets(key)} | {SIZES[key.size]} | {_num_seeds(cells[key])}"
             lines.append(f"| {label} | {task} | {' | '.join(_chosen(cells[key]))} |")
+        unknown = [size for size in SIZES if not any(key.size == size for key in keys)]
+        lines += [f"| {label} | | {SIZES[size]} | | not measured | |" for size in unknown]
     return "\n".join(lines)
 
 
@@ -122,11 +124,31 @@ def _over_every_sft(arms: Arms) -> list[str]:
     if ours is None:
         return []
     lines = ["", f"| {wording.contender(ours)} over | score | wins | at equal length |", "|---" * 4 + "|"]
-    for name in (name for name in arms if ARMS[name].role == "sft"):
+    for name, *same in sft_policies(arms):
         theirs = Contender(name, "tuned")
         score = wording.shown(mean(judged(arms[name], "tuned")))
-        lines.append(f"| {ARMS[name].label} | {score} | {' | '.join(_both_wins(ours, theirs, arms))} |")
+        label = "; the same policy: ".join(ARMS[each].label for each in (name, *same))
+        lines.append(f"| {label} | {score} | {' | '.join(_both_wins(ours, theirs, arms))} |")
     return lines
+
+
+def sft_policies(arms: Arms) -> list[list[str]]:
+    """The SFT arms, those together that are one policy: trained on, it may keep the weights that it started from."""
+    found: list[list[str]] = []
+    for name in (name for name in arms if ARMS[name].role == "sft"):
+        answers = _answers(arms[name])
+        same = next((each for each in found if _answers(arms[each[0]]) == answers), None)
+        if same:
+            same.append(name)
+        else:
+            found.append([name])
+    return found
+
+
+def _answers(cells: dict[int, dict[str, Any]]) -> dict[int, tuple[str, list[Any], list[Any]]]:
+    """What tells policies apart: decoding, and score and length of each answer."""
+    tuned = {seed: (cell["tuned"], cell["decodings"]["tuned"]) for seed, cell in cells.items()}
+    return {seed: (chosen, made["scores"], made["lengths"]) for seed, (chosen, made) in tuned.items()}
 
 
 def _chosen(arms: Arms) -> tuple[str, str]:

@@ -9,7 +9,7 @@ import functools
 import itertools
 import json
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -67,38 +67,65 @@ def load_cells(folder: Path) -> Cells:
     """Read all cells of a folder; arms in the order of `ARMS`, seeds ascending.
 
     Raises:
-        ValueError: cells of the same settings have different numbers of test prompts, so that they cannot be paired, or
-            were measured differently.
+        ValueError: cells of the same settings answer different test prompts, so that they cannot be paired, or were
+            measured differently.
     """
     found: Cells = {}
-    first: dict[Key, tuple[Path, dict[str, Any]]] = {}
+    first: dict[tuple[object, ...], tuple[Path, Any]] = {}
     for path in sorted(folder.glob("*.json")):
         cell = json.loads(path.read_text())
         key = _key(cell)
-        _refuse_unlike(path, cell, *first.setdefault(key, (path, cell)))
+        _refuse_unlike(path, cell, first)
         found.setdefault(key, {}).setdefault(cell["arm"], {})[cell["seed"]] = cell
     return {
         key: {name: dict(sorted(arms[name].items())) for name in ARMS if name in arms} for key, arms in found.items()
     }
 
 
-def _refuse_unlike(path: Path, cell: dict[str, Any], other: Path, wanted: dict[str, Any]) -> None:
-    """Decodings and judges are a task's; a cell from before they changed would be compared with what it was not."""
-    remedy = "Delete the older and run it again, or keep one of the two in another --out."
-    num, num_wanted = (len(each["decodings"]["T=1"]["scores"]) for each in (cell, wanted))
-    if num != num_wanted:
-        raise ValueError(
-            f"{path.name} has {num} test prompts and {other.name} has {num_wanted}, with the same settings: "
-            f"params.yaml has changed between them. {remedy}"
-        )
-    mine, theirs = (
-        [told for told in each.get("overrides", ()) if told.startswith("evaluation.")] for each in (cell, wanted)
-    )
-    if mine != theirs:
-        raise ValueError(
-            f"{path.name} was measured with {', '.join(mine) or 'no settings of its own'}, {other.name} with "
-            f"{', '.join(theirs) or 'none'}: the task has changed between them. {remedy}"
-        )
+class _Shared(NamedTuple):
+    """What cells of one key must have in common.
+
+    Attributes:
+        name: of it; with a seed where only cells of one seed share it.
+        value: of one cell.
+        told: a value in words.
+        changed: what has, where two cells differ.
+    """
+
+    name: tuple[object, ...]
+    value: Any
+    told: Callable[[Any], str]
+    changed: str
+
+
+def _refuse_unlike(path: Path, cell: dict[str, Any], first: dict[tuple[object, ...], tuple[Path, Any]]) -> None:
+    """Compare what a cell tells with the first of its like that tells it, too; not every cell tells everything.
+
+    A cell from before a task or its source changed would be compared with what it was not.
+    """
+    for each in _shared(cell):
+        other, wanted = first.setdefault((_key(cell), *each.name), (path, each.value))
+        if each.value != wanted:
+            raise ValueError(
+                f"{path.name} {each.told(each.value)} and {other.name} {each.told(wanted)}, with the same settings: "
+                f"{each.changed} between them. Delete the older and run it again, or keep one of both in another --out."
+            )
+
+
+def _shared(cell: dict[str, Any]) -> Iterator[_Shared]:
+    at = cell["decodings"]["T=1"]
+    fetched = "their demonstrations have changed"
+    yield _Shared(("prompts",), len(at["scores"]), lambda num: f"has {num} test prompts", "params.yaml has changed")
+    yield _Shared(("clusters",), at["clusters"], lambda found: f"has test prompts in {max(found) + 1} groups", fetched)
+    if digest := cell.get("test_sha256"):
+        yield _Shared(("test_sha256",), digest, lambda found: f"has the test rows {found[:12]}", fetched)
+    if counts := cell.get("expert_tokens"):
+        # Under one seed all arms share a tokenizer.
+        name = ("expert_tokens", cell["seed"])
+        yield _Shared(name, counts, lambda found: f"has {sum(found)} tokens by experts", fetched)
+    settings = [told for told in cell.get("overrides", ()) if told.startswith("evaluation.")]
+    measured: Callable[[Any], str] = lambda found: f"was measured with {', '.join(found) or 'no settings of its own'}"  # noqa: E731
+    yield _Shared(("evaluation",), settings, measured, "the task has changed")
 
 
 def _key(cell: dict[str, Any]) -> Key:

@@ -22,12 +22,12 @@ from experiments.real import cell as real_cell
 from experiments.real import study as real_study
 from experiments.real import tasks as real_tasks
 from experiments.real import wording
-from experiments.real.__main__ import main, settings_from
+from experiments.real.__main__ import _arms, main, settings_from
 from experiments.real.arms import ARMS
 from experiments.real.cell import Cell, ClosedFormReward, Folders, Settings, Study
 from experiments.real.folders import kept, load_all
 from experiments.real.measure import Chooser
-from experiments.real.report import briefly, choice, pages, summary, tables
+from experiments.real.report import briefly, choice, pages, sft_policies, summary, tables
 from experiments.real.study import (
     DECODINGS,
     Contender,
@@ -359,7 +359,7 @@ def test_a_setting_that_an_arm_has_too_sets_no_arm_apart(tmp_path: Path, monkeyp
     linear = SimpleNamespace(model=torch.nn.Linear(1, 1))
     monkeypatch.setattr(Study, "_policy", lambda *_: (linear, None, {}))
     monkeypatch.setattr(real_cell, "sample_decodings", lambda *_: {"decodings": {}})
-    monkeypatch.setattr(real_cell, "measure", lambda *_: {"T=1": {"scores": [1.0]}})
+    monkeypatch.setattr(real_cell, "measure", lambda *_: {"T=1": {"scores": [1.0], "clusters": [0]}})
     monkeypatch.setattr(real_tasks, "_ARITHMETIC_ROWS", 800)
     study = Study(Folders(tmp_path / "results", tmp_path / "work"), Settings(over=(shared,)))
     for arm in ("sft", "reverse_kl_ngrams"):
@@ -377,14 +377,49 @@ def test_cells_that_cannot_be_paired_are_refused_with_both_values(
     assert "pick-500-sft-1.json has 30 test prompts and pick-500-sft-0.json has 40" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ({"expert_tokens": [3]}, "has 3 tokens by experts and pick-500-sft-1.json has 2 tokens by experts"),
+        (
+            {"test_sha256": "b" * 64},
+            f"has the test rows {'b' * 12} and pick-500-js_token-0.json has the test rows aaaa",
+        ),
+    ],
+)
+def test_cells_of_demonstrations_that_were_fetched_at_different_times_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], more: dict[str, Any], said: str
+) -> None:
+    _written(tmp_path, "js_token", 0, 0.5, test_sha256="a" * 64)
+    _written(tmp_path, "sft", 1, 0.5)  # of before digests were kept
+    assert main(["--report", "--out", str(tmp_path)]) == 0
+    _written(tmp_path, "spin", 1, 0.5, **more)
+    assert main(["--report", "--out", str(tmp_path)]) == 1
+    assert f"pick-500-spin-1.json {said}" in capsys.readouterr().err
+
+
+def test_cells_whose_prompts_are_grouped_otherwise_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _written(tmp_path, "sft", 0, 0.5)
+    _written(tmp_path, "sft", 1, 0.5)
+    path = tmp_path / "pick-500-sft-1.json"
+    cell = json.loads(path.read_text())
+    cell["decodings"]["T=1"]["clusters"][0] = 40
+    path.write_text(json.dumps(cell))
+    assert main(["--report", "--out", str(tmp_path)]) == 1
+    assert "pick-500-sft-1.json has test prompts in 41 groups and pick-500-sft-0.json has" in capsys.readouterr().err
+
+
 def test_cells_that_were_measured_differently_are_refused_with_both(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     _written(tmp_path, "sft", 0, 0.5, overrides=["evaluation.temperatures=[0.5]", "sft.epochs=3"])
     _written(tmp_path, "spin", 0, 0.5, overrides=["evaluation.temperatures=[0.1]", "align.method=selfplay"])
     assert main(["--report", "--out", str(tmp_path)]) == 1
-    said = "pick-500-spin-0.json was measured with evaluation.temperatures=[0.1], pick-500-sft-0.json with "
-    assert said + "evaluation.temperatures=[0.5]: the task has changed" in capsys.readouterr().err
+    said = "pick-500-spin-0.json was measured with evaluation.temperatures=[0.1] and pick-500-sft-0.json was measured "
+    said += "with evaluation.temperatures=[0.5], with the same settings: the task has changed"
+    assert said in capsys.readouterr().err
 
 
 def test_a_second_fresh_classifier_is_told_where_every_seed_has_it(tmp_path: Path) -> None:
@@ -441,7 +476,10 @@ def test_the_summary_and_the_rule_say_who_wins(tmp_path: Path) -> None:
     (row,) = summary(cells).splitlines()[2:]
     assert row.startswith("| pick, 500 | 5, 3 | SFT (T=1): 0.") and "| JS, sequence (T=1): 0." in row
     assert "| SPIN (T=1): 0." in row
-    (open_ended,) = choice(cells).splitlines()[2:]
+    open_ended, *others = choice(cells).splitlines()[2:]
+    sizes = ("few: 500", "2,000", "many: all")
+    unknown = [(kind, size) for kind in ("open-ended", "close-ended") for size in sizes][1:]
+    assert others == [f"| {kind} | | {size} | | not measured | |" for kind, size in unknown]
     won = "**JS, sequence (T=1)** | JS, sequence (T=1) against SFT (T=1): "
     assert open_ended.startswith(f"| open-ended | pick | few: 500 | 5 | {won}")
     (tmp_path / "pick-500-js_sequence-0.json").unlink()
@@ -479,6 +517,18 @@ def test_what_is_talked_of_stands_in_a_short_table_with_the_best_sft(tmp_path: P
     assert head == "| JS, sequence (tuned) over | score | wins | at equal length |"
     wins = {row.split(" | ")[0]: float(row.split(" | ")[2].split("%")[0]) for row in (plain, smoothed)}
     assert wins["| SFT"] > 55 and wins["| SFT, label smoothing 0.1"] < 35
+
+
+def test_sft_arms_that_are_one_policy_are_counted_once(tmp_path: Path) -> None:
+    _written(tmp_path, "reverse_kl_sequence", 0, 0.5)
+    for arm, chance in (("sft", 0.3), ("sft_longer", 0.3), ("sft_longer_last", 0.9)):
+        _written(tmp_path, arm, 0, chance)
+    cells = load_cells(tmp_path)[Key("pick", "500")]
+    assert sft_policies(cells) == [["sft", "sft_longer"], ["sft_longer_last"]]
+    told = briefly(cells).split("\n\n")[1].splitlines()
+    assert told[2].startswith("| SFT; the same policy: SFT, as much compute, best NLL | ") and len(told) == 4
+    cells["sft_longer"][0]["decodings"]["tuned"]["lengths"][3] += 1
+    assert len(sft_policies(cells)) == 3
 
 
 def test_each_judge_has_a_table_unless_it_is_the_deciding_one(tmp_path: Path) -> None:
@@ -639,6 +689,46 @@ def test_a_cell_that_is_sampled_and_then_measured_without_weights_is_the_cell_of
     assert {path: path.stat().st_mtime_ns for path in in_two.rglob("*.json")} == before
 
 
+def test_an_sft_policy_is_not_taken_for_that_of_other_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trained = []
+
+    def train(*_: Any) -> SftResult:
+        trained.append(1)
+        return SftResult(0.0, 0, 0.0, 1, 1, 0.0)
+
+    monkeypatch.setattr(real_cell, "train_sft", train)
+    study, cell = Study(Folders(tmp_path / "results", tmp_path / "work")), Cell(TASKS["pick"], 100, ARMS["sft"], 0)
+    params = load_params(ROOT / "params.yaml", study.overrides(cell))
+    folders = []
+    for num_rows in (800, 800, 900):  # a source that has grown, as package lists do
+        monkeypatch.setattr(real_tasks, "_ARITHMETIC_ROWS", num_rows)
+        folders.append(study._sft(cell, params, study._rows(cell, params))[0])
+    assert folders[0] == folders[1] != folders[2] and len(trained) == 2
+
+
+def test_a_cell_keeps_which_rows_it_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Study, "_policy", lambda *_: (SimpleNamespace(model=torch.nn.Linear(1, 1)), None, {}))
+    monkeypatch.setattr(real_cell, "sample_decodings", lambda *_: {"decodings": {}})
+    monkeypatch.setattr(real_cell, "measure", lambda *_: {"T=1": {"scores": [1.0], "clusters": [0]}})
+    made = {}
+    for name, num_rows, seed in (("one", 800, 0), ("other seed", 800, 1), ("grown", 900, 0)):
+        monkeypatch.setattr(real_tasks, "_ARITHMETIC_ROWS", num_rows)
+        study = Study(Folders(tmp_path / name, tmp_path / "work"))
+        made[name] = study.run(Cell(TASKS["pick"], 100, ARMS["sft"], seed))
+    assert made["one"]["test_sha256"] == made["other seed"]["test_sha256"] != made["grown"]["test_sha256"]
+    assert made["one"]["train_sha256"] != made["other seed"]["train_sha256"]
+
+
+def test_arms_of_the_table_are_those_that_it_has_of_a_task_and_size() -> None:
+    few, many = _arms(["table"], "ansible", 500), _arms(["table"], "ansible_all", None)
+    assert {"sft", "js_token", "rlhf_ppo"} <= set(few) and "reverse_kl_ngrams" not in few
+    assert "reverse_kl_ngrams_wide" in many and "reverse_kl_ngrams_wide_x3" not in many
+    assert _arms(["table", "reverse_kl_ngrams"], "ansible", 500) == [*few, "reverse_kl_ngrams"]
+    assert _arms(["js_token", "sft"], "ansible", 500) == ["sft", "js_token"]
+    with pytest.raises(SystemExit, match="No table has arms of debian at all; name some with --arms"):
+        main(["--tasks", "debian", "--sizes", "all", "--arms", "table"])
+
+
 def test_samples_of_other_test_rows_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(real_tasks, "_ARITHMETIC_ROWS", 800)
     study = Study(Folders(tmp_path / "results", tmp_path / "work"))
@@ -699,13 +789,10 @@ def test_one_recipe_beats_validations_sft_but_not_every_sft_nor_at_equal_length(
                             wins.add((key.task, arm, decoding, judge, kind))
     assert wins == {("ansible_all", "reverse_kl_ngrams_wide", "tuned", "scores", "plain")}
     arms = next(arms for key, arms in committed.items() if key.task == "ansible_all")
-    over = [
-        win_rate(arms["reverse_kl_ngrams_wide"], "tuned", arms[name], "tuned")
-        for name in arms
-        if ARMS[name].role == "sft"
-    ]
-    assert [sum(found[kind] is not None and found[kind].low > 0.5 for found in over) for kind in (0, 1)] == [6, 2]  # type: ignore[union-attr]
-    assert len(over) == 8
+    policies = sft_policies(arms)
+    over = [win_rate(arms["reverse_kl_ngrams_wide"], "tuned", arms[name], "tuned") for name, *_ in policies]
+    assert [sum(found[kind] is not None and found[kind].low > 0.5 for found in over) for kind in (0, 1)] == [5, 2]  # type: ignore[union-attr]
+    assert (len(policies), sum(map(len, policies))) == (6, 8)
 
 
 def _others(arms: dict[str, dict[int, dict[str, Any]]]) -> set[str]:

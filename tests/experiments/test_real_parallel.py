@@ -87,6 +87,7 @@ def test_wrong_options_are_refused_before_anything_starts(capsys: pytest.Capture
     for wrong, said in (
         (["--tasks", "nonsense"], "invalid choice: 'nonsense'"),
         (["--processes", "0"], "--processes is 0; at least 1 has to run"),
+        (["--arms", "table"], "--arms table is for `python -m experiments.real`"),
     ):
         with pytest.raises(SystemExit):
             parallel.main(wrong)
