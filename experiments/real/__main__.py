@@ -85,8 +85,9 @@ def _run(options: argparse.Namespace, results: Path) -> None:
         Cell(TASKS[task], size, _shortened(ARMS[arm]) if options.smoke else ARMS[arm], seed)
         for task in options.tasks
         for size in ([SMOKE_ROWS] if options.smoke else map(SIZES.get, options.sizes))
+        for arms in [_arms(options.arms, task, size)]
         for seed in options.seeds  # a seed's arms next to each other: what is cut short is still paired
-        for arm in _arms(options.arms, task, size)
+        for arm in arms
     ]
     if not cells:
         sys.exit(
@@ -105,8 +106,9 @@ def _run(options: argparse.Namespace, results: Path) -> None:
 
 def _arms(named: list[str], task: str, size: int | None) -> list[str]:
     """The named arms; `TABLE` stands for those that the pages' tables have of a task and size."""
-    table = [arm for arm in ARMS if any((HERE / "results").glob(f"{task}-{size or 'all'}-{arm}-*.json"))]
-    return [arm for arm in ARMS if arm in named or (TABLE in named and arm in table)]
+    kept = (HERE / "results").glob(f"{task}-{size or 'all'}-*.json") if TABLE in named else ()
+    wanted = {*named, *(path.stem.split("-")[2] for path in kept)}
+    return [arm for arm in ARMS if arm in wanted]
 
 
 def _shortened(arm: Arm) -> Arm:

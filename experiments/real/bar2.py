@@ -173,6 +173,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("folders", nargs="*", type=Path, help="of cells", metavar="FOLDER")
     parser.add_argument("--size", default=SIZE, help="number of demonstrations, where it is not the bar's")
     options = parser.parse_args(arguments)
+    if options.size != SIZE:
+        print(f"Of {wording.size(options.size)} demonstrations, which are not the bar's {wording.size(SIZE)}:\n")
     try:
         print(block(load_all(options.folders or kept()), options.size))
     except ValueError as error:

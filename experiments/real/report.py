@@ -134,15 +134,10 @@ def _over_every_sft(arms: Arms) -> list[str]:
 
 def sft_policies(arms: Arms) -> list[list[str]]:
     """The SFT arms, those together that are one policy: trained on, it may keep the weights that it started from."""
-    found: list[list[str]] = []
+    found: dict[str, list[str]] = {}
     for name in (name for name in arms if ARMS[name].role == "sft"):
-        answers = _answers(arms[name])
-        same = next((each for each in found if _answers(arms[each[0]]) == answers), None)
-        if same:
-            same.append(name)
-        else:
-            found.append([name])
-    return found
+        found.setdefault(repr(_answers(arms[name])), []).append(name)
+    return list(found.values())
 
 
 def _answers(cells: dict[int, dict[str, Any]]) -> dict[int, tuple[str, list[Any], list[Any]]]:

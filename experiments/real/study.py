@@ -71,7 +71,7 @@ def load_cells(folder: Path) -> Cells:
             measured differently.
     """
     found: Cells = {}
-    first: dict[tuple[object, ...], tuple[Path, Any]] = {}
+    first: dict[tuple[object, ...], tuple[Path, _Shared]] = {}
     for path in sorted(folder.glob("*.json")):
         cell = json.loads(path.read_text())
         key = _key(cell)
@@ -88,43 +88,43 @@ class _Shared(NamedTuple):
     Attributes:
         name: of it; with a seed where only cells of one seed share it.
         value: of one cell.
-        told: a value in words.
+        told: the value in words.
         changed: what has, where two cells differ.
     """
 
     name: tuple[object, ...]
     value: Any
-    told: Callable[[Any], str]
+    told: str
     changed: str
 
 
-def _refuse_unlike(path: Path, cell: dict[str, Any], first: dict[tuple[object, ...], tuple[Path, Any]]) -> None:
+def _refuse_unlike(path: Path, cell: dict[str, Any], first: dict[tuple[object, ...], tuple[Path, _Shared]]) -> None:
     """Compare what a cell tells with the first of its like that tells it, too; not every cell tells everything.
 
     A cell from before a task or its source changed would be compared with what it was not.
     """
-    for each in _shared(cell):
-        other, wanted = first.setdefault((_key(cell), *each.name), (path, each.value))
-        if each.value != wanted:
+    for mine in _shared(cell):
+        other, wanted = first.setdefault((_key(cell), *mine.name), (path, mine))
+        if mine.value != wanted.value:
             raise ValueError(
-                f"{path.name} {each.told(each.value)} and {other.name} {each.told(wanted)}, with the same settings: "
-                f"{each.changed} between them. Delete the older and run it again, or keep one of both in another --out."
+                f"{path.name} {mine.told} and {other.name} {wanted.told}, with the same settings: {mine.changed} "
+                "between them. Delete the older and run it again, or keep one of both in another --out."
             )
 
 
 def _shared(cell: dict[str, Any]) -> Iterator[_Shared]:
     at = cell["decodings"]["T=1"]
+    num, clusters = len(at["scores"]), at["clusters"]
+    yield _Shared(("prompts",), num, f"has {num} test prompts", "params.yaml has changed")
     fetched = "their demonstrations have changed"
-    yield _Shared(("prompts",), len(at["scores"]), lambda num: f"has {num} test prompts", "params.yaml has changed")
-    yield _Shared(("clusters",), at["clusters"], lambda found: f"has test prompts in {max(found) + 1} groups", fetched)
+    yield _Shared(("clusters",), clusters, f"has test prompts in {max(clusters) + 1} groups", fetched)
     if digest := cell.get("test_sha256"):
-        yield _Shared(("test_sha256",), digest, lambda found: f"has the test rows {found[:12]}", fetched)
+        yield _Shared(("test_sha256",), digest, f"has the test rows {digest[:12]}", fetched)
     if counts := cell.get("expert_tokens"):
         # Under one seed all arms share a tokenizer.
-        name = ("expert_tokens", cell["seed"])
-        yield _Shared(name, counts, lambda found: f"has {sum(found)} tokens by experts", fetched)
+        yield _Shared(("expert_tokens", cell["seed"]), counts, f"has {sum(counts)} tokens by experts", fetched)
     settings = [told for told in cell.get("overrides", ()) if told.startswith("evaluation.")]
-    measured: Callable[[Any], str] = lambda found: f"was measured with {', '.join(found) or 'no settings of its own'}"  # noqa: E731
+    measured = f"was measured with {', '.join(settings) or 'no settings of its own'}"
     yield _Shared(("evaluation",), settings, measured, "the task has changed")
 
 

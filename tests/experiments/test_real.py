@@ -353,13 +353,19 @@ def test_cells_of_other_settings_are_not_compared(tmp_path: Path) -> None:
     assert "| SFT |  |  |  |  | 0.600 | " in tables(cells)  # an interval over seeds needs two
 
 
-def test_a_setting_that_an_arm_has_too_sets_no_arm_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    shared = "align.discriminator.warmup_rounds=20"
-    assert shared in ARMS["reverse_kl_ngrams"].overrides
+@pytest.fixture
+def untrained(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cells are made without a policy: one prompt, answered right."""
     linear = SimpleNamespace(model=torch.nn.Linear(1, 1))
     monkeypatch.setattr(Study, "_policy", lambda *_: (linear, None, {}))
     monkeypatch.setattr(real_cell, "sample_decodings", lambda *_: {"decodings": {}})
     monkeypatch.setattr(real_cell, "measure", lambda *_: {"T=1": {"scores": [1.0], "clusters": [0]}})
+
+
+@pytest.mark.usefixtures("untrained")
+def test_a_setting_that_an_arm_has_too_sets_no_arm_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shared = "align.discriminator.warmup_rounds=20"
+    assert shared in ARMS["reverse_kl_ngrams"].overrides
     monkeypatch.setattr(real_tasks, "_ARITHMETIC_ROWS", 800)
     study = Study(Folders(tmp_path / "results", tmp_path / "work"), Settings(over=(shared,)))
     for arm in ("sft", "reverse_kl_ngrams"):
@@ -706,10 +712,8 @@ def test_an_sft_policy_is_not_taken_for_that_of_other_rows(tmp_path: Path, monke
     assert folders[0] == folders[1] != folders[2] and len(trained) == 2
 
 
+@pytest.mark.usefixtures("untrained")
 def test_a_cell_keeps_which_rows_it_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Study, "_policy", lambda *_: (SimpleNamespace(model=torch.nn.Linear(1, 1)), None, {}))
-    monkeypatch.setattr(real_cell, "sample_decodings", lambda *_: {"decodings": {}})
-    monkeypatch.setattr(real_cell, "measure", lambda *_: {"T=1": {"scores": [1.0], "clusters": [0]}})
     made = {}
     for name, num_rows, seed in (("one", 800, 0), ("other seed", 800, 1), ("grown", 900, 0)):
         monkeypatch.setattr(real_tasks, "_ARITHMETIC_ROWS", num_rows)

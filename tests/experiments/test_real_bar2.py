@@ -219,12 +219,25 @@ def test_settings_of_pretrained_cells_are_told_by_the_name_of_their_weights(tmp_
     assert f"model.path={tmp_path}" in Settings(pretrained_overrides(tmp_path, False)).under
 
 
-def _write(folder: Path, settings: list[str], num_prompts: int = PROMPTS) -> None:
+def _write(folder: Path, settings: list[str], size: int = 2000) -> None:
     folder.mkdir(parents=True)
     for arm, cells in _arms().items():
         for seed, cell in cells.items():
-            named = {"task": "ansible", "size": 2000, "arm": arm, "seed": seed, "settings": settings}
-            (folder / f"ansible-2000-{arm}-{seed}.json").write_text(json.dumps(named | cell))
+            named = {"task": "ansible", "size": size, "arm": arm, "seed": seed, "settings": settings}
+            (folder / f"ansible-{size}-{arm}-{seed}.json").write_text(json.dumps(named | cell))
+
+
+def test_cells_of_another_size_are_judged_where_it_is_named_and_the_size_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _write(tmp_path / "cells", _settings(*SHORT), size=24)
+    assert bar2.main([str(tmp_path / "cells")]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith("**Bar 2 is unmeasured**: ") and said.endswith("on Ansible at 2,000 demonstrations.\n")
+    assert bar2.main(["--size", "24", str(tmp_path / "cells")]) == 0
+    head, _, *verdict_lines = capsys.readouterr().out.splitlines()
+    assert head == "Of 24 demonstrations, which are not the bar's 2,000:"
+    assert verdict_lines == _lines(_arms())
 
 
 def test_pages_take_the_folders_beside_the_results_and_refuse_the_same_cells_twice(

@@ -17,7 +17,7 @@ import torch
 from examples.ansible import extract as ansible
 from examples.debian import extract as debian
 from experiments.real import minilm, needs
-from experiments.real.__main__ import create_parser, main, settings_from
+from experiments.real.__main__ import SMOKE_ROWS, create_parser, main, settings_from
 from experiments.real.arms import ARMS
 from experiments.real.cell import Cell, Folders, Study
 from experiments.real.tasks import TASKS
@@ -99,6 +99,8 @@ def test_the_smoke_run_goes_the_way_of_the_short_one(recorded: Any) -> None:
     assert smoke.smoke and adapters.smoke and adapters.lora and smoke.out != adapters.out
     assert all(str(each.out).startswith("build/") for each in (smoke, adapters))
     assert settings_from(smoke).over[-1] == "evaluation.max_response_tokens=16"
+    verdict = ["experiments.real.bar2", "--size", str(SMOKE_ROWS), str(smoke.out)]
+    assert recorded(SMOKE="1")[1][-1] == verdict
 
 
 def test_the_whole_run_is_all_arms_after_the_short_one_and_ends_with_the_verdict(recorded: Any) -> None:
