@@ -48,7 +48,7 @@ def _longer(name: str, compute: str, compute_of: str, keep: str) -> Arm:
 def _by_ngrams(name: str, label: str, short: str, overrides: tuple[str, ...]) -> tuple[Arm, ...]:
     """Best of n, reverse KL and what SFT does with its compute."""
     ours = f"reverse_kl_{name}"
-    aligned = (*overrides, "align.learning_rate=2e-4")
+    aligned = (*overrides, _NGRAMS_RATE)
     return (
         Arm(f"best_of_8_{name}", f"SFT, best of {BEST_OF} by {label}", "best_of_n", overrides, "baseline"),
         Arm(ours, f"reverse KL, sequence, by {label}", "align", aligned, "ours"),
@@ -57,9 +57,9 @@ def _by_ngrams(name: str, label: str, short: str, overrides: tuple[str, ...]) ->
     )
 
 
+_REVERSE_KL = ("align.divergence=reverse_kl", "align.level=sequence")
 _NEW = (
-    "align.divergence=reverse_kl",
-    "align.level=sequence",
+    *_REVERSE_KL,
     "sft.withheld_fraction=0.2",
     "align.demonstrations=withheld",
     "align.discriminator.init=shared_trunk",
@@ -68,15 +68,18 @@ _NEW = (
 )
 # A table of n-grams must have met most of them, so it sees more prompts and updates before the policy moves. Chosen on
 # validation prompts of Ansible at 2,000, seed 0: docs/lab-notes.md, 2026-11-29.
-_NGRAMS = (
-    "align.divergence=reverse_kl",
-    "align.level=sequence",
-    "align.discriminator.init=ngrams",
-    "align.discriminator.learning_rate=1e-3",
+_MORE_UPDATES = (
     "align.discriminator.batch_pairs=96",
     "align.discriminator.warmup_rounds=20",
     "align.discriminator.warmup_updates_per_round=20",
     "align.discriminator.updates_per_round=10",
+)
+_NGRAMS_RATE = "align.learning_rate=2e-4"
+_NGRAMS = (
+    *_REVERSE_KL,
+    "align.discriminator.init=ngrams",
+    "align.discriminator.learning_rate=1e-3",
+    *_MORE_UPDATES,
 )
 # Of many demonstrations the table must have met many, and each update of the policy has four times the samples. Chosen
 # on validation prompts of all Ansible demonstrations, seed 100: docs/lab-notes.md, 2026-11-29.
@@ -84,7 +87,7 @@ _NGRAMS_WIDE = (*_NGRAMS, "align.rollout.prompts_per_round=96")
 
 
 def _wide_ngrams(divergence: str, label: str) -> Arm:
-    overrides = (*_NGRAMS_WIDE, f"align.divergence={divergence}", "align.learning_rate=2e-4")
+    overrides = (*_NGRAMS_WIDE, f"align.divergence={divergence}", _NGRAMS_RATE)
     words = f"{label}, sequence, by n-grams, 96 prompts a round"
     return Arm(f"{divergence}_ngrams_wide", words, "align", overrides, "ours")
 
@@ -133,7 +136,15 @@ ARMS: dict[str, Arm] = {
             "reverse_kl_ngrams_wide_lengths",
             "reverse KL, sequence, by n-grams and lengths, 96 prompts a round",
             "align",
-            (*_NGRAMS_WIDE, "align.discriminator.ngram_lengths=true", "align.learning_rate=2e-4"),
+            (*_NGRAMS_WIDE, "align.discriminator.ngram_lengths=true", _NGRAMS_RATE),
+            "ours",
+        ),
+        # Whether it is the n-grams that gain, or how much and how fast is learned with them.
+        Arm(
+            "reverse_kl_more_updates",
+            "reverse KL, sequence, by a network with the n-grams' updates and rate",
+            "align",
+            (*_REVERSE_KL, *_MORE_UPDATES, _NGRAMS_RATE),
             "ours",
         ),
         # With the settings that were chosen for reverse KL.
