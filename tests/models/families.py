@@ -15,6 +15,13 @@ SCRATCH = ScratchConfig(
 )
 COMMON: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
 GROUPED: dict[str, Any] = COMMON | {"num_key_value_heads": 2, "max_position_embeddings": 64}
+OPT: dict[str, Any] = {"hidden_size": 32, "ffn_dim": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+OPT["max_position_embeddings"] = 64
+MAMBA2: dict[str, Any] = {"mamba_n_heads": 4, "mamba_d_head": 8, "mamba_d_state": 4, "mamba_chunk_size": 8}
+BART: dict[str, Any] = {"d_model": 32, "decoder_layers": 2, "decoder_attention_heads": 4, "decoder_ffn_dim": 64}
+BART["max_position_embeddings"] = 64
+# Hidden states recur over columns in some layers, attention has keys and values in others.
+LINEAR: dict[str, Any] = GROUPED | {"layer_types": ["linear_attention", "full_attention"]}
 FAMILIES = "gpt2 llama llama_untied qwen2 qwen3 gemma gemma2 gemma3 gpt_neox mistral_window".split()
 
 
@@ -39,6 +46,20 @@ def random_policy(family: str, seed: int = 0) -> LanguageModel:
         "gemma3": lambda: hf.Gemma3TextConfig(**GROUPED, head_dim=8, sliding_window=5, **ids),
         "gpt_neox": lambda: hf.GPTNeoXConfig(**COMMON, max_position_embeddings=64, **ids),
         "mistral_window": lambda: hf.MistralConfig(**GROUPED, sliding_window=6, **ids),
+        "opt": lambda: hf.OPTConfig(**OPT, word_embed_proj_dim=32, **ids),
+        "opt_projected": lambda: hf.OPTConfig(**OPT, word_embed_proj_dim=16, do_layer_norm_before=False, **ids),
+        "llama4": lambda: hf.Llama4TextConfig(**GROUPED, head_dim=8, intermediate_size_mlp=64, **ids),
+        "mpt": lambda: hf.MptConfig(d_model=32, n_heads=4, n_layers=2, max_seq_len=24, expansion_ratio=2, **ids),
+        "lfm2": lambda: hf.Lfm2Config(**GROUPED, layer_types=["conv", "full_attention"], block_ff_dim=64, **ids),
+        "falcon_h1": lambda: hf.FalconH1Config(**GROUPED, head_dim=8, mamba_d_ssm=32, **MAMBA2, **ids),
+        "olmo_hybrid": lambda: hf.OlmoHybridConfig(**LINEAR, **ids),
+        "mamba": lambda: hf.MambaConfig(hidden_size=32, num_hidden_layers=2, state_size=4, **ids),
+        "openai_gpt": lambda: hf.OpenAIGPTConfig(n_embd=32, n_layer=2, n_head=4, n_positions=64, **ids),
+        "minimax": lambda: hf.MiniMaxConfig(**LINEAR, head_dim=8, num_local_experts=4, block_size=8, **ids),
+        "recurrent_gemma": lambda: hf.RecurrentGemmaConfig(**COMMON | {"num_hidden_layers": 3}, lru_width=32, **ids),
+        "rwkv": lambda: hf.RwkvConfig(hidden_size=32, num_hidden_layers=2, context_length=64, **ids),
+        "roberta": lambda: hf.RobertaConfig(**COMMON, max_position_embeddings=64, is_decoder=True, **ids),
+        "bart": lambda: hf.BartConfig(**BART, **ids),
     }
     torch.manual_seed(seed)
     model = hf.AutoModelForCausalLM.from_config(configs[family]())

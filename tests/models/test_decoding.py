@@ -11,6 +11,7 @@ import torch
 from models.families import random_policy
 
 from understudy.config import LoraConfig
+from understudy.errors import ConfigError
 from understudy.models import decoding, graph_decoding
 from understudy.models.decoding import CachedStepper, FusedStepper, can_fuse, start, start_fused
 from understudy.models.generation import SamplingSettings, choose_tokens, generate
@@ -177,7 +178,7 @@ def test_under_autocast_weights_and_cache_are_bfloat16_and_logits_as_near_as_the
     assert errors[0] < 2.5 * errors[1] and errors[0] < 0.03
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt2"])
+@pytest.mark.parametrize("family", ["llama", "gpt2", "lfm2", "falcon_h1", "olmo_hybrid"])
 def test_the_samplers_log_probabilities_are_those_of_a_forward_pass(family: str) -> None:
     policy = random_policy(family)
     settings = SamplingSettings(12, temperature=0.7, top_p=0.9)
@@ -187,6 +188,25 @@ def test_the_samplers_log_probabilities_are_those_of_a_forward_pass(family: str)
     for row, logps in enumerate(rollouts.logps):
         assert len(logps) == len(rollouts.responses[row])
         torch.testing.assert_close(torch.tensor(logps), logp_BT[row, : len(logps)], atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "gemma3", "lfm2", "falcon_h1", "olmo_hybrid"])
+def test_rows_that_leave_a_cache_of_any_kind_change_no_log_probability_of_those_that_stay(family: str) -> None:
+    """Limits of 4 and 14 tokens in a context of 64: half of the rows leave."""
+    policy = random_policy(family)
+    prompts = [[5] * 60, [6] * 50, [7] * 60, [8] * 3]
+    rollouts = generate(policy, prompts, SamplingSettings(14), torch.Generator().manual_seed(5), responses_per_prompt=2)
+    assert rollouts.logps is not None and max(map(len, rollouts.logps)) == 14
+    logp_BT = policy.response_logps(policy.batch(rollouts.prompts, rollouts.responses))
+    for row, logps in enumerate(rollouts.logps):
+        torch.testing.assert_close(torch.tensor(logps), logp_BT[row, : len(logps)], atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("family", "named"), [("mamba", "mamba"), ("openai_gpt", "openai-gpt")])
+def test_a_model_without_a_cache_of_transformers_is_refused_by_its_type(family: str, named: str) -> None:
+    said = f"a model of type '{named}' gives no cache .past_key_values. to decode with, .* Name a model of another type"
+    with pytest.raises(ConfigError, match=said):
+        generate(random_policy(family), PROMPTS, SamplingSettings(4), torch.Generator(), 2)
 
 
 def test_tokens_follow_their_probabilities_over_a_large_vocabulary_by_chi_square() -> None:

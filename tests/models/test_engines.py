@@ -65,6 +65,16 @@ def test_equal_seeds_give_equal_responses_and_others_others(engine: Generator) -
     ]
 
 
+@pytest.mark.parametrize("name", ["native", "transformers"])
+def test_at_the_smallest_temperature_the_likeliest_tokens_are_sampled(name: str) -> None:
+    policy, engine = random_policy("llama"), create_engine(name)
+    cold, greedy = (
+        _sample(engine, policy, settings, 0, 2).responses
+        for settings in (SamplingSettings(8, temperature=1e-40), SamplingSettings(8, greedy=True))
+    )
+    assert cold == greedy
+
+
 def test_a_prompt_that_occurs_twice_has_responses_of_its_own_each_time(engine: Generator) -> None:
     policy, twice = random_policy("llama"), [PROMPTS[0], PROMPTS[0]]
     first, again = (

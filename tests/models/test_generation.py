@@ -7,7 +7,7 @@ import pytest
 import torch
 from models.families import FAMILIES, random_policy
 
-from understudy.errors import ConfigError
+from understudy.errors import ConfigError, TrainingDiverged
 from understudy.models.decoding import CachedStepper, FusedStepper, Stepper, start
 from understudy.models.generation import Rollouts, SamplingSettings, choose_tokens, generate
 from understudy.models.language_model import LanguageModel
@@ -78,6 +78,35 @@ def test_top_p_keeps_the_smallest_set_reaching_the_mass() -> None:
     logits = torch.tensor([[0.5, 0.3, 0.15, 0.05]]).log().repeat(2000, 1)
     tokens = choose_tokens(logits, SamplingSettings(1, top_p=0.75), torch.Generator().manual_seed(0))
     assert set(tokens.tolist()) == {0, 1}
+
+
+@pytest.mark.parametrize("temperature", [1e-3, 1e-30, 1e-38, 1e-40, 5e-324])
+@pytest.mark.parametrize("scale", [1.0, 1e4])
+def test_however_small_the_temperature_the_likeliest_token_is_drawn(temperature: float, scale: float) -> None:
+    logits = scale * torch.tensor([[5.0, 3.0, -6.0], [1.0, 2.0, -torch.inf], [-9.0, -7.0, -8.0]])
+    drawn = choose_tokens(logits, SamplingSettings(1, temperature), torch.Generator().manual_seed(0))
+    assert drawn.tolist() == [0, 1, 1]
+
+
+@pytest.mark.parametrize("temperature", [0.1, 0.7, 1.0, 1.5])
+def test_at_ordinary_temperatures_a_token_is_drawn_by_the_softmax_of_the_quotients(temperature: float) -> None:
+    logits = 5 * torch.randn(64, 300, generator=torch.Generator().manual_seed(0))
+    mass = (logits / temperature).softmax(-1).cumsum(-1, dtype=torch.float64)
+    chance = torch.rand(64, dtype=torch.float64, generator=torch.Generator().manual_seed(1)) * mass[:, -1]
+    drawn = choose_tokens(logits, SamplingSettings(1, temperature), torch.Generator().manual_seed(1))
+    assert drawn.tolist() == [int((row <= limit).sum()) for row, limit in zip(mass, chance, strict=True)]
+
+
+@pytest.mark.parametrize("greedy", [False, True])
+@pytest.mark.parametrize("family", ["llama_untied", "gpt_neox"])
+def test_what_is_drawn_from_logits_that_are_no_numbers_is_an_error(family: str, greedy: bool) -> None:
+    policy = random_policy(family)
+    with torch.no_grad():
+        policy.model.get_input_embeddings().weight[12] = torch.nan
+    prompts = [[5, 6], [12, 7], [8]]
+    said = "logits of 2 of 6 responses are no numbers .NaN., first at token 1 of response 3. Its weights are"
+    with pytest.raises(TrainingDiverged, match=said):
+        generate(policy, prompts, SamplingSettings(2, greedy=greedy), torch.Generator().manual_seed(0), 2)
 
 
 def test_same_seed_gives_same_responses_and_other_seed_does_not() -> None:

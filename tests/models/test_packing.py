@@ -232,3 +232,37 @@ def test_attention_over_sequences_end_to_end_equals_that_over_rectangles(
     torch.testing.assert_close(results[0][0], results[1][0], atol=2e-5, rtol=1e-5)
     for name, gradient in results[0][1].items():
         torch.testing.assert_close(gradient, results[1][1][name], atol=3e-4, rtol=1e-3, msg=name)
+
+
+class OnGpu(torch.Tensor):
+    """A tensor that says so."""
+
+    is_cuda = True
+
+
+@pytest.mark.parametrize(
+    ("capability", "width", "dtype", "expected"),
+    [
+        ((8, 0), 64, torch.bfloat16, "ragged"),
+        ((9, 0), 256, torch.bfloat16, "ragged"),
+        ((7, 5), 64, torch.bfloat16, "rectangles"),
+        ((8, 0), 264, torch.bfloat16, "rectangles"),
+        ((8, 0), 60, torch.bfloat16, "rectangles"),
+        ((8, 0), 64, torch.float32, "rectangles"),
+    ],
+)
+def test_the_kernel_for_sequences_of_any_lengths_is_asked_only_where_it_runs(
+    capability: tuple[int, int], width: int, dtype: torch.dtype, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    def kernel(name: str) -> Any:
+        return lambda query, *_: asked.append(name) or query
+
+    monkeypatch.setattr(packing, "_attend_ragged", kernel("ragged"))
+    monkeypatch.setattr(packing, "attend_in_rectangles", kernel("rectangles"))
+    monkeypatch.setattr(packing, "_capability", lambda device: capability)
+    tensor = torch.zeros(1, 2, 5, width, dtype=dtype)
+    with packing.reading(random_policy("llama").batch(PROMPTS, RESPONSES).packed, random_policy("llama").model):
+        packing.attend(None, tensor, tensor, tensor.as_subclass(OnGpu), None)
+    assert asked == [expected]

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import pytest
 import torch
 from models.families import random_policy
 
 from understudy.config import LoraConfig
+from understudy.errors import ConfigError
 from understudy.models.loading import with_lora
 from understudy.models.scalar_head import ScalarHead
 
@@ -45,3 +47,22 @@ def test_dropout_is_that_of_the_whole_batch_whoever_runs_the_rows() -> None:
         torch.testing.assert_close(head(batch.part(rows)), whole[rows], atol=1e-5, rtol=1e-5)
     torch.manual_seed(2)
     assert not torch.allclose(head(batch), whole)
+
+
+@pytest.mark.parametrize(("family", "named"), [("llama4", "llama4_text"), ("opt_projected", "opt")])
+def test_a_model_whose_trunk_cannot_be_taken_out_is_refused_with_what_can_be_done(family: str, named: str) -> None:
+    said = f"the trunk of the policy, and of a model of type '{named}' .* to shared_trunk, ngrams or own; for a value"
+    with pytest.raises(ConfigError, match=said):
+        ScalarHead.copied_from(random_policy(family), num_outputs=1, dropout=0.0)
+    with pytest.raises(ConfigError, match=said):
+        ScalarHead.shared_with(random_policy(family), rank=2, num_outputs=1, dropout=0.0)
+
+
+def test_a_trunk_that_the_model_does_not_call_itself_is_read_like_any() -> None:
+    policy = random_policy("opt")
+    head = ScalarHead.copied_from(policy, num_outputs=1, dropout=0.0).eval()
+    torch.nn.init.normal_(head.head.weight)
+    prompts, responses = [[5, 6, 7], [8]], [[9, 10], [11, 12]]
+    whole = head(policy.batch(prompts, responses))
+    for row, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
+        torch.testing.assert_close(whole[row], head(policy.batch([prompt], [response]))[0], atol=1e-5, rtol=1e-5)

@@ -41,6 +41,25 @@ def test_the_reference_is_read_as_transformers_computes_it(family: str) -> None:
         assert float(seen.hidden_BUH[row, num + 1 :].abs().sum() + seen.logp_BT[row, num:].abs().sum()) == 0
 
 
+@pytest.mark.parametrize("family", ["opt", "opt_projected", "llama4"])
+def test_what_feeds_the_output_layer_is_read_whatever_the_model_calls(family: str) -> None:
+    policy = random_policy(family)
+    head = policy.model.get_output_embeddings()
+    seen = policy.read(policy.batch(PROMPTS, RESPONSES))
+    assert policy.hidden_size == head.in_features == (16 if family == "opt_projected" else 32)
+    for row, (prompt, response) in enumerate(zip(PROMPTS, RESPONSES, strict=True)):
+        found: list[torch.Tensor] = []
+        hook = head.register_forward_pre_hook(lambda _, inputs, found=found: found.append(inputs[0]))
+        with torch.no_grad():
+            logp_SV = policy.model(torch.tensor([prompt + response])).logits[0].log_softmax(-1)
+        hook.remove()
+        num, first = len(response), len(prompt) - 1
+        torch.testing.assert_close(seen.hidden_BUH[row, : num + 1], found[0][0, first:], atol=1e-5, rtol=1e-5)
+        expected_t = logp_SV[first : first + num].gather(1, torch.tensor(response)[:, None])[:, 0]
+        torch.testing.assert_close(seen.logp_BT[row, :num], expected_t, atol=1e-5, rtol=1e-5)
+    assert _reader(policy)(policy.batch(PROMPTS, RESPONSES)).shape == (3, 3, 2)
+
+
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 def test_logits_of_prompts_and_hidden_states_of_other_layers_are_not_made(family: str) -> None:
     policy = random_policy(family)
@@ -52,7 +71,7 @@ def test_logits_of_prompts_and_hidden_states_of_other_layers_are_not_made(family
     )
     policy.read(batch)
     hook.remove()
-    assert columns == [2]
+    assert columns == [3]  # one before each token, and the last, whose hidden state is read
 
 
 def test_a_position_is_judged_by_what_stands_before_it_and_a_row_by_itself_alone() -> None:

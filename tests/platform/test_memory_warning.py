@@ -16,6 +16,7 @@ from understudy.platform.steps.memory_warning import available_here, memory_warn
 ROOT = Path(__file__).parents[2]
 GIB = 2**30
 SMOLLM2 = {
+    "model_type": "llama",
     "hidden_size": 576,
     "intermediate_size": 1536,
     "num_hidden_layers": 30,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import time
@@ -46,6 +47,22 @@ def test_all_problems_come_at_once(config: dict[str, Any]) -> None:
         preflight.run(config)
     for part in ("absent.jsonl", "absent.py", "reverse_kll", "4096", "did you mean 'epochs'"):
         assert part in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "written", [{"max_seq_len": 64}, {"text_config": {"max_position_embeddings": 64}, "n_ctx": 9999}]
+)
+def test_a_pretrained_models_context_is_found_under_each_of_its_names(
+    written: dict[str, Any], config: dict[str, Any], tmp_path: Path
+) -> None:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(written), encoding="utf-8")
+    config["model"] |= {"init": "pretrained", "path": str(folder), "scratch": None}
+    with pytest.raises(
+        ConfigError, match=r"evaluation.max_response_tokens is \d+, the model's context holds 64 tokens"
+    ):
+        preflight.run(config)
 
 
 def test_a_tilde_is_expanded_once_for_preflight_for_digests_and_for_loading(

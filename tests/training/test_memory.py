@@ -8,9 +8,12 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from understudy.config import load_params
+from understudy.platform.steps.memory_warning import memory_warning
 from understudy.training.memory import ModelShape, StepShape, align_bytes
 
 ROOT = Path(__file__).parents[2]
@@ -116,3 +119,38 @@ def test_a_config_has_the_shape_of_its_model() -> None:
     counted, estimated = ModelShape.of(model), ModelShape.of_config(model.config.to_dict())
     assert replace(estimated, parameters=counted.parameters) == counted
     assert estimated.parameters == pytest.approx(counted.parameters, rel=0.01)
+
+
+LLAMA = {
+    "model_type": "llama",
+    "hidden_size": 576,
+    "intermediate_size": 1536,
+    "num_hidden_layers": 30,
+    "num_attention_heads": 9,
+    "vocab_size": 49_152,
+    "max_position_embeddings": 8192,
+}
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"model_type": "gemma2"},
+        {"model_type": "mixtral", "num_local_experts": 8},
+        {"attention_dropout": 0.1},
+        {"hidden_act": "gelu"},
+        {"model_type": "mistral", "sliding_window": 4096},
+    ],
+)
+def test_a_config_whose_forward_pass_is_not_packed_has_no_estimate(other: dict[str, Any], tmp_path: Path) -> None:
+    assert ModelShape.of_config(LLAMA).layers == 30
+    with pytest.raises(KeyError, match="holds for llama, mistral, qwen2, qwen3"):
+        ModelShape.of_config(LLAMA | other)
+    params = load_params(ROOT / "params.yaml", ["model.init=pretrained", f"model.path={tmp_path}"])
+    warned = []
+    for config in (LLAMA, LLAMA | other):
+        (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf-8")
+        warned.append(memory_warning(params.data, params.model, params.align, available_bytes=1))
+    assert "align needs about" in (warned[0] or "")
+    assert (warned[1] or "").startswith("how much memory align needs is not estimated: the formula holds for llama, ")
+    assert (warned[1] or "").endswith(f"not for this policy of type {other.get('model_type', 'llama')!r}")

@@ -31,7 +31,7 @@ class LoraConfig(Section):
 
 
 class ModelConfig(Section):
-    """The policy's origin: a new small model, or any Hugging Face causal LM folder or name."""
+    """The policy's origin: a new small model, or a Hugging Face causal LM's folder or name."""
 
     init: Literal["scratch", "pretrained"]
     scratch: ScratchConfig | None

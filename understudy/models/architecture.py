@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 # Rotary positions, RMS norms before attention and a gated SiLU MLP, full causal attention in every layer.
-_FAMILIES = frozenset({"llama", "mistral", "qwen2", "qwen3"})
+FAMILIES = frozenset({"llama", "mistral", "qwen2", "qwen3"})
+CONTEXT_FIELDS = "max_position_embeddings", "n_positions", "n_ctx", "max_seq_len"  # of a config, whatever its family
 _STATIC_ROPE = frozenset({"default", "linear", "llama3", "yarn"})
 
 
@@ -18,8 +19,12 @@ def is_plain_decoder(model: Any, context_tokens: int) -> bool:
     """
     from transformers import PreTrainedModel
 
-    config = getattr(model, "config", None)
-    if not isinstance(model, PreTrainedModel) or getattr(config, "model_type", None) not in _FAMILIES:
+    return isinstance(model, PreTrainedModel) and is_plain_config(model.config, context_tokens)
+
+
+def is_plain_config(config: Any, context_tokens: int) -> bool:
+    """`is_plain_decoder` of the model that a config describes; what the config leaves open is as in plain decoders."""
+    if getattr(config, "model_type", None) not in FAMILIES:
         return False
     if getattr(config, "hidden_act", "silu") != "silu" or getattr(config, "attention_dropout", 0.0):
         return False

@@ -1,9 +1,10 @@
 """One more token for every row, with a cache of keys and values: what samplers repeat.
 
-Two steppers with one interface. `CachedStepper` asks the Hugging Face model and works for every architecture.
-`FusedStepper` computes the Llama family itself, from the same weights, adapters added to them: projections that share
-an input are one product, norms and the rotation are folded into it, and the cache is allocated once at the size it
-will need, where Hugging Face's grows by copying everything at every token.
+Two steppers with one interface. `CachedStepper` asks the Hugging Face model, of every architecture that takes and gives
+transformers' `DynamicCache`; some layers may keep a state in it instead of keys and values. `FusedStepper` computes the
+Llama family itself, from the same weights, adapters added to them: projections that share an input are one product,
+norms and the rotation are folded into it, and the cache is allocated once at the size it will need, where Hugging
+Face's grows by copying everything at every token.
 
 Shapes: B rows, S columns of the cache, H query heads, K key heads, D their width, V vocabulary.
 """
@@ -18,8 +19,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear, rms_norm, silu
 
+from understudy.errors import ConfigError
 from understudy.models.architecture import has_whole_float32_weights, is_plain_decoder
 from understudy.models.language_model import LanguageModel
+
+ANOTHER_MODEL = "Name a model of another type, such as llama, qwen3, gemma3 or gpt2."
 
 
 class Stepper(Protocol):
@@ -99,10 +103,15 @@ class _Read:
 
 
 def _read_prompts(policy: LanguageModel, prompts: Sequence[Sequence[int]], repeats: int) -> _Read:
+    """Read prompts into a cache, whose rows are then repeated.
+
+    Raises:
+        ConfigError: the model gives none.
+    """
     from transformers import DynamicCache
 
     batch = policy.batch(prompts, [[] for _ in prompts])
-    cache = DynamicCache(config=policy.model.config.get_text_config(decoder=True))
+    cache: Any = DynamicCache(config=policy.model.config.get_text_config(decoder=True))
     output = policy.model(
         input_ids=batch.ids_BS,
         past_key_values=cache,
@@ -110,10 +119,16 @@ def _read_prompts(policy: LanguageModel, prompts: Sequence[Sequence[int]], repea
         **policy.forward_arguments(batch.attention_BS),
         **policy.keep_arguments(1),
     )
-    cache = output.past_key_values
-    if repeats > 1:
-        cache.batch_repeat_interleave(repeats)
+    cache = getattr(output, "past_key_values", None)
+    if cache is None:
+        raise ConfigError(
+            f"a model of type {policy.unwrapped.config.model_type!r} gives no cache (past_key_values) to decode with, "
+            f"as evaluation must whatever align.rollout.engine is. {ANOTHER_MODEL}"
+        )
     attention_BS, logits_BV = batch.attention_BS, output.logits[:, -1]
+    if repeats > 1:
+        # Reordering is what caches of every kind can; repeating is not.
+        cache.reorder_cache(torch.arange(len(prompts), device=policy.device).repeat_interleave(repeats))
     return _Read(attention_BS.repeat_interleave(repeats, 0), logits_BV.repeat_interleave(repeats, 0), cache)
 
 
@@ -146,7 +161,7 @@ class CachedStepper:
 
     def select(self, row_B: Tensor) -> None:
         """Go on with some rows only."""
-        self._cache.batch_select_indices(row_B)
+        self._cache.reorder_cache(row_B)
         self._attention, self.logits_BV = self._attention[row_B], self.logits_BV[row_B]
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from understudy.errors import ConfigError
-from understudy.models.generation import Peers, Rollouts, SamplingSettings, generate, response_limits
+from understudy.models.generation import COLDEST, Peers, Rollouts, SamplingSettings, generate, response_limits
 from understudy.models.language_model import LanguageModel
 
 ENGINES = ("native", "transformers", "vllm")
@@ -140,7 +140,8 @@ def _neutral(policy: LanguageModel, settings: SamplingSettings, max_tokens: int,
     from transformers import GenerationConfig
 
     # 0 is all: what stays unset is neutral by default, but for top_k.
-    sampled = {"do_sample": True, "temperature": settings.temperature, "top_p": settings.top_p, "top_k": 0}
+    temperature = max(settings.temperature, COLDEST)
+    sampled = {"do_sample": True, "temperature": temperature, "top_p": settings.top_p, "top_k": 0}
     config = GenerationConfig(  # type: ignore[no-untyped-call]
         max_new_tokens=max_tokens,
         num_return_sequences=repeats,

@@ -1,4 +1,4 @@
-"""Sampling responses from a policy with a KV cache, for any Hugging Face causal LM.
+"""Sampling responses from a policy with a cache of what was read, for Hugging Face causal LMs.
 
 Shapes: B sequences, T response tokens, k responses per prompt, V vocabulary.
 """
@@ -13,12 +13,14 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from understudy.errors import ConfigError
+from understudy.errors import ConfigError, TrainingDiverged
 from understudy.models.decoding import Start
 from understudy.models.graph_decoding import start
 from understudy.models.language_model import LanguageModel
 from understudy.models.logps import chosen_logps
 
+# Colder, quotients of float32 logits are infinite. All but the likeliest token have lost their weight long before.
+COLDEST = 1e-30
 _EXACT = torch.float64
 _COLUMNS_UNASKED = 8  # where no row can leave, how often it is asked whether all have ended: the answer waits for a GPU
 
@@ -111,7 +113,8 @@ def generate(
         begin: reads the prompts, see `understudy.models.graph_decoding.start`.
 
     Raises:
-        ConfigError: a prompt leaves no room for a response in the model's context.
+        ConfigError: a prompt leaves no room for a response in the model's context, or the model has no usable cache.
+        TrainingDiverged: logits are no numbers.
     """
     limits = response_limits(policy, prompts, settings.max_response_tokens)
     was_training = policy.model.training
@@ -160,7 +163,7 @@ def choose_tokens(
     """
     if settings.greedy:
         return logits_BV.argmax(-1)
-    probability_BV = (logits_BV.float() / settings.temperature).softmax(-1)
+    probability_BV = (logits_BV.float() / max(settings.temperature, COLDEST)).softmax(-1)
     if settings.top_p < 1:
         ordered_BV, order_BV = probability_BV.sort(dim=-1, descending=True)
         # A token stays while the mass before it is below top_p, so the first always stays.
@@ -220,12 +223,14 @@ def _decode(
                 rows, tokens = rows[keep], tokens[keep]
                 share.follow(rows)
         stepper.step(share.own_tokens(tokens, stepper.logits_BV.shape[0], policy.end_token_id))
+    logp_BT = share.whole(found.logp_BT)
+    found.refuse_nan(logp_BT)
     exact = not torch.is_autocast_enabled(policy.device.type)
     return Rollouts(
         [list(prompt) for prompt in prompts for _ in range(repeats)],
         found.cut(found.token_BT),
         found.finished_B.tolist(),
-        found.cut(share.whole(found.logp_BT)) if exact else None,
+        found.cut(logp_BT) if exact else None,
     )
 
 
@@ -258,6 +263,21 @@ class _Responses:
         self.finished_B[rows] |= ends_b
         self._length_B[rows] = torch.where(ends_b, column + 1, self._length_B[rows])
         self.open_B[rows] = open_b & ~ends_b & (self._limit_B[rows] > column + 1)
+
+    def refuse_nan(self, logp_BT: Tensor) -> None:
+        """Refuse responses that were drawn from logits which are no numbers; at the end, as asking makes a GPU wait.
+
+        Raises:
+            TrainingDiverged: there are any.
+        """
+        columns = torch.arange(logp_BT.shape[1], device=logp_BT.device)
+        found = (logp_BT.isnan() & (columns < self._length_B[:, None])).nonzero().tolist()
+        if found:
+            raise TrainingDiverged(
+                f"The policy's logits of {len({row for row, _ in found})} of {len(logp_BT)} responses are no numbers "
+                f"(NaN), first at token {found[0][1] + 1} of response {found[0][0] + 1}. Its weights are damaged, or "
+                "too large for its precision: take an earlier checkpoint, or model.precision=fp32."
+            )
 
     def cut(self, value_BT: Tensor) -> list[list[Any]]:
         """Values of each row up to its length."""

@@ -1,4 +1,4 @@
-"""Any Hugging Face causal language model as a policy, with one token layout for training and sampling.
+"""A Hugging Face causal language model as a policy, with one token layout for training and sampling.
 
 Shapes: B sequences, P prompt columns, T response columns, S = P + T, V vocabulary.
 Layout of a batch: prompts end at column P (padded on the left), responses start there (padded on the right),
@@ -21,7 +21,7 @@ from jinja2 import TemplateError
 from torch import Tensor
 
 from understudy.errors import ConfigError
-from understudy.models.architecture import is_plain_decoder
+from understudy.models.architecture import CONTEXT_FIELDS, is_plain_decoder
 from understudy.models.logps import answering_logps, chosen_logps, head_logps
 from understudy.models.packed_decoder import reading
 from understudy.models.packing import Packed, pack
@@ -101,12 +101,12 @@ class LanguageModel:
 
     Args:
         model: a Hugging Face causal LM (or its peft wrapper).
-        tokenizer: its tokenizer; must have an EOS token. A missing padding token is replaced by EOS,
-            which is safe because padding is always masked by position, never by id.
+        tokenizer: its tokenizer; must have an EOS token. That is the padding, too, which is always masked by position,
+            never by id; a tokenizer's own padding token may be missing, or have no embedding in the model.
 
     Raises:
         ConfigError: the tokenizer has no EOS, without which stopping can neither be learned nor sampled, or its chat
-            template fails.
+            template fails or does not write the assistant's words as they are.
     """
 
     def __init__(self, model: Any, tokenizer: Any) -> None:
@@ -118,9 +118,7 @@ class LanguageModel:
         self.model = model
         self.tokenizer = tokenizer
         self.end_token_id: int = _end_of_turn_id(tokenizer)
-        self.pad_token_id: int = (
-            tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-        )
+        self.pad_token_id = int(tokenizer.eos_token_id)
         self.context_tokens = _context_tokens(model, tokenizer)
         parameters = inspect.signature(_inner(model).forward).parameters
         self._takes_positions = "position_ids" in parameters
@@ -161,8 +159,11 @@ class LanguageModel:
         return [*self._text.text(response), self.end_token_id]
 
     def decode(self, response_ids: Sequence[int]) -> str:
-        """Text of response ids; the end token and other special tokens are left out."""
-        return str(self.tokenizer.decode(list(response_ids), skip_special_tokens=True))
+        """Text of response ids; the end token, which need not be special, and special tokens are left out."""
+        ids = list(response_ids)
+        if ids[-1:] == [self.end_token_id]:
+            ids.pop()
+        return str(self.tokenizer.decode(ids, skip_special_tokens=True))
 
     def batch(self, prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]]) -> TokenBatch:
         """Lay out prompts and responses on the model's device."""
@@ -203,16 +204,20 @@ class LanguageModel:
             batch: prompts and responses.
             module: call this instead of `self.model`, for example its distributed wrapper.
         """
-        first, num_response = batch.prompt_columns - 1, batch.response_BT.shape[1]
-        columns = torch.arange(first, first + num_response, device=batch.ids_BS.device)
+        return self._logits(batch, batch.response_BT.shape[1], module)
+
+    def _logits(self, batch: TokenBatch, num_columns: int, module: Any = None) -> Tensor:
+        """Logits of some columns from the prompt's last token on, float32, shape (B, num_columns, V)."""
+        first = batch.prompt_columns - 1
+        columns = torch.arange(first, first + num_columns, device=batch.ids_BS.device)
         logits = (module or self.model)(
             input_ids=batch.ids_BS,
             use_cache=False,
             **self.forward_arguments(batch.attention_BS),
             **self.keep_arguments(columns),
         ).logits
-        if logits.shape[1] != num_response:
-            logits = logits[:, first : first + num_response]
+        if logits.shape[1] != num_columns:
+            logits = logits[:, first : first + num_columns]
         return cast(Tensor, logits.float())
 
     def response_logps(self, batch: TokenBatch, module: Any = None) -> Tensor:
@@ -242,12 +247,12 @@ class LanguageModel:
     @property
     def num_ids(self) -> int:
         """Token ids that the model can read and write; the tokenizer may have fewer."""
-        return int(self.unwrapped.get_input_embeddings().num_embeddings)
+        return int(self.unwrapped.get_input_embeddings().weight.shape[0])
 
     @property
     def hidden_size(self) -> int:
-        """Width of the hidden states, H."""
-        return int(self.unwrapped.config.get_text_config().hidden_size)
+        """Width of the last hidden states, which the output layer reads, H."""
+        return int(self.unwrapped.get_output_embeddings().weight.shape[1])
 
     @torch.no_grad()
     def read(self, batch: TokenBatch) -> Seen:
@@ -269,14 +274,18 @@ class LanguageModel:
 
     def _read(self, batch: TokenBatch) -> tuple[Tensor, Tensor]:
         found: list[Tensor] = []
-        # The one hidden state that is wanted: asking for them all would keep every layer's.
-        hook = self.unwrapped.base_model.register_forward_hook(lambda _, __, output: found.append(output[0]))
+        # What the output layer reads is the one hidden state that is wanted: asking for them all would keep every
+        # layer's, and not every model calls its backbone as a whole.
+        head = self.unwrapped.get_output_embeddings()
+        hook = head.register_forward_pre_hook(lambda _, inputs: found.append(inputs[0]))
+        num_columns = batch.response_BT.shape[1] + 1
         try:
-            logits_BTV = self.response_logits(batch)
+            logits_BUV = self._logits(batch, num_columns)
         finally:
             hook.remove()
-        first = batch.prompt_columns - 1
-        return found[0][:, first:], chosen_logps(logits_BTV, batch.response_BT)
+        # The last column's logits are nobody's: cutting them off would copy all others.
+        id_BU = torch.nn.functional.pad(batch.response_BT, (0, 1))
+        return found[0][:, -num_columns:], chosen_logps(logits_BUV, id_BU)[:, :-1]
 
     def _read_packed(self, packed: Packed, batch: TokenBatch) -> tuple[Tensor, Tensor]:
         with reading(packed, self.unwrapped) as arguments:
@@ -337,14 +346,21 @@ def _inner(model: Any) -> Any:
 
 
 def _context_tokens(model: Any, tokenizer: Any) -> int:
-    config = _inner(model).config
-    limits = [getattr(config, name, None) for name in ("max_position_embeddings", "n_positions", "n_ctx")]
+    config = _inner(model).config.get_text_config()
+    limits = [getattr(config, name, None) for name in CONTEXT_FIELDS]
     limits.append(tokenizer.model_max_length if tokenizer.model_max_length < 10**9 else None)
     return min([int(limit) for limit in limits if limit], default=2048)
 
 
 def _end_of_turn_id(tokenizer: Any) -> int:
-    """The special token that the chat template writes after an assistant turn, else EOS."""
+    """The special token that the chat template writes after an assistant turn, else EOS.
+
+    A template that does not write the turn's words as they are is refused, not taken to end by EOS: the model was not
+    trained to end so, and a template that leaves out the answer, as one for lists of parts, leaves out the prompt too.
+
+    Raises:
+        ConfigError: the template fails, or writes other words.
+    """
     eos = int(tokenizer.eos_token_id)
     if not tokenizer.chat_template:
         return eos
@@ -357,6 +373,13 @@ def _end_of_turn_id(tokenizer: Any) -> int:
             f"The tokenizer's chat template cannot write a user's turn and its answer: {error}. Correct chat_template "
             "in the model's folder, or name a model whose template can."
         ) from error
-    after = tokenizer(text.rpartition(marker)[2].lstrip(), add_special_tokens=False)["input_ids"]
+    _, written, end = text.rpartition(marker)
+    if not written:
+        raise ConfigError(
+            f"The tokenizer's chat template does not write an answer as it is: of the answer {marker!r} it makes "
+            f"{text!r}. Correct chat_template in the model's folder, or take it out: then prompts are plain text and "
+            "responses end by EOS."
+        )
+    after = tokenizer(end.lstrip(), add_special_tokens=False)["input_ids"]
     special = set(tokenizer.all_special_ids) | set(getattr(tokenizer, "added_tokens_decoder", {}))
     return int(after[0]) if after and after[0] in special else eos

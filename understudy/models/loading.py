@@ -10,6 +10,7 @@ import torch
 
 from understudy.config import LoraConfig, ModelConfig, OwnTrunkConfig, ScratchConfig
 from understudy.errors import ConfigError
+from understudy.models.batching_check import refuse_unless_batched_as_alone
 from understudy.models.language_model import LanguageModel
 
 CHAT_TEMPLATE = (
@@ -28,7 +29,8 @@ def create_policy(config: ModelConfig, training_texts: Iterable[str], seed: int)
         seed: of the initial weights.
 
     Raises:
-        ConfigError: the folder, name or file cannot be loaded, with what was tried and the remedy.
+        ConfigError: the folder, name or file cannot be loaded, with what was tried and the remedy, or holds a model
+            that computes something else in a batch.
     """
     if config.init == "scratch":
         assert config.scratch is not None
@@ -42,12 +44,12 @@ def create_policy(config: ModelConfig, training_texts: Iterable[str], seed: int)
 
 
 def load_policy(folder: Path | str) -> LanguageModel:
-    """Load a policy that an earlier step wrote, or any local Hugging Face folder.
+    """Load a policy that an earlier step wrote, or a local Hugging Face folder.
 
     Weights are float32; lower precision is a matter of autocast in the loops.
 
     Raises:
-        ConfigError: the folder cannot be loaded.
+        ConfigError: the folder cannot be loaded, or holds a model that computes something else in a batch.
     """
     return _from_pretrained(str(folder))
 
@@ -80,7 +82,11 @@ def train_tokenizer(texts: Iterable[str], config: ScratchConfig) -> Any:
 
 
 def with_lora(policy: LanguageModel, config: LoraConfig, seed: int) -> LanguageModel:
-    """Return the policy with low-rank adapters; only they are trained."""
+    """Return the policy with low-rank adapters; only they are trained.
+
+    Raises:
+        ConfigError: they would stand on a weight that embedding and output layer share.
+    """
     import peft
 
     torch.manual_seed(seed)
@@ -92,7 +98,24 @@ def with_lora(policy: LanguageModel, config: LoraConfig, seed: int) -> LanguageM
         target_modules=targets,
         task_type="CAUSAL_LM",
     )
-    return LanguageModel(peft.get_peft_model(policy.model, adapters), policy.tokenizer)
+    ties = policy.unwrapped.get_input_embeddings().weight is policy.unwrapped.get_output_embeddings().weight
+    adapted = LanguageModel(peft.get_peft_model(policy.model, adapters), policy.tokenizer)
+    if ties:
+        _refuse_adapted_ties(adapted.unwrapped)
+    return adapted
+
+
+def _refuse_adapted_ties(model: Any) -> None:
+    """Refuse adapters that merging would fold into a weight that another layer, which has none of them, reads too."""
+    tied = (model.get_input_embeddings(), model.get_output_embeddings())
+    named = {module: name.rpartition(".")[2] for name, module in model.named_modules() if module in tied}
+    if not (wrong := " and ".join(named[module] for module in tied if hasattr(module, "base_layer"))):
+        return
+    raise ConfigError(
+        f"model.lora.target_modules puts adapters on {wrong}, but {' and '.join(named.values())} share one weight in "
+        f"this model ({model.config.model_type}), so what is saved would not be what was trained; leave {wrong} out, "
+        "as all-linear does, or name a model with tie_word_embeddings=false."
+    )
 
 
 def _scratch_model(config: ScratchConfig, tokenizer: Any, seed: int) -> Any:
@@ -159,7 +182,9 @@ def _from_pretrained(path: str, **arguments: Any) -> LanguageModel:
         ) from error
     if "gguf_file" in arguments:
         _forget_quantization(model)
-    return LanguageModel(model, tokenizer)
+    policy = LanguageModel(model, tokenizer)
+    refuse_unless_batched_as_alone(policy)
+    return policy
 
 
 def _unpacked() -> dict[str, Any]:

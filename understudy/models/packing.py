@@ -14,7 +14,7 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, fields, is_dataclass, replace
-from functools import partial
+from functools import cache, partial
 from typing import Any, cast
 
 import torch
@@ -213,9 +213,21 @@ def attend(
     """Attention of a packed row, (1, H, N, D) to (1, N, H, D), as Hugging Face's attention interface asks for."""
     packed = cast(Packed, _ACTIVE.get())
     query_NHD, key_NHD, value_NHD = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
-    if value.is_cuda and value.dtype == torch.bfloat16 and value.shape[-1] % 8 == 0:  # what the kernel takes
+    if _fits_ragged_kernel(value):
         return _attend_ragged(query_NHD, key_NHD, value_NHD, packed.ragged, scaling)[None], None
     return attend_in_rectangles(query_NHD, key_NHD, value_NHD, packed, scaling)[None], None
+
+
+def _fits_ragged_kernel(value: Tensor) -> bool:
+    """Whether the kernel for sequences of any lengths takes heads like these: it needs an Ampere GPU or a newer one."""
+    width = value.shape[-1]
+    fits = value.is_cuda and value.dtype == torch.bfloat16 and width % 8 == 0 and width <= 256
+    return fits and _capability(value.device) >= (8, 0)
+
+
+@cache
+def _capability(device: torch.device) -> tuple[int, int]:
+    return torch.cuda.get_device_capability(device)
 
 
 def _attend_ragged(

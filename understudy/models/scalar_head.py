@@ -14,7 +14,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from understudy.errors import IntegrityError
+from understudy.errors import ConfigError, IntegrityError
 from understudy.models.language_model import LanguageModel, TokenBatch
 from understudy.models.packed_decoder import reading
 from understudy.models.packing import Packed
@@ -43,7 +43,12 @@ class ScalarHead(nn.Module):
 
     @classmethod
     def copied_from(cls, policy: LanguageModel, num_outputs: int, dropout: float) -> ScalarHead:
-        """A head on an own, trainable copy of the policy's backbone."""
+        """A head on an own, trainable copy of the policy's backbone.
+
+        Raises:
+            ConfigError: the model has no backbone that can be taken out.
+        """
+        _refuse_without_trunk(policy)
         if hasattr(policy.model, "merge_and_unload"):
             # `base_model` of a model with adapters is their wrapper; the copy starts with them folded in.
             backbone = copy.deepcopy(policy.model).merge_and_unload().requires_grad_(True).base_model
@@ -56,9 +61,13 @@ class ScalarHead(nn.Module):
         """A head on the frozen reference's backbone with its own low-rank adapters: one trunk in memory.
 
         From now on the reference must be read inside `reference.without_adapters()`.
+
+        Raises:
+            ConfigError: the model has no backbone that can be taken out.
         """
         import peft
 
+        _refuse_without_trunk(reference)
         config = peft.LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM")
         adapted = peft.get_peft_model(reference.model, config)
         reference.model = adapted
@@ -104,6 +113,18 @@ class ScalarHead(nn.Module):
         described = {"num_outputs": self.head.out_features, **description}
         write_described(folder, "model.safetensors", named, described, weights)
         backbone.config.save_pretrained(folder)
+
+
+def _refuse_without_trunk(policy: LanguageModel) -> None:
+    """Refuse a model whose `base_model` does not end in hidden states as wide as its config says."""
+    model, config = policy.unwrapped, policy.unwrapped.config
+    if model.base_model is not model and policy.hidden_size == config.get_text_config().hidden_size:
+        return
+    raise ConfigError(
+        f"a head needs the trunk of the policy, and of a model of type {config.model_type!r} transformers does not "
+        "give it apart from the output layer and at its config's hidden_size. For a discriminator set "
+        "align.discriminator.init to shared_trunk, ngrams or own; for a value network or a judge name another model."
+    )
 
 
 def write_described(

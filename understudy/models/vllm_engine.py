@@ -169,7 +169,7 @@ class VllmColocated(_Synchronised):
         except ImportError as error:
             raise ConfigError(
                 "align.rollout.engine is 'vllm' without align.rollout.server_url, but vLLM is not installed here. "
-                "Install it beside Understudy, name a server, or use align.rollout.engine=native."
+                "Install understudy[vllm], name a server, or use align.rollout.engine=native."
             ) from error
         super().__init__()
         self._vllm: Any = vllm

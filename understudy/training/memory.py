@@ -7,14 +7,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from types import SimpleNamespace
 from typing import Any
 
+from understudy.models.architecture import FAMILIES, is_plain_config
 from understudy.models.portions import WHOLE_LOGITS, cpu_rows
 
 FLOAT = 4
 # Aligned blocks that are freed leave room that the next ones of their size do not fit into: a tenth to three tenths of
 # what was asked for (docs/speed.md, "As the work grows").
 _UNUSED = 0.2
+
+
+class NoFormula(KeyError):
+    """The formula does not hold for a model, because its forward pass keeps more: padding, experts, whole logits."""
 
 
 @dataclass(frozen=True)
@@ -44,8 +50,15 @@ class ModelShape:
         """Read it from the config.json of a model; its parameters are counted but for norms and biases.
 
         Raises:
-            KeyError: the config is of another family.
+            NoFormula: the config is of a family that is not read packed.
+            KeyError: the config lacks its type or a width.
         """
+        family, context_tokens = config["model_type"], config.get("max_position_embeddings") or 0
+        if not is_plain_config(SimpleNamespace(**config), context_tokens):
+            raise NoFormula(
+                f"the formula holds for {', '.join(sorted(FAMILIES))} with a SiLU MLP, attention over the whole "
+                f"context and no dropout in it, not for this policy of type {family!r}"
+            )
         hidden, intermediate, heads = config["hidden_size"], config["intermediate_size"], config["num_attention_heads"]
         layers, vocabulary = config["num_hidden_layers"], config["vocab_size"]
         head = config.get("head_dim") or hidden // heads

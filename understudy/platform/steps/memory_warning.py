@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from understudy.config import AlignConfig, DataConfig, ModelConfig
-from understudy.training.memory import ModelShape, StepShape, align_bytes
+from understudy.training.memory import ModelShape, NoFormula, StepShape, align_bytes
 from understudy.training.methods import composed
 
 _CHARS_PER_TOKEN = 4
@@ -18,7 +18,9 @@ _THIRD_NETWORK = "sft"
 
 
 def memory_warning(data: DataConfig, model: ModelConfig, align: AlignConfig, available_bytes: int) -> str | None:
-    """Return what to say where an align step needs more than is available; None where it fits or no formula holds.
+    """Return what to say where an align step needs more than is available, or where the model's family has no formula.
+
+    None where it fits, or the work or a config that cannot be read has no formula.
 
     The formula is for full weights in one process; prompts count at the longest that the params let in.
 
@@ -35,7 +37,9 @@ def memory_warning(data: DataConfig, model: ModelConfig, align: AlignConfig, ava
         return None
     try:
         shape, context_tokens = ModelShape.of_config(config), int(config["max_position_embeddings"])
-    except (KeyError, TypeError, ValueError, ZeroDivisionError):  # of a family that the formula does not know
+    except NoFormula as error:
+        return f"how much memory align needs is not estimated: {error.args[0]}"
+    except (AttributeError, KeyError, TypeError, ValueError, ZeroDivisionError):  # no config: loading it will tell
         return None
     rollout, discriminator = align.rollout, align.discriminator
     prompt_tokens = min(context_tokens - rollout.max_response_tokens, data.max_prompt_chars // _CHARS_PER_TOKEN)
@@ -75,6 +79,7 @@ def _model_config(model: ModelConfig) -> Mapping[str, Any] | None:
         assert model.scratch is not None
         shape = model.scratch
         return {
+            "model_type": "llama",
             "hidden_size": shape.hidden_size,
             "intermediate_size": shape.intermediate_size,
             "num_hidden_layers": shape.num_layers,

@@ -28,6 +28,7 @@ from understudy.config import (
 )
 from understudy.errors import ConfigError, DataRefused, ServiceUnreachable, UnderstudyError
 from understudy.evaluation.judge_target import find_target, target_places, top_level_names
+from understudy.models.architecture import CONTEXT_FIELDS
 from understudy.platform import where
 from understudy.platform.context import step_context
 from understudy.platform.steps.first_rows import first_rows, first_rows_warnings
@@ -315,5 +316,6 @@ def _context_tokens(model: ModelConfig) -> int | None:
         config = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    value = config.get("max_position_embeddings") or config.get("n_positions")
-    return int(value) if value else None
+    text = config.get("text_config") or config
+    limits = [text[name] for name in CONTEXT_FIELDS if text.get(name)]
+    return min(map(int, limits), default=None)
