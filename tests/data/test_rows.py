@@ -5,7 +5,8 @@ from typing import get_args
 
 import pytest
 
-from understudy.data.rows import Limits, Reason, RowProblem, parse_line, validate_row
+from understudy.config import FieldsConfig
+from understudy.data.rows import Limits, Reason, RowProblem, field_names, parse_line, validate_row
 
 LIMITS = Limits(max_prompt_chars=20, max_response_chars=30)
 GOOD = {"prompt": "p", "response": "r"}
@@ -196,6 +197,44 @@ def test_optional_fields() -> None:
 
 def test_byte_order_mark_is_forgiven() -> None:
     assert parse_line(b"\xef\xbb\xbf" + line()) == GOOD
+
+
+WHOLE = [2**64 - 1, 2**64, 2**64 + 1, -(2**63), -(2**63) - 1, 123456789012345678901234567890, -(10**308) - 1]
+
+
+@pytest.mark.parametrize("number", WHOLE, ids=[f"{number:.20e}" for number in WHOLE])
+def test_whole_numbers_are_kept_exactly_however_long(number: int) -> None:
+    metadata = {"b": {"n": [number, 0.5, 1e29, None]}, "a": "1e99"}
+    raw = line(id=number, group=-number, metadata=metadata)
+    row = validate_row(parse_line(raw), LIMITS, raw)
+    assert (row.id, row.group, json.loads(row.metadata_json)) == (str(number), str(-number), metadata)
+    # The same text as that of other metadata: keys in order, floats as they are elsewhere.
+    assert row.metadata_json == f'{{"a":"1e99","b":{{"n":[{number},0.5,1e+29,null]}}}}'
+
+
+def test_long_whole_numbers_are_kept_under_other_names_too_and_behind_a_byte_order_mark() -> None:
+    names = field_names(FieldsConfig(prompt="input", response="output", id="key", metadata="more"))
+    raw = b'\xef\xbb\xbf{"input": "p", "output": "r", "key": %d, "more": {"n": %d}, "id": 0.5}' % (10**20, 10**25)
+    row = validate_row(parse_line(raw), Limits(20, 30, names=names), raw)
+    assert (row.id, row.metadata_json) == (str(10**20), f'{{"n":{10**25}}}')
+
+
+def test_a_float_is_no_whole_number_however_large() -> None:
+    raw = line(metadata={"n": 1e29, "m": 2.0**63})
+    assert validate_row(parse_line(raw), LIMITS, raw).metadata_json == '{"m":9.223372036854776e+18,"n":1e+29}'
+    for raw in (b'{"prompt": "p", "response": "r", "id": 1e20}', line(group=-1e300)):
+        with pytest.raises(RowProblem, match="^wrong type: (id|group) is a number, not text or a whole number$"):
+            validate_row(parse_line(raw), LIMITS, raw)
+
+
+def test_a_whole_number_that_no_float_reaches_is_named_with_the_limit() -> None:
+    raw = b'{"prompt": "p", "response": "r", "more": {"n": -%b}}' % (b"9" * 5000)
+    with pytest.raises(RowProblem) as refused:
+        parse_line(raw)
+    assert (refused.value.reason, refused.value.detail) == (
+        "wrong type",
+        f"the whole number -{'9' * 39}… has 5000 digits, and numbers up to 1.8e308 can be read; write it as text",
+    )
 
 
 def test_very_long_numbers_do_not_stop_the_program() -> None:

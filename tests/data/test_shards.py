@@ -7,6 +7,7 @@ import io
 import json
 import random
 from collections.abc import Callable, Iterator, Sequence
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,9 @@ NASTY: list[bytes] = [
     b'{"prompt": "\\u0007", "response": "r", "id": 7}',
     b"",
     b'{"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}], "more": 2}',
+    b'{"prompt": "named", "response": "by its content"}',
+    b'{"id": "%b", "prompt": "named", "response": "by the content of another"}'
+    % sha256(b'[{"role":"user","content":"named"}]\t"by its content"').hexdigest().encode(),
 ]
 LINE_ENDS = (b"\n", b"\n", b"\r\n", b" \n", b"\n\n", b"\n\r\n", b"\n\xef\xbb\xbf\n")
 LIMIT_BYTES = 700
@@ -140,7 +144,7 @@ def test_any_cut_gives_the_version_of_one_process(
     listing, settings = list_sources(str(source)), config(source, near_duplicate_threshold=threshold)
     expected = whole(listing, settings, tmp_path / "one")
     summary = expected[2]
-    assert summary["bad_by_reason"]["duplicate id"] >= 2 and summary["duplicates_exact"] >= 1
+    assert summary["bad_by_reason"]["duplicate id"] >= 3 and summary["duplicates_exact"] >= 1
     assert summary["ignored_fields"] == {"extra": 1, "more": 1}
     assert (summary["duplicates_near"] > 0) == (threshold is not None)
     cuts = [plan_shards(listing, count) for count in (1, 2, 3, len(listing.files) + 2)]
@@ -162,6 +166,7 @@ def test_any_cut_within_files_gives_the_version_of_one_process(
     listing = list_sources(str(tmp_path / "source"))
     expected = whole(listing, settings, tmp_path / "one")
     assert {"duplicate id", "too long", "not UTF-8", "not JSON"} <= set(expected[2]["bad_by_reason"])
+    assert b" has the SHA-256 of its content" in expected[1] or b" would get from its content" in expected[1]
     plans = [plan_shards(listing, count) for count in (2, 3, 29)]
     for _ in range(3):
         inner = sorted((file, nasty_bytes(contents[file], draw)) for file in draw.choices((0, 1), k=draw.randrange(9)))
@@ -348,7 +353,7 @@ def test_wrong_shards_are_refused(tmp_path: Path) -> None:
     report = folders[1] / "shard.json"
     text = report.read_text()
     report.write_text(json.dumps(json.loads(text) | {"format": 1}))
-    refused(IntegrityError, "has format 1, this program reads 2", folders)
+    refused(IntegrityError, "has format 1, this program reads 3", folders)
     report.unlink()
     refused(IntegrityError, "not a finished shard", folders)
     report.write_text(text)

@@ -4,11 +4,13 @@
                     └→ quarantine
 
 The first arrow is `understudy.data.shards`, in one shard or several; the rest, here, joins them. Memory holds one
-bucket of the spool and one row group, whatever the size of the source.
+bucket of the spool, or a piece of a large one, and one row group, whatever the size of the source, its compression and
+its repeats; beside them 8 bytes for each row that is refused for its id, and the near-duplicate search's own.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -16,14 +18,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from understudy.config import DataConfig
 from understudy.data.files import made, temporary_folder, told_when_full
+from understudy.data.ids import Places, is_digest
 from understudy.data.quarantine import Quarantine, printable
-from understudy.data.rows import RowProblem, field_names
-from understudy.data.shards import QUARANTINE, Shards, ingest_shard, plan_shards
+from understudy.data.rows import Limits, RowProblem, field_names, validate_row
+from understudy.data.shards import QUARANTINE, Shards, ingest_shard, limits_of, plan_shards
 from understudy.data.sources import Listing, entries
-from understudy.data.spool import Spooled, file_of, place
+from understudy.data.spool import Spooled, content_of, file_of, place
 from understudy.data.summary import Summary
 from understudy.data.writing import ENOUGH_GROUPS, write_dataset
 from understudy.errors import DataRefused
@@ -68,7 +72,7 @@ def merge_shards(listing: Listing, folders: Sequence[Path], config: DataConfig, 
 
 
 def _merged(listing: Listing, folders: Sequence[Path], config: DataConfig, scratch: Path, workdir: Path) -> Ingested:
-    shards = Shards(listing, folders, config)
+    shards = Shards(listing, folders, config, scratch)
     summary = Summary(
         source=printable(config.source),
         source_files=[printable(file.name) for file in listing.files],
@@ -93,7 +97,7 @@ def _merged(listing: Listing, folders: Sequence[Path], config: DataConfig, scrat
 def _gather_quarantine(
     listing: Listing,
     shards: Shards,
-    repeated: set[int],
+    repeated: Places,
     config: DataConfig,
     scratch: Path,
     quarantine: Path,
@@ -104,7 +108,7 @@ def _gather_quarantine(
     with aside.open("wb") as file:
         shards.copy_refused(file)
         refused = Quarantine(file, shards.bad_by_reason)
-        _quarantine_repeated_ids(listing, repeated, field_names(config.fields), refused)
+        _quarantine_repeated_ids(listing, repeated, config, refused)
         file.flush()
         os.fsync(file.fileno())
     aside.replace(quarantine)
@@ -113,16 +117,36 @@ def _gather_quarantine(
     summary.rows_in = shards.num_rows + refused.num_rows - len(repeated)
 
 
-def _quarantine_repeated_ids(
-    listing: Listing, repeated: set[int], names: Mapping[str, str], refused: Quarantine
-) -> None:
+def _quarantine_repeated_ids(listing: Listing, repeated: Places, config: DataConfig, refused: Quarantine) -> None:
     """Read their files once more for the raw text of these rows, which the spool does not keep."""
-    for file_index in sorted({file_of(at) for at in repeated}):
-        file = listing.files[file_index]
-        for number, position, row, raw in entries(file, read=frozenset(names.values())):
-            if place(file_index, position) in repeated and isinstance(row, dict):
-                detail = f"an earlier row with other content has the id {row[names['id']]!r}"
-                refused.add(file.name, number, RowProblem("duplicate id", detail), raw or row)
+    limits, names = limits_of(config), frozenset(field_names(config.fields).values())
+    wanted = map(int, repeated)  # rising, as rows are read
+    at = next(wanted, None)
+    while at is not None:
+        index = file_of(at)
+        for number, position, row, raw in entries(listing.files[index], read=names):
+            here = place(index, position)
+            while at is not None and at < here:  # no longer there
+                at = next(wanted, None)
+            if at == here and isinstance(row, dict):
+                refused.add(listing.files[index].name, number, _taken(row, raw, limits), raw or row)
+        while at is not None and file_of(at) == index:
+            at = next(wanted, None)
+
+
+def _taken(row: dict[str, Any], raw: bytes | None, limits: Limits) -> RowProblem:
+    """Return the problem of a row whose id an earlier one has; of one that changed since it was read, that it has."""
+    try:
+        valid = validate_row(row, limits, raw)
+    except RowProblem as problem:
+        return problem
+    digest = hashlib.sha256(content_of(valid.messages, valid.response)).hexdigest()
+    taken = f"an earlier row with other content has the id {digest if valid.id is None else valid.id!r}"
+    if valid.id is None:
+        taken += ", which this row, having none, would get from its content"
+    elif is_digest(valid.id):
+        taken += "; a row without an id has the SHA-256 of its content"
+    return RowProblem("duplicate id", taken)
 
 
 def _refuse_bad_data(config: DataConfig, summary: Summary, quarantine: Path) -> None:
@@ -173,7 +197,7 @@ def _first_refused(quarantine: Path, summary: Summary) -> str:
     )
 
 
-def _near_duplicates(shards: Shards, repeated: set[int], config: DataConfig, scratch: Path) -> set[int]:
+def _near_duplicates(shards: Shards, repeated: Places, config: DataConfig, scratch: Path) -> set[int]:
     """Return the indices of near-duplicates among the rows without exact duplicates."""
     threshold = config.near_duplicate_threshold
     if threshold is None:

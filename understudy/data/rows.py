@@ -5,12 +5,13 @@ turn is the demonstration (what follows it is dropped, what precedes it is the c
 `{"type": "text", "text"}`, is content, too: their texts, one after the other. Optional: `id` and `group` (text or whole
 number), `metadata` (an object). A null counts as absent; other fields are ignored and named in the summary. The source
 may have other names for all these (`data.fields`). Text is kept as it is: a carriage return is accepted only before a
-newline.
+newline. Whole numbers are kept as they are, too, however many digits they have.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import re
 import unicodedata
 from collections.abc import Callable, Mapping
@@ -45,6 +46,9 @@ _PAIR = {"prompt", "response"}
 MESSAGE_FIELDS = frozenset({"role", "content"})
 PART_FIELDS = frozenset({"type", "text"})
 _SHOWN_KEYS, _SHOWN_CHARS = 12, 40
+# The parser makes floats of whole numbers beyond 64 bits, which are written as JSON with an exponent. To look for that
+# in metadata costs a tenth of looking at its values.
+_EXPONENT = "e+"
 _ROLES = frozenset({"system", "user", "assistant"})
 # Every key ends so; an escaped quotation mark inside a text does not count, unless a backslash itself is escaped.
 _KEY_END = re.compile(rb'(?<!\\)"\s*:')
@@ -61,6 +65,13 @@ class RowProblem(Exception):
         super().__init__(f"{reason}: {detail}")
         self.reason: Reason = reason
         self.detail = detail
+
+
+class LongNumber:
+    """A whole number beyond 64 bits, for which the parser would have a float."""
+
+    def __init__(self, digits: str) -> None:
+        self.digits = digits
 
 
 class Row(NamedTuple):
@@ -136,7 +147,7 @@ def validate_row(row: dict[str, Any], limits: Limits, raw: bytes | None = None) 
     Raises:
         RowProblem: with the first reason that applies.
     """
-    get: Callable[[str], Any] = row.get if limits.names is None else _under_our_names(row, limits.names).get
+    get = _getter(row, limits)
     prompt, response, messages = get("prompt"), get("response"), get("messages")
     context: list[dict[str, str]]
     if messages is None or (messages == [] and prompt is not None):
@@ -153,13 +164,37 @@ def validate_row(row: dict[str, Any], limits: Limits, raw: bytes | None = None) 
         context, prompt, response = _normalised(context, prompt, response, limits.unicode_form)
     if num_prompt_chars > limits.max_prompt_chars or len(response) > limits.max_response_chars:
         raise _too_long(num_prompt_chars, len(response), limits)
-    metadata = get("metadata")
-    row_id = None if (name := get("id")) is None else _name(name, "id")
-    group = None if (name := get("group")) is None else _name(name, "group")
+    row_id, group, metadata = get("id"), get("group"), get("metadata")
+    if raw is not None and (type(row_id) is float or type(group) is float):
+        exact = _getter(_parse_exactly(raw), limits)
+        row_id, group = exact("id"), exact("group")
+    row_id = None if row_id is None else _name(row_id, "id")
+    group = None if group is None else _name(group, "group")
     if raw is None or limits.unicode_form != "keep" or may_hold_controls(raw):
         _refuse_control_characters(context, response, row_id, group)
     metadata_json = "{}" if metadata is None else _metadata_json(metadata)
+    if raw is not None and _EXPONENT in metadata_json:
+        metadata_json = _metadata_json(_getter(_parse_exactly(raw), limits)("metadata"))
     return new_tuple(Row, (row_id, group, context, prompt, response, metadata_json))
+
+
+def _getter(row: dict[str, Any], limits: Limits) -> Callable[[str], Any]:
+    """Return what gives a row's fields by our names."""
+    return row.get if limits.names is None else _under_our_names(row, limits.names).get
+
+
+def _parse_exactly(line: bytes) -> dict[str, Any]:
+    """Parse a good line again, slower, with its whole numbers as they are."""
+
+    def whole(digits: str) -> int | LongNumber:
+        number = int(digits)
+        return number if -(2**63) <= number < 2**64 else LongNumber(digits)
+
+    try:
+        row: dict[str, Any] = json.loads(line.removeprefix(_BYTE_ORDER_MARK), parse_int=whole)
+    except RecursionError as error:
+        raise RowProblem("not JSON", "objects or lists are nested too deep") from error
+    return row
 
 
 def _too_long(prompt: int, response: int, limits: Limits) -> RowProblem:
@@ -181,7 +216,7 @@ def _parse_again(line: bytes, error: Exception) -> Any:
     except UnicodeDecodeError as problem:
         raise RowProblem("not UTF-8", f"byte {problem.start} is {line[problem.start]:#04x}") from problem
     try:
-        value = json.loads(text, parse_constant=_refuse_constant)
+        value = json.loads(text, parse_constant=_refuse_constant, parse_int=_refuse_endless)
         json.dumps(value, ensure_ascii=False).encode("utf-8")
     except UnicodeEncodeError as problem:
         code = ord(problem.object[problem.start])
@@ -193,6 +228,14 @@ def _parse_again(line: bytes, error: Exception) -> Any:
 
 def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not a JSON number")
+
+
+def _refuse_endless(digits: str) -> str:
+    """Return a whole number as text, of which Python refuses to make a very long number."""
+    if math.isinf(float(digits)):
+        told = f"the whole number {digits[:_SHOWN_CHARS]}… has {len(digits.removeprefix('-'))} digits"
+        raise RowProblem("wrong type", f"{told}, and numbers up to 1.8e308 can be read; write it as text")
+    return digits
 
 
 def _may_repeat_keys(line: bytes, num_keys: int) -> bool:
@@ -309,6 +352,8 @@ def _normalised(
 def _name(value: Any, field: str) -> str:
     if type(value) is int:
         return str(value)
+    if type(value) is LongNumber:
+        return value.digits
     if type(value) is not str:
         raise RowProblem("wrong type", f"{field} is {_kind(value)}, not text or a whole number")
     if not value.strip():
@@ -334,9 +379,15 @@ def _metadata_json(metadata: Any) -> str:
     if not isinstance(metadata, dict):
         raise RowProblem("wrong type", f"metadata is {_kind(metadata)}, not an object")
     try:
-        return orjson.dumps(metadata, option=orjson.OPT_SORT_KEYS).decode()
+        return orjson.dumps(metadata, default=_long_number_json, option=orjson.OPT_SORT_KEYS).decode()
     except orjson.JSONEncodeError as error:
         raise RowProblem("wrong type", f"metadata cannot be written as JSON: {error}") from error
+
+
+def _long_number_json(value: Any) -> orjson.Fragment:
+    if type(value) is LongNumber:
+        return orjson.Fragment(value.digits)
+    raise TypeError(type(value).__name__)
 
 
 def _kind(value: Any) -> str:

@@ -31,6 +31,7 @@ import numpy.typing as npt
 from understudy.config import DataConfig
 from understudy.data.dedup import Bander
 from understudy.data.files import made, write_atomically
+from understudy.data.ids import Places
 from understudy.data.quarantine import Quarantine, with_lines_before
 from understudy.data.rows import Limits, RowProblem, field_names, validate_row
 from understudy.data.sources import Listing, Part, SourceFile, entries, has_parts
@@ -40,7 +41,7 @@ from understudy.errors import DataRefused, IntegrityError
 
 QUARANTINE = "quarantine.jsonl"
 REPORT = "shard.json"
-FORMAT = 2
+FORMAT = 3
 _BANDS = "bands"
 _SHA256_BYTES = 32
 # Params on which a shard's content depends; splits and the fraction of bad rows are the merge's.
@@ -112,6 +113,7 @@ def plan_shards(listing: Listing, count: int) -> tuple[Shard, ...]:
     Raises:
         ValueError: `count` is below 1.
         ConfigError: a file to be cut cannot be opened.
+        DataRefused: a file to be cut ends before it can say what it is.
     """
     if count < 1:
         raise ValueError(f"the number of shards is {count}, it must be at least 1")
@@ -162,7 +164,7 @@ def ingest_shard(listing: Listing, shard: Shard, config: DataConfig, folder: Pat
         finally:
             spool.close()
     if config.near_duplicate_threshold is not None:
-        _write_bands(folder, SpooledRows([folder], buckets), config.near_duplicate_threshold)
+        _write_bands(folder, SpooledRows([folder], buckets, folder), config.near_duplicate_threshold)
     report = ShardReport(
         format=FORMAT,
         **dataclasses.asdict(shard),
@@ -189,11 +191,12 @@ class Shards:
         DataRefused: the source's files changed since a shard read them.
     """
 
-    def __init__(self, listing: Listing, folders: Sequence[Path], config: DataConfig) -> None:
+    def __init__(self, listing: Listing, folders: Sequence[Path], config: DataConfig, scratch: Path) -> None:
+        """Join the shards in `folders`, which are left as they are; temporary files go to `scratch`, which exists."""
         found = sorted(((_read_report(folder), folder) for folder in folders), key=lambda item: item[0].index)
         self.reports, self.folders = [report for report, _ in found], [folder for _, folder in found]
         _check(self.reports, listing, config)
-        self.rows = SpooledRows(self.folders, self.reports[0].num_buckets)
+        self.rows = SpooledRows(self.folders, self.reports[0].num_buckets, scratch)
 
     @property
     def num_rows(self) -> int:
@@ -229,7 +232,7 @@ class Shards:
             stays = report.first_file == report.end_file
             num_lines_before = report.lines_of_end_file + (num_lines_before if stays else 0)
 
-    def texts_with_bands(self, threshold: float, without: set[int]) -> Iterator[tuple[str, npt.NDArray[np.uint64]]]:
+    def texts_with_bands(self, threshold: float, without: Places) -> Iterator[tuple[str, npt.NDArray[np.uint64]]]:
         """Yield text and bands of every row without exact duplicates, in the order of `SpooledRows.unique_rows`."""
         found = heapq.merge(*(_read_bands(folder / _BANDS, threshold) for folder in self.folders))
         for row in self.rows.unique_rows(without):

@@ -1,7 +1,8 @@
 """From a source string to files, and from files to rows, without holding more than one row group in memory.
 
 Formats are told by content, not by name: Parquet, gzip, Arrow files and Arrow streams (the files of a Hugging Face
-dataset folder) by their first bytes, everything else is read as JSON lines. Object storage is listed by `platform/`,
+dataset folder) by their first bytes, everything else is read as JSON lines; only a file that ends before it can say
+what it is, is told by its name. Object storage is listed by `platform/`,
 which hands the same `SourceFile`s over. Lines and Parquet can be read in parts by bytes: a part has the lines, or the
 row groups, that start in it, so that parts side by side have each of them once wherever they were cut.
 """
@@ -31,6 +32,12 @@ LINE_LIMIT_BYTES = 8 * 1024 * 1024
 _TABLE_BATCH_ROWS = 1024
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _ARROW_STREAM, _ARROW_FILE = b"\xff\xff\xff\xff", b"ARROW1"
+_PARQUET, _GZIP = b"PAR1", b"\x1f\x8b"
+_BY_NAME = {
+    ".parquet": ("Parquet", (_PARQUET,)),
+    ".arrow": ("Arrow", (_ARROW_STREAM, _ARROW_FILE)),
+    ".gz": ("gzip", (_GZIP,)),
+}
 
 # Number from 1, position in the file (first byte of a line, number of a table's row), row, raw bytes of a line.
 Entry = tuple[int, int, dict[str, Any] | RowProblem, bytes | None]
@@ -148,11 +155,23 @@ _IN_PARTS = ("JSON lines", "Parquet")
 def _kind(file: SourceFile) -> str:
     with closing(file.open()) as stream:
         magic = stream.read(10)
-    if magic.startswith(b"PAR1"):
+    _refuse_cut_off(file.name, magic)
+    if magic.startswith(_PARQUET):
         return "Parquet"
     if magic.startswith((_ARROW_STREAM, _ARROW_FILE)):
         return "Arrow"
-    return "gzip" if magic.startswith(b"\x1f\x8b") else "JSON lines"
+    return "gzip" if magic.startswith(_GZIP) else "JSON lines"
+
+
+def _refuse_cut_off(name: str, magic: bytes) -> None:
+    """Refuse a file that by its name is no lines, and ends within the bytes that say so, as where a download failed."""
+    for suffix, (kind, magics) in _BY_NAME.items():
+        if name.endswith(suffix) and any(known.startswith(magic) and known != magic for known in magics):
+            raise DataRefused(
+                f"{name} is truncated: by its name it is {kind}, and it ends after {len(magic)} bytes, before it can "
+                "say so. What is missing cannot be known, so nothing was ingested. Fetch or write the file again, or "
+                "remove it."
+            )
 
 
 def _unreadable(name: str, error: OSError) -> ConfigError:
