@@ -38,8 +38,8 @@ def mean(values: Sequence[float], bounds: tuple[float, float]) -> Interval:
     return Interval(middle, low, high, num, num)
 
 
-def expanded_tail(num: int, confidence: float) -> float:
-    """Return the expanded percentile in place of (1 - confidence) / 2, for a bootstrap of `num` units, at least two."""
+def expanded_tail(num: float, confidence: float) -> float:
+    """Return the expanded percentile in place of (1 - confidence) / 2, for a bootstrap of `num` units (over one)."""
     from scipy.special import ndtr, stdtrit
 
     return float(ndtr(math.sqrt(num / (num - 1)) * stdtrit(num - 1, (1 - confidence) / 2)))

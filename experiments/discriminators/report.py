@@ -6,7 +6,7 @@ from typing import Any
 
 from experiments.blocks import Pages
 from experiments.discriminators.study import KINDS, LEARNED_FROM, REPEATS
-from experiments.real.study import of_seeds
+from experiments.real.resampling import of_seeds
 from understudy.evaluation.intervals import Interval
 
 LABELS = {

@@ -17,7 +17,8 @@ from typing import Any
 
 from experiments.real import wording
 from experiments.real.folders import kept, load_all
-from experiments.real.study import Cells, Contender, Key, best_of, of_seeds, win_rate
+from experiments.real.resampling import of_seeds
+from experiments.real.study import Cells, Contender, Key, best_of, win_rate
 from experiments.real.tasks import in_words
 from understudy.evaluation.intervals import Interval
 

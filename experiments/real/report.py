@@ -6,6 +6,7 @@ from typing import Any
 
 from experiments.real import bar2, wording
 from experiments.real.arms import ARMS
+from experiments.real.resampling import mean, of_seeds
 from experiments.real.study import (
     DECIDING,
     DECODINGS,
@@ -15,8 +16,6 @@ from experiments.real.study import (
     best_of,
     best_sft,
     judged,
-    mean,
-    of_seeds,
     on_validation,
     win_rate,
 )
@@ -112,7 +111,7 @@ def briefly(arms: Arms) -> str:
             *_both_wins(Contender(name, "tuned"), best, arms),
             wording.number(of_seeds(each["chrf"] for each in tuned), 1),
             wording.number(of_seeds(each["distinct_2"] for each in tuned), 3),
-            wording.number(of_seeds(sum(each["lengths"]) / len(each["lengths"]) for each in tuned), 0),
+            wording.number(of_seeds(map(_length, tuned)), 0),
         ]
         lines.append(f"| {ARMS[name].label} | " + " | ".join(columns) + " |")
     return "\n".join([*lines, *_over_every_sft(arms)])
@@ -180,7 +179,7 @@ def _of_one(key: Key, arms: Arms) -> list[str]:
         known = _asked(judge, arms)
         if best.arm in known:
             shown.append(wins_table(known, best, label, judge))
-    return [*shown, samples_table(arms)]
+    return [*shown, start_table(arms), samples_table(arms)]
 
 
 def wins_table(arms: Arms, best: Contender, label: str, judge: str = DECIDING) -> str:
@@ -195,22 +194,33 @@ def wins_table(arms: Arms, best: Contender, label: str, judge: str = DECIDING) -
     return "\n".join(lines)
 
 
+def start_table(arms: Arms) -> str:
+    """How often each arm beats plain SFT, decoded alike, and that policy trained on for the arm's own compute."""
+    heads = "arm | over SFT, both T=1 | both tuned | both tuned, at equal length | tuned: over SFT of its own compute"
+    lines = [f"| {heads} |", "|---" * 5 + "|"]
+    for name in (name for name in arms if name != "sft"):
+        plain, tuned = (win_rate(arms[name], at, arms["sft"], at) for at in DECODINGS)
+        longer = next((arm for arm in arms if ARMS[arm].compute_of == name and ARMS[arm].keep == "best_nll"), None)
+        against = win_rate(arms[name], "tuned", arms[longer], "tuned")[0] if longer else None
+        columns = [wording.percent(each) for each in (plain[0], *tuned, against)]
+        lines.append(f"| {ARMS[name].label} | {' | '.join(columns)} |")
+    return "\n".join(lines)
+
+
 def samples_table(arms: Arms) -> str:
-    """What the samples at T=1 are like, mean over seeds; distinct-2 also at the tuned decoding."""
-    heads = "arm | wins over SFT, both T=1 | both tuned | at equal length | tuned: over SFT of its own compute"
-    heads += " | fresh AUC | by MiniLM | NLL | distinct-2 | distinct-2, tuned | self-BLEU | length"
-    lines = [f"| {heads} | chrF | disc. AUC |", "|---" * 14 + "|"]
+    """What the samples at T=1 are like, mean over seeds; some also at the tuned decoding."""
+    heads = "arm | AUC | AUC, tuned | by MiniLM | by MiniLM, tuned | NLL | distinct-2 | distinct-2, tuned"
+    heads += " | self-BLEU | length | length, tuned | chrF | disc. AUC"
+    lines = [f"| {heads} |", "|---" * 13 + "|"]
     for name, cells in arms.items():
-        plain = [cell["decodings"]["T=1"] for cell in cells.values()]
+        plain, tuned = ([cell["decodings"][at] for cell in cells.values()] for at in DECODINGS)
         columns = [
-            *_wins_over_start(name, arms),
-            wording.shown(wording.clipped(of_seeds(each["auc"] for each in plain))),
-            _auc_by_encoder(plain),
+            *(_auc(each, "auc") for each in (plain, tuned)),
+            *(_auc(each, "auc_minilm") for each in (plain, tuned)),
             wording.number(of_seeds(_nll(cell) for cell in cells.values()), 3),
-            wording.number(of_seeds(each["distinct_2"] for each in plain), 3),
-            wording.number(of_seeds(cell["decodings"]["tuned"]["distinct_2"] for cell in cells.values()), 3),
+            *(wording.number(of_seeds(one["distinct_2"] for one in each), 3) for each in (plain, tuned)),
             wording.number(of_seeds(each["self_bleu"] for each in plain), 1),
-            wording.number(of_seeds(sum(each["lengths"]) / len(each["lengths"]) for each in plain), 1),
+            *(wording.number(of_seeds(map(_length, each)), 1) for each in (plain, tuned)),
             wording.number(of_seeds(each["chrf"] for each in plain), 1),
             wording.number(of_seeds(cell.get("held_out_auc") for cell in cells.values()), 2),
         ]
@@ -218,20 +228,16 @@ def samples_table(arms: Arms) -> str:
     return "\n".join(lines)
 
 
-def _auc_by_encoder(plain: list[dict[str, Any]]) -> str:
-    """Empty where some seed's cell is from before it was measured."""
-    known = [each["auc_minilm"] for each in plain if each.get("auc_minilm") is not None]
-    return wording.shown(wording.clipped(of_seeds(known))) if len(known) == len(plain) else ""
+def _auc(made: list[dict[str, Any]], name: str) -> str:
+    """Of a fresh classifier; empty where some seed's cell is from before it was measured."""
+    known = [each[name] for each in made if each.get(name) is not None]
+    return wording.shown(wording.clipped(of_seeds(known))) if len(known) == len(made) else ""
 
 
-def _wins_over_start(name: str, arms: Arms) -> list[str]:
-    """Over the SFT policy that an arm starts from, and over that policy trained on for as much compute as the arm's."""
-    if name == "sft":
-        return [""] * 4
-    plain, tuned = (win_rate(arms[name], at, arms["sft"], at) for at in DECODINGS)
-    longer = next((arm for arm in arms if ARMS[arm].compute_of == name and ARMS[arm].keep == "best_nll"), None)
-    against = win_rate(arms[name], "tuned", arms[longer], "tuned")[0] if longer else None
-    return [wording.percent(each) for each in (plain[0], *tuned, against)]
+def _length(made: dict[str, Any]) -> float:
+    """Characters of a response, on average."""
+    lengths: list[int] = made["lengths"]
+    return sum(lengths) / len(lengths)
 
 
 def _asked(judge: str, arms: Arms) -> Arms:

@@ -162,6 +162,19 @@ def test_all_runs_but_the_one_that_is_stopped_are_healthy_as_the_page_says() -> 
     assert aligned == sft
 
 
+def test_how_far_the_default_model_moved_is_as_the_page_says() -> None:
+    """The longest responses, the fewest distinct pairs and the lowest entropy of a round, beside SFT's in the table."""
+    found: dict[str, list[float]] = {"response_tokens": [], "distinct_2": [], "entropy": []}
+    for item in (item for item in load(RESULTS) if item["case"].startswith("default-")):
+        for name, ratios in found.items():
+            values = [row[name] for row in item["history"] if "kl" in row]
+            ratios.append((max if name == "response_tokens" else min)(values) / values[0])
+    most = max(found["response_tokens"]), min(found["distinct_2"]), min(found["entropy"])
+    said = "at most {:.2f} times SFT's, the fewest distinct pairs {:.2f} and the lowest entropy {:.2f} of SFT's"
+    text = " ".join((ROOT / "docs/results.md").read_text(encoding="utf-8").split())
+    assert said.format(*most) in text
+
+
 @pytest.mark.slow
 def test_a_smoke_run_writes_what_the_tables_read_and_resumes(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
