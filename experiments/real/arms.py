@@ -112,7 +112,14 @@ ARMS: dict[str, Arm] = {
         ),
         Arm("spin", "SPIN", "align", ("align.method=selfplay", "align.selfplay.loss=dpo"), "baseline"),
         Arm("iterative_sft", "iterative SFT, best of a group", "align", ("align.method=iterative_sft",), "baseline"),
-        Arm("rlhf_ppo", "RLHF, PPO", "align", ("align.method=rlhf",), "baseline"),
+        # Its reward is learned before the policy moves: no fewer updates than the others' discriminators have in all.
+        Arm(
+            "rlhf_ppo",
+            "RLHF, PPO",
+            "align",
+            ("align.method=rlhf", "align.discriminator.warmup_updates_per_round=24"),
+            "baseline",
+        ),
         _ours("js", "**JS**", "sequence"),
         _ours("alpha:0.5", "α = ½", "sequence"),
         _ours("forward_kl", "forward KL", "sequence"),

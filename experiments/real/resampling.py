@@ -3,7 +3,8 @@
 Seeds and clusters of prompts are drawn each by itself and every draw of one meets every draw of the other (Owen 2007,
 "The pigeonhole bootstrap"). Of few units a bootstrap's percentiles are too narrow, so they are expanded (Hesterberg
 2015, "What teachers should know about the bootstrap"): not for the number of seeds, which would be right if seeds alone
-made the result vary, but for the effective number, by how much of the variance is theirs (Satterthwaite 1946).
+made the result vary, but for the effective number, by how much of the variance is theirs (Satterthwaite 1946). How much
+that is few seeds hardly know, and by chance they agree: so no more than twice their number is believed.
 `experiments.real.coverage` measures how often such intervals hold the truth.
 
 Shapes: S seeds, P prompts, C clusters of prompts, Q draws of seeds, M draws of clusters, N = Q M, K totals.
@@ -15,7 +16,7 @@ import functools
 import itertools
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +28,7 @@ Statistic = Callable[[Floats], Floats]  # from weighted totals (K, N) to values 
 CONFIDENCE = 0.95
 SEED = 0  # of what is drawn
 MOST_SEEDS_ENUMERATED, DRAWS_OF_SEEDS = 6, 500
+MOST_UNITS_PER_SEED = 2
 _SORTED_PART = 8  # of all draws: limits lie far out
 _STEP = 1e-6  # of a derivative, as a share of the number of values
 
@@ -51,7 +53,7 @@ class Units:
     Attributes:
         num_seeds: S.
         num_clusters: C.
-        effective: of a sample as uncertain as the statistic is; between the smaller of both and their sum.
+        effective: of a sample as uncertain as the statistic is; at most twice the seeds, where there are several.
     """
 
     num_seeds: int
@@ -68,8 +70,18 @@ def expanded(units: Units) -> float:
 
 
 def mean(pairs: Paired, tail: Tail = expanded) -> Interval | None:
-    """Mean of the decided values."""
-    return resampled(pairs, [pairs.value_SP], lambda total_KN: total_KN[1] / total_KN[0], tail)
+    """Mean of the decided values, from 0 to 1.
+
+    Values that are all equal tell a bootstrap nothing; their interval is the widest that their clusters leave possible.
+    """
+    found = resampled(pairs, [pairs.value_SP], lambda total_KN: total_KN[1] / total_KN[0], tail)
+    if found is None or not found.high - found.low <= 1e-12:  # NaN, too
+        return found
+    # A cluster of another value, of probability q, stays unseen in C clusters with probability (1 - q)^C.
+    decided_P = np.isfinite(pairs.value_SP).any(0)
+    unseen = 1 - ((1 - CONFIDENCE) / 2) ** (1 / len(np.unique(pairs.cluster_P[decided_P])))
+    low, high = found.value * (1 - unseen), found.value + unseen * (1 - found.value)
+    return replace(found, low=low, high=high)
 
 
 def of_seeds(values: Iterable[float | None]) -> Interval | None:
@@ -95,13 +107,15 @@ def resampled(pairs: Paired, columns: list[Floats], statistic: Statistic, tail: 
     known_SP = np.isfinite(pairs.value_SP)
     if not known_SP.any():
         return None
-    num_seeds, num_clusters = len(known_SP), int(pairs.cluster_P.max()) + 1
+    decided_S, decided_P = known_SP.any(1), known_SP.any(0)  # who decides nothing is no unit
+    known_SP, columns = known_SP[decided_S][:, decided_P], [column[decided_S][:, decided_P] for column in columns]
+    cluster_P = np.unique(pairs.cluster_P[decided_P], return_inverse=True)[1]
+    num_seeds, num_clusters = len(known_SP), int(cluster_P.max()) + 1
     seed_QS, chance_Q = _seed_draws(num_seeds)
     cluster_MC = _cluster_draws(num_clusters, len(chance_Q))
-    member_PC = (pairs.cluster_P[:, None] == np.arange(num_clusters)).astype(np.float64)
-    table_KSC = np.stack(
-        [np.where(known_SP, column, 0.0) @ member_PC for column in (np.ones_like(pairs.value_SP), *columns)]
-    )
+    member_PC = (cluster_P[:, None] == np.arange(num_clusters)).astype(np.float64)
+    known_columns = (np.where(known_SP, column, 0.0) for column in (np.ones(known_SP.shape), *columns))
+    table_KSC = np.stack([column_SP @ member_PC for column_SP in known_columns])
     total_KN = np.stack([(seed_QS @ (cluster_MC @ table_SC.T).T).ravel() for table_SC in table_KSC])
     chance_N, drawn_N = np.repeat(chance_Q, len(cluster_MC)), total_KN[0] > 0
     if not drawn_N.all():
@@ -124,13 +138,11 @@ def effective_units(table_KSC: Floats, statistic: Statistic) -> float:
     influence_SC = np.tensordot(_gradient(table_KSC.sum((1, 2)), statistic), table_KSC, axes=1)
     margins = [influence_SC.sum(axis) for axis in (1, 0) if influence_SC.shape[1 - axis] > 1]
     variances = [float((margin**2).sum()) * len(margin) / (len(margin) - 1) for margin in margins]
-    fewest = min(len(margin) for margin in margins)
-    if not sum(variances) > 1e-18:  # nothing varies
-        return fewest
-    freedom = sum(variances) ** 2 / sum(
-        variance**2 / (len(margin) - 1) for variance, margin in zip(variances, margins, strict=True)
-    )
-    return freedom + 1
+    if not sum(variances) > 1e-18:  # nothing varies but by the rounding of derivatives
+        return min(map(len, margins))
+    per_freedom = (variance**2 / (len(margin) - 1) for variance, margin in zip(variances, margins, strict=True))
+    effective = 1 + sum(variances) ** 2 / sum(per_freedom)
+    return effective if len(margins) == 1 else min(effective, MOST_UNITS_PER_SEED * influence_SC.shape[0])
 
 
 def _gradient(total_K: Floats, statistic: Statistic) -> Floats:

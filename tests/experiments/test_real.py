@@ -197,7 +197,7 @@ def test_win_rate_is_paired_and_its_mirror_is_one_minus_it() -> None:
     assert there.value == pytest.approx(expected) and there.value + back.value == pytest.approx(1)
     assert there.low > 0.5 > back.high
     itself = win_rate(strong, "T=1", strong, "T=1")[0]
-    assert itself is not None and (itself.value, itself.low, itself.high) == (0.5, 0.5, 0.5)
+    assert itself is not None and itself.value == 0.5 and itself.low + itself.high == pytest.approx(1)
 
 
 def test_only_common_seeds_are_compared() -> None:
@@ -494,7 +494,8 @@ def test_each_judge_has_a_table_unless_it_is_the_deciding_one(tmp_path: Path) ->
     asked = made.split("| valid, of the module that was asked for, T=1 |")[1].split("\n\n")[0]
     assert "| SFT | 0.000 " in asked and "| **JS**, sequence | 0.000 " in asked and "| SPIN |" not in asked
     assert "| MiniLM, T=1 |" in made and "| chrF, T=1 |" not in made and "| chrF to the expert, T=1 |" in made
-    assert "| **JS**, sequence | 0.700 [0.700, 0.700] | 0.700 [0.700, 0.700] | 100.0% [100.0, 100.0] |" in made
+    score = "0.700 [0.582, 0.751]"  # of 20 prompts that are all alike 17% may be otherwise
+    assert f"| **JS**, sequence | {score} | {score} | 100.0% [83.2, 100.0] |" in made
 
 
 def test_the_closed_form_reward_is_the_log_ratio_so_far() -> None:

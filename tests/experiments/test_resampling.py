@@ -51,16 +51,18 @@ def test_tails_are_those_of_students_t_by_as_many_units_as_are_effective() -> No
 
 def test_effective_units_are_those_of_what_varies() -> None:
     draw = np.random.default_rng(0)
-    seed_S, cluster_C = draw.normal(size=5), draw.normal(size=40)
+    seed_S, cluster_C = draw.normal(size=5), 0.8 * draw.normal(size=40)
     by_seeds = np.repeat(seed_S[:, None], 40, 1)
     by_clusters = np.repeat(cluster_C[None], 5, 0)
     assert effective_units(_tables(by_seeds), _share) == pytest.approx(5)
-    assert effective_units(_tables(by_clusters), _share) == pytest.approx(40)
+    assert effective_units(_tables(by_clusters), _share) == 10  # of 5 seeds no more are believed
     assert effective_units(_tables(by_clusters[:1]), _share) == pytest.approx(40)  # one seed says nothing of seeds
     assert effective_units(_tables(np.ones((5, 40))), _share) == 5  # nothing varies: the fewer
     variances = [float(np.var(each, ddof=1)) / len(each) for each in (seed_S, cluster_C)]
     freedom = sum(variances) ** 2 / (variances[0] ** 2 / 4 + variances[1] ** 2 / 39)
+    assert 5 < freedom + 1 < 10
     assert effective_units(_tables(by_seeds + by_clusters), _share) == pytest.approx(freedom + 1)
+    assert effective_units(1e-6 * _tables(by_seeds + by_clusters), _share) == pytest.approx(freedom + 1, rel=1e-3)
     twice = np.repeat(_tables(by_seeds + by_clusters), 2, 2)  # more prompts of the same clusters tell no more
     halves = twice.reshape(2, 5, 40, 2).sum(-1)
     assert effective_units(halves, _share) == pytest.approx(freedom + 1)
@@ -73,8 +75,8 @@ def test_effective_units_of_a_regression_are_those_of_its_residuals() -> None:
     tilt_SC += draw.normal(size=(5, 1))  # seeds differ in length, and by it alone in wins
     win_SC = 0.5 + tilt_SC + cluster_C
     table_KSC = np.stack([np.ones((5, 40)), win_SC, tilt_SC, tilt_SC**2, tilt_SC * win_SC])
-    assert effective_units(table_KSC[:2], _share) < 10
-    assert effective_units(table_KSC, intercept) > 30
+    assert effective_units(table_KSC[:2], _share) < 8
+    assert effective_units(table_KSC, intercept) == 10
 
 
 def test_draws_of_seeds_are_all_that_there_are_with_their_chances() -> None:
@@ -112,7 +114,7 @@ def test_limits_are_not_those_of_a_lucky_draw(spread: float, monkeypatch: pytest
         assert found is not None
         lows.append(found.low)
     resampling._cluster_draws.cache_clear()
-    assert max(lows) - min(lows) < 0.003
+    assert max(lows) - min(lows) < 0.005
 
 
 @pytest.mark.parametrize("num_seeds", coverage.SEEDS)
@@ -122,10 +124,29 @@ def test_intervals_hold_the_truth_whether_seeds_vary_or_not(num_seeds: int) -> N
         ours = coverage.coverage(num_seeds, spread, 200, resampling.expanded)
         assert ours.share >= 0.9
         by_seeds = coverage.coverage(num_seeds, spread, 200, coverage.TAILS["by seeds alone"])
-        assert by_seeds.share >= ours.share and by_seeds.width > 1.25 * ours.width
+        assert by_seeds.share >= ours.share and by_seeds.width > 1.2 * ours.width
     plain = coverage.coverage(num_seeds, 0.1, 200, coverage.TAILS["plain"])
     ours = coverage.coverage(num_seeds, 0.1, 200, resampling.expanded)
     assert plain.share < 0.94 and ours.share > plain.share + 0.02
+
+
+def test_who_decides_nothing_is_no_unit_and_ids_may_have_gaps() -> None:
+    draw = np.random.default_rng(2)
+    value_SP, cluster_P = draw.random((4, 30)), np.repeat(np.arange(10), 3)
+    whole = mean(Paired(value_SP, cluster_P))
+    more_SP = np.full((6, 60), np.nan)
+    more_SP[1:5, :30] = value_SP
+    padded = mean(Paired(more_SP, np.concatenate([7 + 3 * cluster_P, cluster_P])))
+    assert whole is not None and whole == padded and whole.groups == 4
+
+
+def test_values_that_are_all_equal_have_the_widest_interval_that_is_possible() -> None:
+    """Of 72 clusters without a success more than 5% may have one: 0.95^72 is 2.5%."""
+    zero = mean(Paired(np.zeros((5, 150)), np.arange(150) % 72))
+    tied = mean(Paired(np.full((5, 150), 0.5), np.arange(150) % 72))
+    assert zero is not None and tied is not None
+    assert (zero.low, zero.high) == pytest.approx((0.0, 0.0499), abs=1e-4)
+    assert (tied.low, tied.high) == pytest.approx((0.475, 0.525), abs=1e-4)
 
 
 def test_the_page_has_the_coverage_that_is_measured() -> None:
