@@ -26,16 +26,23 @@ def mean(values: Sequence[float], bounds: tuple[float, float]) -> Interval:
     Equal values tell a bootstrap nothing; their interval is the widest that as many seeds leave possible.
     """
     value_S, num = np.asarray(values, dtype=np.float64), len(values)
-    middle, tail = float(value_S.sum() / num), (1 - CONFIDENCE) / 2
+    middle = float(value_S.sum() / num)
     if np.ptp(value_S) <= 1e-12 * max(1.0, abs(middle)):
-        # A different value of probability q stays unseen in S seeds with probability (1 - q)^S.
-        unseen = 1 - tail ** (1 / num)
-        low, high = middle - unseen * (middle - bounds[0]), middle + unseen * (bounds[1] - middle)
+        low, high = widest(middle, num, bounds)
     else:
         weight_NS = _resamples(num)
         expanded = expanded_tail(num, CONFIDENCE)
         low, high = np.quantile((weight_NS @ value_S) / weight_NS.sum(1), [expanded, 1 - expanded]).tolist()
     return Interval(middle, low, high, num, num)
+
+
+def widest(value: float, num: int, bounds: tuple[float, float]) -> tuple[float, float]:
+    """Return the limits of what `num` equal values leave possible.
+
+    Another value of probability q stays unseen in all of them with probability (1 - q)^num.
+    """
+    unseen = 1 - ((1 - CONFIDENCE) / 2) ** (1 / num)
+    return value - unseen * (value - bounds[0]), value + unseen * (bounds[1] - value)
 
 
 def expanded_tail(num: float, confidence: float) -> float:

@@ -13,8 +13,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from experiments.bar1.seeds import expanded_tail
-from experiments.real.resampling import CONFIDENCE, Paired, Tail, expanded, mean
+from experiments.bar1.seeds import CONFIDENCE, expanded_tail
+from experiments.real.resampling import Paired, Tail, expanded, mean
 from understudy.evaluation.intervals import Floats
 
 # Of Ansible at 2,000: 150 prompts in 72 groups, and one in three prompts on which just one arm is valid.

@@ -21,11 +21,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from experiments.bar1.seeds import expanded_tail
+from experiments.bar1.seeds import CONFIDENCE, expanded_tail, widest
 from understudy.evaluation.intervals import Floats, Interval
 
 Statistic = Callable[[Floats], Floats]  # from weighted totals (K, N) to values (N,)
-CONFIDENCE = 0.95
 SEED = 0  # of what is drawn
 MOST_SEEDS_ENUMERATED, DRAWS_OF_SEEDS = 6, 500
 MOST_UNITS_PER_SEED = 2
@@ -77,10 +76,8 @@ def mean(pairs: Paired, tail: Tail = expanded) -> Interval | None:
     found = resampled(pairs, [pairs.value_SP], lambda total_KN: total_KN[1] / total_KN[0], tail)
     if found is None or not found.high - found.low <= 1e-12:  # NaN, too
         return found
-    # A cluster of another value, of probability q, stays unseen in C clusters with probability (1 - q)^C.
     decided_P = np.isfinite(pairs.value_SP).any(0)
-    unseen = 1 - ((1 - CONFIDENCE) / 2) ** (1 / len(np.unique(pairs.cluster_P[decided_P])))
-    low, high = found.value * (1 - unseen), found.value + unseen * (1 - found.value)
+    low, high = widest(found.value, len(np.unique(pairs.cluster_P[decided_P])), (0.0, 1.0))
     return replace(found, low=low, high=high)
 
 
