@@ -81,6 +81,8 @@ _NGRAMS = (
     "align.discriminator.learning_rate=1e-3",
     *_MORE_UPDATES,
 )
+# Where SFT is strongest: twice its epochs, overfitted; pipelines/runs/cpu.yaml plays from there.
+_TWICE = ("sft.epochs=16", "sft.keep=last")
 # Of many demonstrations the table must have met many, and each update of the policy has four times the samples. Chosen
 # on validation prompts of all Ansible demonstrations, seed 100: docs/lab-notes.md, 2026-11-29.
 _NGRAMS_WIDE = (*_NGRAMS, "align.rollout.prompts_per_round=96")
@@ -157,6 +159,30 @@ ARMS: dict[str, Arm] = {
         # With the settings that were chosen for reverse KL.
         _wide_ngrams("js", "**JS**"),
         _wide_ngrams("forward_kl", "forward KL"),
+        Arm("sft_twice", "SFT, 16 epochs, last weights", "sft", _TWICE, "sft"),
+        Arm(
+            "js_sequence_twice",
+            "JS, sequence, from 16 epochs' last weights",
+            "align",
+            ("align.divergence=js", "align.level=sequence", *_TWICE),
+            "ours",
+        ),
+        Arm(
+            "reverse_kl_ngrams_twice",
+            "reverse KL, sequence, by a table of n-grams, from 16 epochs' last weights",
+            "align",
+            (*_NGRAMS, _NGRAMS_RATE, *_TWICE),
+            "ours",
+        ),
+        Arm(
+            "sft_longer_twice",
+            "SFT, 16 epochs and as much compute as JS from there, last weights",
+            "sft_longer",
+            _TWICE,
+            "sft",
+            "js_sequence_twice",
+            "last",
+        ),
         # At 2,000 demonstrations more compute than 40 rounds with 96 prompts take, known before they are run.
         Arm("sft_more_last", "SFT, 24 epochs more, last weights", "sft_longer", (), "sft", keep="last", epochs=24),
     )
