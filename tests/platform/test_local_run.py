@@ -7,7 +7,9 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +64,20 @@ def test_unchanged_is_cached_and_a_change_runs_from_the_first_step_that_reads_it
     assert (outcome["status"], outcome["exit_code"]) == ("succeeded", 0)
     assert capfd.readouterr() == ("", "")  # all of kfp's output is in kfp.log
     assert "finished with status" in (results[0].run_dir / "kfp.log").read_text()
+
+
+@pytest.mark.parametrize("mode", ["ok", "refuse"])
+def test_a_run_leaves_nothing_in_the_folder_for_temporary_files(
+    params: Params, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str
+) -> None:
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setenv("TMPDIR", str(temporary))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    with nullcontext() if mode == "ok" else pytest.raises(DataRefused):
+        local_run.run(PIPELINE, given(mode=mode), params, tmp_path / "workdir")
+    # kfp writes each step's program into a folder of its own there, and leaves it.
+    assert not list(temporary.iterdir())
 
 
 def test_a_deleted_artifact_is_made_again(params: Params, tmp_path: Path) -> None:

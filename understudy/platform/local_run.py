@@ -12,6 +12,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -80,7 +81,10 @@ def run(
         forget_unconfirmed(workdir, where.tracking_uri(workdir, params))
         on_start(run_id, run_dir)
         started = time.monotonic()
-        seen = _watch(run_dir, environment(params, workdir, run_id, run_dir), on_events)
+        # kfp writes each step's program into a folder of its own for temporary files, and leaves it there.
+        with tempfile.TemporaryDirectory(prefix="understudy-", ignore_cleanup_errors=True) as scratch:
+            env = {**environment(params, workdir, run_id, run_dir), "TMPDIR": scratch}
+            seen = _watch(run_dir, env, on_events)
         return _result(run_id, run_dir, time.monotonic() - started, seen)
 
 
