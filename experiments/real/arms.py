@@ -183,6 +183,8 @@ ARMS: dict[str, Arm] = {
             "js_sequence_twice",
             "last",
         ),
+        # Of many demonstrations an arm's compute is a small part of SFT's: as much again as SFT itself.
+        Arm("sft_8_more_last", "SFT, 8 epochs more, last weights", "sft_longer", (), "sft", keep="last", epochs=8),
         # At 2,000 demonstrations more compute than 40 rounds with 96 prompts take, known before they are run.
         Arm("sft_more_last", "SFT, 24 epochs more, last weights", "sft_longer", (), "sft", keep="last", epochs=24),
     )

@@ -54,7 +54,7 @@ def _params(task: Task, *overrides: str) -> Any:
 
 
 def test_every_arm_of_the_comparison_is_there_and_its_params_are_valid() -> None:
-    assert len(ARMS) == 38 and [name for name, arm in ARMS.items() if arm.role == "sft"] == [
+    assert len(ARMS) == 39 and [name for name, arm in ARMS.items() if arm.role == "sft"] == [
         "sft",
         "sft_longer",
         "sft_longer_last",
@@ -65,6 +65,7 @@ def test_every_arm_of_the_comparison_is_there_and_its_params_are_valid() -> None
         "sft_longer_ngrams_wide_last",
         "sft_twice",
         "sft_longer_twice",
+        "sft_8_more_last",
         "sft_more_last",
     ]
     for arm in ARMS.values():
