@@ -36,13 +36,10 @@ CURVE = ("sft", "sft_tuned", "forward_kl", "js", "reverse_kl")
 
 
 def tables(results: dict[str, Any]) -> str:
-    """All tables: every method, the differences that the bar is about, the two curves."""
-    parts = [
-        main_table(results["main"]),
-        difference_table(results["differences"]),
-        curve_table("tokens remembered", results["capacity"]),
-        curve_table("demonstrations", results["demonstrations"]),
-    ]
+    """All tables: every method, the differences that the bar is about, the two curves and their differences."""
+    parts = [main_table(results["main"]), difference_table(results["differences"])]
+    for head, curve in (("tokens remembered", results["capacity"]), ("demonstrations", results["demonstrations"])):
+        parts += [curve_table(head, curve), curve_difference_table(head, curve)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -79,6 +76,23 @@ def curve_table(head: str, curve: dict[str, Any]) -> str:
         cells = [f"{_average(table[key]['validity']):.3f} ({_average(table[key]['modes']):.1f})" for key in CURVE]
         lines.append(f"| {int(point):,} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def curve_difference_table(head: str, curve: dict[str, Any]) -> str:
+    """One row a point: each divergence over SFT at its best decoding, paired by seed, and seeds won."""
+    ours = [key for key in CURVE if not key.startswith("sft")]
+    names = " | ".join(f"{NAMES[key].replace('*', '').split(',')[0]} − SFT, best decoding" for key in ours)
+    lines = [f"| {head} | {names} |", "|---" * (len(ours) + 1) + "|"]
+    for point, table in curve.items():
+        cells = [_over(table[key]["validity"], table["sft_tuned"]["validity"]) for key in ours]
+        lines.append(f"| {int(point):,} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _over(ours: Sequence[float], theirs: Sequence[float]) -> str:
+    gap = [mine - other for mine, other in zip(ours, theirs, strict=True)]
+    found = mean(gap, (-1, 1))
+    return f"{found.value:+.3f} [{found.low:+.3f}, {found.high:+.3f}], {sum(each > 0 for each in gap)} of {len(gap)}"
 
 
 def _average(values: Sequence[float] | None) -> float:
