@@ -18,9 +18,10 @@ import pytest
 import torch
 from rich.console import Console
 
-from benchmarks import finetuning, gpu, machine, page, profiling, sampling, sharding, timing
+from benchmarks import device, finetuning, gpu, gpu_steps, machine, page, profiling, sampling, sharding, timing
 from benchmarks.__main__ import main
 from benchmarks.aligning import OurStep, Work, align_config, least_flops
+from benchmarks.gpu_works import ROWS, WORK
 from benchmarks.machine import Floor, commit
 from benchmarks.scaling import exponent
 from benchmarks.subjects import as_text, create_policy, make_end_likely, random_ids, word_tokenizer
@@ -29,7 +30,7 @@ from benchmarks.timing import Turn, Usage, alternate, compared, ratio_of_turns, 
 
 FAILING_AFTER_A_CELL = """
 import sys
-from benchmarks import gpu
+from benchmarks import gpu, gpu_parts
 
 timed = []
 
@@ -39,7 +40,7 @@ def step_seconds(kind, *_):
         raise RuntimeError("no such kernel\\nCompile with TORCH_USE_CUDA_DSA")
     return {"seconds": 1.0}
 
-gpu._step_seconds = step_seconds
+gpu_parts._step_seconds = step_seconds
 sys.exit(gpu.main(["--part-alone", *sys.argv[1:]]))
 """
 
@@ -225,12 +226,12 @@ def test_gpu_script_tells_of_a_part_that_failed_and_goes_on(
 def test_bars_of_a_gpu_by_hand() -> None:
     report = {
         "step": {"bf16": {"rloo_ratio": 5.5}, "fp32": {"failed": {"rloo": "OutOfMemoryError: …"}}},
-        "decode": {f"bf16, {gpu.ROWS[-1]} rows": {"share_of_floor": 0.39}},
+        "decode": {f"bf16, {ROWS[-1]} rows": {"share_of_floor": 0.39}},
         "update": {"bf16, 1 tokens": {"mfu": 0.3}, "bf16, 2 tokens": {"mfu": 0.4}, "fp32, 2 tokens": {"failed": "…"}},
     }
     found = gpu.bars(report)
     assert found["whole step to TRL RLOO, bf16"] == {"bar": 5.0, "value": 5.5, "met": True}
-    assert found[f"decode to the bandwidth floor, bf16, {gpu.ROWS[-1]} rows"]["met"] is False
+    assert found[f"decode to the bandwidth floor, bf16, {ROWS[-1]} rows"]["met"] is False
     assert found["MFU of the best update, bf16"] == {"bar": 0.4, "value": 0.4, "met": True}
     assert [bar["met"] for name, bar in found.items() if "fp32" in name] == [None, None, None]
 
@@ -241,10 +242,10 @@ def test_a_contender_that_fails_on_a_gpu_leaves_the_others_numbers(monkeypatch: 
 
     once = iter([out_of_memory, lambda: 9.0])
     runs: dict[str, Callable[[], float]] = {"ours": lambda: 2.0, "rloo": out_of_memory, "grpo": lambda: next(once)()}
-    monkeypatch.setattr(gpu, "TURNS", 2)
+    monkeypatch.setattr(gpu_steps, "TURNS", 2)
     told: dict[str, object] = {"formula_mib": 1.0}
     kept: list[str] = []
-    gpu.steps_in_turns(runs, told, lambda: kept.append(json.dumps(told)))
+    gpu_steps.steps_in_turns(runs, told, lambda: kept.append(json.dumps(told)))
     assert len(kept) == 6 and json.loads(kept[-1]) == told
     assert told["seconds"] == {"ours": [2.0, 2.0], "rloo": [None, None], "grpo": [None, 9.0]}
     assert told["failed"] == dict.fromkeys(("grpo", "rloo"), "OutOfMemoryError: CUDA out of memory.")
@@ -253,8 +254,8 @@ def test_a_contender_that_fails_on_a_gpu_leaves_the_others_numbers(monkeypatch: 
 
 
 def test_a_profile_on_a_gpu_is_of_one_warm_round(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gpu, "PROFILE_LINES", 10_000)
-    _, *lines = gpu.round_profile(replace(gpu.WORK, precision="fp32"))
+    monkeypatch.setattr(device, "PROFILE_LINES", 10_000)
+    _, *lines = gpu_steps.round_profile(replace(WORK, precision="fp32"))
     calls = {line["name"]: line["calls"] for line in lines}
     # Two updates of the discriminator, one of the policy; no weights are made.
     assert calls["Optimizer.step#AdamW.step"] == 3 and "aten::normal_" not in calls
@@ -266,14 +267,14 @@ def test_peak_memory_is_above_what_was_there_and_the_largest_of_turns(monkeypatc
             return 1.0
 
     peaks = iter([350 * 2**20, 300 * 2**20])
-    monkeypatch.setattr(gpu, "ON_GPU", True)
-    monkeypatch.setattr(gpu, "OurStep", lambda *_: Step())
+    monkeypatch.setattr(gpu_steps, "ON_GPU", True)
+    monkeypatch.setattr(gpu_steps, "OurStep", lambda *_: Step())
     for name in ("reset_peak_memory_stats", "empty_cache"):
         monkeypatch.setattr(torch.cuda, name, lambda: None)
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda: 100 * 2**20)
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: next(peaks))
     told: dict[str, float] = {}
-    assert [gpu._our_step(gpu.WORK, told) for _ in range(2)] == [1.0, 1.0]
+    assert [gpu_steps._our_step(WORK, told) for _ in range(2)] == [1.0, 1.0]
     assert told == {"peak_mib": 250.0}
 
 

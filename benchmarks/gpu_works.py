@@ -1,0 +1,38 @@
+"""What a GPU benchmark works on: the shape of SmolLM2-135M, on a CPU a tiny one."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+from benchmarks.aligning import Work
+from benchmarks.device import DEVICE, ON_GPU
+from benchmarks.subjects import create_model, word_tokenizer
+from understudy.models.language_model import LanguageModel
+
+SIZE = "SmolLM2-135M" if ON_GPU else "0.1M"
+WORK = Work(SIZE, 16, 8, 128, 256, 49_152) if ON_GPU else Work(SIZE, 1, 2, 4, 6, 64)
+MICRO_BATCHES = (8192, 16384, 32768) if ON_GPU else (20,)
+ROWS = (128, 512) if ON_GPU else (2,)
+Found = dict[str, Any]
+Keep = Callable[[Found], None]
+
+
+@cache
+def model() -> Any:
+    """The model of all parts."""
+    return create_model(SIZE, WORK.vocabulary, max(128, WORK.prompt_tokens + WORK.response_tokens + 8))
+
+
+def policy() -> LanguageModel:
+    """A copy of it on the device as a policy."""
+    made = LanguageModel(copy.deepcopy(model()).to(DEVICE), word_tokenizer(WORK.vocabulary))
+    made.pad_token_id = 0
+    return made
+
+
+def one_line(error: Exception) -> str:
+    """Its type and the first line of what it says."""
+    return f"{type(error).__name__}: {error}".splitlines()[0]
