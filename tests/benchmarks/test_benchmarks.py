@@ -20,13 +20,15 @@ from rich.console import Console
 
 from benchmarks import device, finetuning, gpu, gpu_steps, machine, page, profiling, sampling, sharding, timing
 from benchmarks.__main__ import main
-from benchmarks.aligning import OurStep, Work, align_config, least_flops
+from benchmarks.aligning import OurStep, Work, align_config, formula_mib, least_flops
 from benchmarks.gpu_works import ROWS, WORK
 from benchmarks.machine import Floor, commit
 from benchmarks.scaling import exponent
-from benchmarks.subjects import as_text, create_policy, make_end_likely, random_ids, word_tokenizer
+from benchmarks.subjects import as_text, create_model, create_policy, make_end_likely, random_ids, word_tokenizer
 from benchmarks.table import bar_of, load_text, show
 from benchmarks.timing import Turn, Usage, alternate, compared, ratio_of_turns, usage
+from understudy.training.replay import Sample
+from understudy.training.state import AlignState, MicroBatch
 
 FAILING_AFTER_A_CELL = """
 import sys
@@ -292,6 +294,28 @@ def test_our_step_samples_all_tokens_of_the_work() -> None:
     # As in params.yaml: two updates of 32 pairs for 96 samples.
     assert config.discriminator.updates_per_round * config.discriminator.batch_pairs == 22
     assert (config.num_rounds, config.discriminator.warmup_rounds) == (3, 0)
+
+
+def test_a_work_in_one_pass_takes_all_its_rows_at_once_also_in_the_formula(monkeypatch: pytest.MonkeyPatch) -> None:
+    work = Work("0.1M", 4, 8, 32, 64, 64)
+    assert align_config(work, 1).micro_batch_tokens == 8192  # as params.yaml says
+    work = replace(work, micro_batch_tokens=200)  # two rows
+    passes: list[int] = []
+    divide = AlignState.micro_batches
+
+    def counted(state: AlignState, samples: list[Sample]) -> Iterator[MicroBatch]:
+        for micro in divide(state, samples):
+            passes.append(micro.batch.num_rows)
+            yield micro
+
+    monkeypatch.setattr(AlignState, "micro_batches", counted)
+    OurStep(work).run(0)
+    assert set(passes) == {2}
+    passes.clear()
+    OurStep(work.in_one_pass()).run(0)
+    assert set(passes) == {32}
+    model = create_model("0.1M", 64, 128)
+    assert formula_mib(work.in_one_pass(), model) > 2 * formula_mib(work, model)
 
 
 def test_words_are_tokens_and_the_end_cannot_be_sampled() -> None:
