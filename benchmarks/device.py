@@ -22,6 +22,12 @@ def measure_device() -> dict[str, float]:
         floor = measure_floor(0.1)
         flops = dict.fromkeys(("fp32_flops_per_second", "bf16_flops_per_second"), floor.flops_per_second)
         return flops | {"bytes_per_second": floor.bytes_per_second}
+    found = _rates()
+    torch.cuda.empty_cache()  # of which other processes are measured on the same device
+    return found
+
+
+def _rates() -> dict[str, float]:
     matrix = torch.randn(8192, 8192, device=DEVICE)
     half, memory = matrix.bfloat16(), torch.ones(2**30, device=DEVICE)
     return {

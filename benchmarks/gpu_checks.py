@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 import torch
 
 from benchmarks import gpu_works
 from benchmarks.device import DEVICE, ON_GPU, WIDTH, autocast
-from benchmarks.gpu_works import WORK
+from benchmarks.gpu_works import WORK, Found, Keep
 from benchmarks.subjects import create_model, random_ids, word_tokenizer
 from understudy.models.decoding import CachedStepper, start_fused
 from understudy.models.generation import SamplingSettings, generate
@@ -17,7 +16,7 @@ from understudy.models.graph_decoding import GraphStepper
 from understudy.models.language_model import LanguageModel
 
 
-def checks() -> dict[str, Any]:
+def checks(keep: Keep) -> Found:
     """Relative errors of the fast paths to the plain ones in float32 without TF32, and a sampler's chi-square."""
     torch.set_float32_matmul_precision("highest")
     try:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -77,14 +79,18 @@ def update(floor: dict[str, float], keep: Keep) -> Found:
     policy, found = gpu_works.policy(), {}
     for precision in WIDTH:
         for tokens in MICRO_BATCHES:
-            try:
-                cell = _update(policy, tokens, precision, floor)
-            except torch.OutOfMemoryError as error:
-                cell = {"failed": one_line(error)}
-            found[f"{precision}, {tokens} tokens"] = cell
+            found[f"{precision}, {tokens} tokens"] = _in_memory(partial(_update, policy, tokens, precision, floor))
             keep(found)
     batch = _batch(policy, MICRO_BATCHES[len(MICRO_BATCHES) // 2])
     return found | {"profile": profile_of(lambda: _pass(policy, batch, "bf16"))}
+
+
+def _in_memory(measure: Callable[[], Found]) -> Found:
+    """A measurement, or that the device's memory did not hold it: smaller ones are worth having."""
+    try:
+        return measure()
+    except torch.OutOfMemoryError as error:
+        return {"failed": one_line(error)}
 
 
 def _update(policy: LanguageModel, tokens: int, precision: str, floor: dict[str, float]) -> Found:

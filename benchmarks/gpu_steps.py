@@ -1,11 +1,9 @@
-"""Whole align steps on a GPU, ours and TRL's."""
+"""Whole align steps on a GPU, ours and TRL's, each turn of each in a process of its own; bar: 5 times TRL's RLOO."""
 
 from __future__ import annotations
 
 import dataclasses
-import gc
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from typing import Any
 
 import torch
@@ -13,39 +11,58 @@ import torch
 from benchmarks import gpu_works
 from benchmarks.aligning import Clock, OurStep, PeerStep, Work, formula_mib
 from benchmarks.device import DEVICE, ON_GPU, WIDTH, Profiler
-from benchmarks.gpu_works import WORK, Found, Keep, one_line
-from benchmarks.timing import alternate, median
+from benchmarks.gpu_works import WORK, Found, Keep
+from benchmarks.timing import median
 
 TURNS = 2 if ON_GPU else 1
+ROUNDS = 2 if ON_GPU else 1  # that are timed in a turn, of every contender
+_SPARE = 1.25  # a turn may take so much longer than the one before
 
 
-def whole_steps(peers: list[str], keep: Keep) -> Found:
-    """Whole steps, ours and TRL's in turns, and our peak memory beside the formula; bar: 5 times TRL with generate."""
-    found: Found = {}
-    for precision in WIDTH:
-        work = dataclasses.replace(WORK, precision=precision)
-        told = found[precision] = {"formula_mib": formula_mib(work, gpu_works.model())}
-        runs: dict[str, Callable[[], float]] = {"ours": partial(_our_step, work, told)}
-        runs |= {peer: partial(_peer_step, work, peer) for peer in peers}
-        steps_in_turns(runs, told, partial(keep, found))
-    return found | {"profile": round_profile(dataclasses.replace(WORK, precision="bf16"))}
+def whole_steps(
+    peers: Sequence[str], floor: Mapping[str, float], run: Callable[..., Found], left: Callable[[], float], keep: Keep
+) -> Found:
+    """Seconds of a step by precision: ours and the peers', ratios, peak memory beside the formula, why one failed.
+
+    Args:
+        peers: TRL's trainers.
+        floor: what the device reaches.
+        run: measures one contender, or the profile, in a process of its own.
+        left: seconds until nothing more should begin; after the first turn nobody begins who would need more.
+        keep: is told what there is after every measurement.
+    """
+    names = ["ours", *peers]
+    found: Found = {precision: _nothing_yet(precision, names) for precision in WIDTH}
+    took: dict[tuple[str, str], float] = {}
+    for turn in range(TURNS):
+        for precision in WIDTH:
+            for name in names[:: -1 if turn % 2 else 1]:  # nobody always follows the same neighbour
+                if turn and left() < _SPARE * took[precision, name]:
+                    continue
+                told = run("contender", "--contender", name, "--precision", precision)
+                took[precision, name] = told.get("took_seconds", 0.0)
+                _note(found[precision], name, turn, told)
+                keep(found)
+        if not turn:
+            found["profile"] = run("profile", "--precision", "bf16")
+            keep(found)
+    return found
 
 
-def steps_in_turns(runs: Mapping[str, Callable[[], float]], told: Found, keep: Callable[[], None]) -> None:
-    """Tell the seconds of all runs, None for one that failed, and why it did; kept after each."""
-    seconds: dict[str, list[float | None]] = {name: [] for name in runs}
-    failed: dict[str, str] = {}
+def _nothing_yet(precision: str, names: Sequence[str]) -> Found:
+    work = dataclasses.replace(WORK, precision=precision)
+    turns = {name: [None] * TURNS for name in names}
+    return {"formula_mib": formula_mib(work, gpu_works.model()), "seconds": turns, "peak_mib": {}, "failed": {}}
 
-    def attempt(name: str) -> None:
-        try:
-            seconds[name].append(runs[name]())
-        except Exception as error:  # out of memory, or a peer's own: the others are worth having
-            seconds[name].append(None)
-            failed[name] = one_line(error)
-        told.update(seconds=seconds, failed=failed, **summary(seconds))
-        keep()
 
-    alternate({name: partial(attempt, name) for name in runs}, TURNS)
+def _note(told: Found, name: str, turn: int, one: Found) -> None:
+    """Add a turn of one contender."""
+    told["seconds"][name][turn] = one.get("seconds")
+    if "peak_mib" in one:
+        told["peak_mib"][name] = max(told["peak_mib"].get(name, 0.0), one["peak_mib"])
+    if "failed" in one:
+        told["failed"][name] = one["failed"]
+    told |= summary(told["seconds"])
 
 
 def summary(seconds: Mapping[str, Sequence[float | None]]) -> dict[str, float]:
@@ -54,38 +71,24 @@ def summary(seconds: Mapping[str, Sequence[float | None]]) -> dict[str, float]:
     for name, values in seconds.items():
         if ran := [value for value in values if value is not None]:
             told[f"{name}_seconds"] = median(ran)
-        pairs = zip(values, seconds["ours"], strict=False)  # one of them may not have had its turn yet
+        pairs = zip(values, seconds["ours"], strict=True)
         ratios = [peer / ours for peer, ours in pairs if peer is not None and ours is not None]
         if ratios and name != "ours":
             told[f"{name}_ratio"] = median(ratios)
     return told
 
 
-def _our_step(work: Work, told: Found) -> float:
-    _clear()
-    step = OurStep(work, DEVICE)
-    if not ON_GPU:
-        return step.seconds(3)
-    torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_allocated()  # what a peer has left is not ours
-    seconds = step.seconds(3)
-    told["peak_mib"] = max(told.get("peak_mib", 0.0), (torch.cuda.max_memory_allocated() - before) / 2**20)
-    return seconds
+def contender(name: str, precision: str) -> Found:
+    """Seconds of a step, and the peak of what torch allocates on the device, of ours or a peer's."""
+    work = dataclasses.replace(WORK, precision=precision)
+    step = OurStep(work, DEVICE) if name == "ours" else PeerStep(work, name, DEVICE)
+    found = {"seconds": step.seconds(ROUNDS)}
+    return found | ({"peak_mib": torch.cuda.max_memory_allocated() / 2**20} if ON_GPU else {})
 
 
-def _peer_step(work: Work, peer: str) -> float:
-    _clear()
-    return PeerStep(work, peer, DEVICE).seconds(1)
-
-
-def _clear() -> None:
-    """Forget the step before: accelerate allows a process one precision, and what is in cycles waits for collection."""
-    from accelerate.state import AcceleratorState
-
-    AcceleratorState._reset_state(reset_partial_state=True)
-    gc.collect()
-    if ON_GPU:
-        torch.cuda.empty_cache()
+def profiled_round(precision: str) -> Found:
+    """The kernels of one warm round of ours."""
+    return {"lines": round_profile(dataclasses.replace(WORK, precision=precision))}
 
 
 class Recorder(Clock):
@@ -102,7 +105,6 @@ class Recorder(Clock):
 
 def round_profile(work: Work) -> list[dict[str, Any]]:
     """The kernels of one warm round of ours."""
-    _clear()
     recorder = Recorder()
     OurStep(work, DEVICE).run(2, recorder)
     return recorder.lines

@@ -9,7 +9,7 @@ import os
 import pickle
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -45,6 +45,8 @@ def step_seconds(kind, *_):
 gpu_parts._step_seconds = step_seconds
 sys.exit(gpu.main(["--part-alone", *sys.argv[1:]]))
 """
+
+FLOOR = {"bf16_flops_per_second": 2e12, "fp32_flops_per_second": 1e12, "bytes_per_second": 1e12}
 
 
 @pytest.fixture
@@ -189,10 +191,17 @@ def test_a_floor_is_the_longer_of_both_at_the_best_rates() -> None:
 def test_gpu_script_runs_on_a_cpu_with_eager_calls_for_the_graph(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def in_this_process(part: str, path: Path, floor: dict[str, float], peers: list[str]) -> dict[str, object]:
-        assert gpu.main(["--part-alone", part, "--json", str(path), "--floor", json.dumps(floor)]) == 0
-        found: dict[str, object] = json.loads(path.read_text())
-        return found
+    from accelerate.state import AcceleratorState
+
+    jobs: list[tuple[str, ...]] = []
+
+    def in_this_process(job: tuple[str, ...], path: Path, floor: dict[str, float], seconds: float) -> gpu.Found:
+        AcceleratorState._reset_state(reset_partial_state=True)
+        jobs.append(job)
+        assert gpu.main(["--part-alone", *job, "--json", str(path), "--floor", json.dumps(floor)]) == 0
+        found: gpu.Found = json.loads(path.read_text())
+        path.unlink()
+        return found | {"took_seconds": 0.0}
 
     monkeypatch.setattr(gpu, "in_a_process", in_this_process)
     assert gpu.main(["--out", str(tmp_path)]) == 0
@@ -208,6 +217,10 @@ def test_gpu_script_runs_on_a_cpu_with_eager_calls_for_the_graph(
         step = report["step"][precision]
         for peer in ("rloo", "grpo"):
             assert step[f"{peer}_ratio"] == pytest.approx(step[f"{peer}_seconds"] / step["ours_seconds"])
+    assert report["step"]["profile"]["lines"][0]["name"] == "all"
+    # Every contender of every precision apart, and their profile.
+    assert [job[0] for job in jobs] == ["checks", "decode", "update", *["contender"] * 6, "profile"]
+    assert len(set(jobs)) == len(jobs)
     shown = capsys.readouterr().out.splitlines()
     assert shown[:-1] == [line for line in shown if " of 5.0" in line or " of 0.4" in line] and len(shown) == 7
 
@@ -222,7 +235,47 @@ def test_gpu_script_tells_of_a_part_that_failed_and_goes_on(
     assert report["decode"]["failed"] == "RuntimeError: no such kernel"
     assert report["decode"]["bf16, 2 rows"]["GraphStepper"] == {"seconds": 1.0}  # measured before
     assert "failed" not in report["update"] and report["update"]["fp32, 20 tokens"]["seconds"] > 0
-    assert "whole step to TRL RLOO, bf16: unmeasured" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "whole step to TRL RLOO, bf16: unmeasured" in shown
+    assert "decode: failed: RuntimeError: no such kernel" in shown
+
+
+def test_what_a_process_had_measured_when_its_time_was_up_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    script = "import pathlib, sys, time; print('seen at once', flush=True)\n"
+    script += "pathlib.Path(sys.argv[3]).write_text('{\"cell\": 1}'); time.sleep(float(sys.argv[1]))"
+    monkeypatch.setattr(gpu, "COMMAND", [sys.executable, "-c", script])
+    path = tmp_path / "found.json"
+    found = gpu.in_a_process(("60",), path, {}, 3.0)
+    assert 3.0 <= found.pop("took_seconds") < 50.0
+    assert found == {"cell": 1, "failed": "it was stopped after 3 s"}
+    assert "seen at once" in capfd.readouterr().err and not path.exists()
+    assert "failed" not in gpu.in_a_process(("0",), path, {}, 60.0)
+    assert gpu.in_a_process(("0",), path, {}, 0.0) == {"failed": "no time was left to begin"}
+
+
+def test_a_process_that_dies_without_a_word_is_told_by_its_status(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gpu, "COMMAND", [sys.executable, "-c", "import os; os.abort()"])
+    assert gpu.in_a_process(("decode",), tmp_path / "found.json", {}, 60.0)["failed"] == "it ended with -6"
+
+
+def test_whatever_failed_and_no_bar_that_is_missed_makes_the_exit_status(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    missed = {"bars": {"MFU": {"bar": 0.4, "value": 0.1, "met": False}}}
+    good = {"update": {"bf16, 8 tokens": {"mfu": 0.1}}, "step": {"bf16": {"failed": {}, "seconds": {"ours": [None]}}}}
+    assert gpu.tell(missed | good, tmp_path) == 0
+    assert capsys.readouterr().out.splitlines()[0] == "MFU: not met, 0.1 of 0.4"
+    for wrong, line in (
+        ({"update": {"bf16, 8 tokens": {"failed": "OutOfMemoryError: …"}}}, "update: bf16, 8 tokens: failed: OutOf"),
+        ({"step": {"fp32": {"failed": {"grpo": "ValueError: …"}}}}, "step: fp32: failed: {'grpo': 'ValueError: …'}"),
+        ({"checks": {"logits": {"error": 0.2, "ok": False}}}, "checks: logits: not met: {'error': 0.2"),
+    ):
+        assert gpu.tell(missed | good | wrong, tmp_path) == 1
+        assert line in capsys.readouterr().out
 
 
 def test_bars_of_a_gpu_by_hand() -> None:
@@ -238,21 +291,69 @@ def test_bars_of_a_gpu_by_hand() -> None:
     assert [bar["met"] for name, bar in found.items() if "fp32" in name] == [None, None, None]
 
 
-def test_a_contender_that_fails_on_a_gpu_leaves_the_others_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
-    def out_of_memory() -> float:
-        raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate")
-
-    once = iter([out_of_memory, lambda: 9.0])
-    runs: dict[str, Callable[[], float]] = {"ours": lambda: 2.0, "rloo": out_of_memory, "grpo": lambda: next(once)()}
+def test_contenders_on_a_gpu_take_turns_and_one_that_fails_leaves_the_others_numbers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(gpu_steps, "TURNS", 2)
-    told: dict[str, object] = {"formula_mib": 1.0}
+    asked: list[tuple[str, str]] = []
     kept: list[str] = []
-    gpu_steps.steps_in_turns(runs, told, lambda: kept.append(json.dumps(told)))
-    assert len(kept) == 6 and json.loads(kept[-1]) == told
-    assert told["seconds"] == {"ours": [2.0, 2.0], "rloo": [None, None], "grpo": [None, 9.0]}
-    assert told["failed"] == dict.fromkeys(("grpo", "rloo"), "OutOfMemoryError: CUDA out of memory.")
-    assert {name for name in told if name.endswith("_ratio")} == {"grpo_ratio"}
-    assert told["grpo_ratio"] == 4.5 and told["ours_seconds"] == 2.0 and "rloo_seconds" not in told
+
+    def run(part: str, *options: str) -> gpu.Found:
+        if part == "profile":
+            return {"lines": []}
+        name, precision = options[1], options[3]
+        asked.append((precision, name))
+        if name == "rloo" or (name, len(asked)) == ("grpo", 3):
+            return {"failed": "OutOfMemoryError: CUDA out of memory.", "took_seconds": 1.0}
+        return {"seconds": {"ours": 2.0, "grpo": 9.0}[name], "peak_mib": float(len(asked)), "took_seconds": 1.0}
+
+    found = gpu_steps.whole_steps(["rloo", "grpo"], FLOOR, run, lambda: 100.0, lambda now: kept.append(json.dumps(now)))
+    names = ["ours", "rloo", "grpo"]
+    assert [name for _, name in asked] == [*names, *names, *names[::-1], *names[::-1]]
+    assert len(kept) == 13 and json.loads(kept[-1]) == found
+    bf16, fp32 = found["bf16"], found["fp32"]
+    assert bf16["seconds"] == {"ours": [2.0, 2.0], "rloo": [None, None], "grpo": [None, 9.0]}
+    assert bf16["failed"] == dict.fromkeys(("grpo", "rloo"), "OutOfMemoryError: CUDA out of memory.")
+    assert {name for name in bf16 if name.endswith("_ratio")} == {"grpo_ratio"}
+    assert bf16["grpo_ratio"] == 4.5 and bf16["ours_seconds"] == 2.0 and "rloo_seconds" not in bf16
+    assert bf16["peak_mib"] == {"ours": 9.0, "grpo": 7.0} and list(fp32["failed"]) == ["rloo"]
+
+
+def test_a_further_turn_begins_only_where_time_is_left_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu_steps, "TURNS", 2)
+    left = 70.0
+
+    def run(part: str, *options: str) -> gpu.Found:
+        nonlocal left
+        took = 20.0 if "rloo" in options else 5.0
+        left -= took
+        return {"seconds": took, "took_seconds": took}
+
+    found = gpu_steps.whole_steps(["rloo"], FLOOR, run, lambda: left, lambda _: None)
+    # 15 seconds were left after the first turn and the profile: for ours twice, for no RLOO.
+    assert found["bf16"]["seconds"] == {"ours": [5.0, 5.0], "rloo": [20.0, None]}
+    assert found["fp32"]["seconds"] == {"ours": [5.0, 5.0], "rloo": [20.0, None]}
+    assert found["bf16"]["failed"] == {} and found["bf16"]["rloo_ratio"] == 4.0
+
+
+def test_every_contender_on_a_gpu_is_timed_over_equally_many_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    rounds: list[int] = []
+
+    class Step:
+        def __init__(self, *_: object) -> None:
+            pass
+
+        def seconds(self, count: int) -> float:
+            rounds.append(count)
+            return 1.0
+
+    monkeypatch.setattr(gpu_steps, "OurStep", Step)
+    monkeypatch.setattr(gpu_steps, "PeerStep", Step)
+    monkeypatch.setattr(gpu_steps, "ON_GPU", True)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: 350 * 2**20)
+    for name in ("ours", "rloo", "grpo"):
+        assert gpu_steps.contender(name, "bf16") == {"seconds": 1.0, "peak_mib": 350.0}
+    assert rounds == [gpu_steps.ROUNDS] * 3
 
 
 def test_a_profile_on_a_gpu_is_of_one_warm_round(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -263,21 +364,12 @@ def test_a_profile_on_a_gpu_is_of_one_warm_round(monkeypatch: pytest.MonkeyPatch
     assert calls["Optimizer.step#AdamW.step"] == 3 and "aten::normal_" not in calls
 
 
-def test_peak_memory_is_above_what_was_there_and_the_largest_of_turns(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Step:
-        def seconds(self, rounds: int) -> float:
-            return 1.0
-
-    peaks = iter([350 * 2**20, 300 * 2**20])
-    monkeypatch.setattr(gpu_steps, "ON_GPU", True)
-    monkeypatch.setattr(gpu_steps, "OurStep", lambda *_: Step())
-    for name in ("reset_peak_memory_stats", "empty_cache"):
-        monkeypatch.setattr(torch.cuda, name, lambda: None)
-    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda: 100 * 2**20)
-    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: next(peaks))
-    told: dict[str, float] = {}
-    assert [gpu_steps._our_step(WORK, told) for _ in range(2)] == [1.0, 1.0]
-    assert told == {"peak_mib": 250.0}
+def test_what_the_device_was_measured_with_is_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[str] = []
+    monkeypatch.setattr(device, "ON_GPU", True)
+    monkeypatch.setattr(device, "_rates", lambda: told.append("measured") or {})
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: told.append("freed"))
+    assert device.measure_device() == {} and told == ["measured", "freed"]
 
 
 def test_unknown_suite_is_refused_with_the_known_ones(capsys: pytest.CaptureFixture[str]) -> None:
