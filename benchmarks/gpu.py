@@ -166,18 +166,19 @@ def measure_part(options: argparse.Namespace) -> int:
 
 def bars(report: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """What the project asks of a GPU beside what was found; the value is None where that is missing."""
-    found = {}
     step, decoded, updated = (report.get(part, {}) for part in ("step", "decode", "update"))
+    asked: list[tuple[str, float, float | None]] = []
     for precision in WIDTH:
-        largest = f"{precision}, {ROWS[-1]} rows"
+        asked.append((f"whole step to TRL RLOO, {precision}", 5.0, step.get(precision, {}).get("rloo_ratio")))
+        for rows in ROWS:
+            cell = f"{precision}, {rows} rows"
+            share = decoded.get(cell, {}).get("share_of_floor")
+            asked.append((f"rollout's token to the bandwidth floor, {cell}", 0.4, share))
         shares = [cell["mfu"] for name, cell in updated.items() if name.startswith(precision) and "mfu" in cell]
-        for name, bar, value in (
-            (f"whole step to TRL RLOO, {precision}", 5.0, step.get(precision, {}).get("rloo_ratio")),
-            (f"decode to the bandwidth floor, {largest}", 0.4, decoded.get(largest, {}).get("share_of_floor")),
-            (f"MFU of the best update, {precision}", 0.4, max(shares, default=None)),
-        ):
-            found[name] = {"bar": bar, "value": value, "met": None if value is None else value >= bar}
-    return found
+        asked.append((f"MFU of the best update, {precision}", 0.4, max(shares, default=None)))
+    return {
+        name: {"bar": bar, "value": value, "met": None if value is None else value >= bar} for name, bar, value in asked
+    }
 
 
 if __name__ == "__main__":

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -11,41 +12,90 @@ import torch
 
 from benchmarks import gpu_works
 from benchmarks.device import DEVICE, ON_GPU, WIDTH, autocast, least_seconds, profile_of, wait
-from benchmarks.gpu_works import MICRO_BATCHES, ROWS, WORK, Found, Keep, one_line
+from benchmarks.gpu_works import MICRO_BATCHES, ROWS, WORK, Found, Keep, least_decode_seconds, one_line
 from benchmarks.subjects import num_parameters, random_ids
-from understudy.models.decoding import FusedStepper, start_fused
-from understudy.models.generation import SamplingSettings, generate
-from understudy.models.graph_decoding import GraphStepper
+from understudy.models.decoding import FusedStepper, Start, Stepper, start_fused
+from understudy.models.generation import Rollouts, SamplingSettings, generate
+from understudy.models.graph_decoding import GraphStepper, start
 from understudy.models.language_model import LanguageModel
-from understudy.training.memory import ModelShape
 
 
 @torch.no_grad()
 def decode(floor: dict[str, float], keep: Keep) -> Found:
-    """Seconds of a step by graphs and eagerly, captures included, and the share of the bandwidth floor; bar: 0.4.
+    """Seconds of a step by graphs and eagerly, and the share of the bandwidth floor that rollouts reach; bar: 0.4.
 
-    Floor: weights, and keys and values of the columns that are there, are read once for all rows.
+    A rollout costs more than its steps: reading prompts, capturing graphs, choosing tokens. What is judged is all of
+    it, divided by its tokens; a stepper's own seconds stand beside it. Where rows end at some chance, those that stay
+    in the batch for nothing are beside a sampler whose rows leave.
     """
-    policy, found = gpu_works.policy(), {}
-    shape, prompts = ModelShape.of(policy.model), random_ids(WORK.prompts, WORK.prompt_tokens, WORK.vocabulary, 0)
-    for precision, width in WIDTH.items():
+    found: Found = {}
+    for precision in WIDTH:
         for rows in ROWS:
-            repeats = rows // WORK.prompts
-            columns = WORK.prompt_tokens + WORK.response_tokens / 2
-            moved = width * (shape.parameters + 2 * shape.layers * rows * columns * shape.key_width)
-            least = moved / floor["bytes_per_second"]
-            with autocast(precision):
-                timed = {kind.__name__: _step_seconds(kind, policy, prompts, repeats) for kind in _STEPPERS}
-                whole = least_seconds(lambda count=repeats: _generate(policy, prompts, count), 2)
-            share = {"least_seconds": least, "share_of_floor": least / timed["GraphStepper"]["seconds"]}
-            found[f"{precision}, {rows} rows"] = timed | share | {"generate_seconds": whole}
+            found[f"{precision}, {rows} rows"] = _in_memory(partial(_rollout, precision, rows, floor))
             keep(found)
+        found[f"{precision}, {ROWS[0]} rows that end"] = _in_memory(partial(_rollout_that_ends, precision, ROWS[0]))
+        keep(found)
     return found
 
 
-def _generate(policy: LanguageModel, prompts: Any, repeats: int) -> None:
+def _rollout(precision: str, rows: int, floor: Mapping[str, float]) -> Found:
+    policy, repeats = gpu_works.policy(), rows // WORK.prompts
+    with autocast(precision):
+        timed = {kind.__name__: _step_seconds(kind, policy, _prompts(), repeats) for kind in _STEPPERS}
+        whole = least_seconds(lambda: _generate(policy, repeats), 2)
+    least, token = least_decode_seconds(precision, rows, floor), whole / WORK.response_tokens
+    stepper = timed["GraphStepper"]["seconds"]
+    shares = {"share_of_floor": least / token, "stepper_share_of_floor": least / stepper}
+    return timed | {"generate_seconds": whole, "token_seconds": token, "least_seconds": least} | shares
+
+
+def _rollout_that_ends(precision: str, rows: int) -> Found:
+    """Seconds by graphs, whose rows stay until all have ended, and eagerly, where those that ended leave."""
+    policy, found = gpu_works.policy(ends_inside=True), {}
+    for name, kind in (("graphs", GraphStepper), ("leaving", FusedStepper)):
+        ending = partial(start_ending, partial(start_fused, kind), 8 / (3 * WORK.response_tokens))
+        with autocast(precision):
+            seconds = least_seconds(partial(_generate, policy, rows // WORK.prompts, ending), 1)
+            tokens = _generate(policy, rows // WORK.prompts, ending).num_tokens
+        share = tokens / (rows * WORK.response_tokens)
+        found[name] = {"generate_seconds": seconds, "tokens": tokens, "share_of_most_tokens": share}
+    return found
+
+
+def _prompts() -> list[list[int]]:
+    return random_ids(WORK.prompts, WORK.prompt_tokens, WORK.vocabulary, 0)
+
+
+def _generate(policy: LanguageModel, repeats: int, begin: Start = start) -> Rollouts:
     generator = torch.Generator(DEVICE).manual_seed(0)
-    generate(policy, prompts, SamplingSettings(WORK.response_tokens), generator, repeats)
+    return generate(policy, _prompts(), SamplingSettings(WORK.response_tokens), generator, repeats, begin=begin)
+
+
+def start_ending(
+    begin: Start, chance: float, policy: LanguageModel, prompts: Sequence[Sequence[int]], repeats: int, max_tokens: int
+) -> Stepper:
+    """A stepper begun by `begin` whose end token has this chance at every position, whatever weights and precision."""
+    return _Ending(begin(policy, prompts, repeats, max_tokens), policy.end_token_id, chance)
+
+
+class _Ending:
+    def __init__(self, stepper: Stepper, end_token_id: int, chance: float) -> None:
+        self._stepper, self._end, self.loses_rows = stepper, end_token_id, stepper.loses_rows
+        self._log_odds = math.log(chance / (1 - chance))
+        self._see()
+
+    def step(self, token_B: torch.Tensor) -> None:
+        self._stepper.step(token_B)
+        self._see()
+
+    def select(self, row_B: torch.Tensor) -> None:
+        self._stepper.select(row_B)
+        self._see()
+
+    def _see(self) -> None:
+        self.logits_BV = self._stepper.logits_BV
+        self.logits_BV[:, self._end] = -torch.inf
+        self.logits_BV[:, self._end] = self.logits_BV.logsumexp(-1) + self._log_odds
 
 
 _STEPPERS = (FusedStepper, GraphStepper)
@@ -81,8 +131,9 @@ def update(floor: dict[str, float], keep: Keep) -> Found:
         for tokens in MICRO_BATCHES:
             found[f"{precision}, {tokens} tokens"] = _in_memory(partial(_update, policy, tokens, precision, floor))
             keep(found)
-    batch = _batch(policy, MICRO_BATCHES[len(MICRO_BATCHES) // 2])
-    return found | {"profile": profile_of(lambda: _pass(policy, batch, "bf16"))}
+    largest = _batch(policy, MICRO_BATCHES[-1])
+    profiled = _in_memory(lambda: {"lines": profile_of(lambda: _pass(policy, largest, "bf16"))})
+    return found | {f"profile, bf16, {MICRO_BATCHES[-1]} tokens": profiled}
 
 
 def _in_memory(measure: Callable[[], Found]) -> Found:

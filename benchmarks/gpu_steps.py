@@ -9,9 +9,10 @@ from typing import Any
 import torch
 
 from benchmarks import gpu_works
-from benchmarks.aligning import Clock, OurStep, PeerStep, Work, formula_mib
+from benchmarks.aligning import Clock, OurStep, PeerStep, Work, formula_mib, least_flops
 from benchmarks.device import DEVICE, ON_GPU, WIDTH, Profiler
-from benchmarks.gpu_works import WORK, Found, Keep
+from benchmarks.gpu_works import WORK, Found, Keep, least_decode_seconds
+from benchmarks.subjects import num_parameters
 from benchmarks.timing import median
 
 TURNS = 2 if ON_GPU else 1
@@ -22,7 +23,7 @@ _SPARE = 1.25  # a turn may take so much longer than the one before
 def whole_steps(
     peers: Sequence[str], floor: Mapping[str, float], run: Callable[..., Found], left: Callable[[], float], keep: Keep
 ) -> Found:
-    """Seconds of a step by precision: ours and the peers', ratios, peak memory beside the formula, why one failed.
+    """Seconds of a step by precision: ours, the peers', the floor; ratios, peak memory beside the formula, failures.
 
     Args:
         peers: TRL's trainers.
@@ -32,7 +33,7 @@ def whole_steps(
         keep: is told what there is after every measurement.
     """
     names = ["ours", *peers]
-    found: Found = {precision: _nothing_yet(precision, names) for precision in WIDTH}
+    found: Found = {precision: _nothing_yet(precision, names, floor) for precision in WIDTH}
     took: dict[tuple[str, str], float] = {}
     for turn in range(TURNS):
         for precision in WIDTH:
@@ -49,10 +50,24 @@ def whole_steps(
     return found
 
 
-def _nothing_yet(precision: str, names: Sequence[str]) -> Found:
+def _nothing_yet(precision: str, names: Sequence[str], floor: Mapping[str, float]) -> Found:
     work = dataclasses.replace(WORK, precision=precision)
-    turns = {name: [None] * TURNS for name in names}
-    return {"formula_mib": formula_mib(work, gpu_works.model()), "seconds": turns, "peak_mib": {}, "failed": {}}
+    least = {"formula_mib": formula_mib(work, gpu_works.model()), "least_seconds": least_step_seconds(work, floor)}
+    return least | {"seconds": {name: [None] * TURNS for name in names}, "peak_mib": {}, "failed": {}}
+
+
+def least_step_seconds(work: Work, floor: Mapping[str, float]) -> float:
+    """Seconds that no implementation of our step can avoid on a device.
+
+    Sampling reads the weights and the cache once a token, or multiplies, whichever takes longer; the rest multiplies
+    (`benchmarks.aligning.least_flops`).
+    """
+    model, rate = gpu_works.model(), floor[f"{work.precision}_flops_per_second"]
+    embedding, parameters = model.get_input_embeddings().weight, num_parameters(model)
+    products = 2 * parameters * work.read_tokens / rate
+    reading = work.response_tokens * least_decode_seconds(work.precision, work.prompts * work.repeats, floor)
+    whole = least_flops(work, parameters, embedding.numel(), embedding.shape[1]) / rate
+    return max(products, reading) + whole - products
 
 
 def _note(told: Found, name: str, turn: int, one: Found) -> None:
@@ -63,6 +78,8 @@ def _note(told: Found, name: str, turn: int, one: Found) -> None:
     if "failed" in one:
         told["failed"][name] = one["failed"]
     told |= summary(told["seconds"])
+    if "ours_seconds" in told:
+        told["share_of_floor"] = told["least_seconds"] / told["ours_seconds"]
 
 
 def summary(seconds: Mapping[str, Sequence[float | None]]) -> dict[str, float]:

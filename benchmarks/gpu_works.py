@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Any
 
 from benchmarks.aligning import Work
-from benchmarks.device import DEVICE, ON_GPU
+from benchmarks.device import DEVICE, ON_GPU, WIDTH
 from benchmarks.subjects import create_model, word_tokenizer
 from understudy.models.language_model import LanguageModel
+from understudy.training.memory import ModelShape
 
 SIZE = "SmolLM2-135M" if ON_GPU else "0.1M"
 # A GPU waits for launches in small micro-batches, and TRL takes all rows at once, too.
@@ -27,11 +28,19 @@ def model() -> Any:
     return create_model(SIZE, WORK.vocabulary, max(128, WORK.prompt_tokens + WORK.response_tokens + 8))
 
 
-def policy() -> LanguageModel:
-    """A copy of it on the device as a policy."""
-    made = LanguageModel(copy.deepcopy(model()).to(DEVICE), word_tokenizer(WORK.vocabulary))
+def policy(ends_inside: bool = False) -> LanguageModel:
+    """A copy of it on the device as a policy, which can sample the end where that lies inside the vocabulary."""
+    made = LanguageModel(copy.deepcopy(model()).to(DEVICE), word_tokenizer(WORK.vocabulary, ends_inside))
     made.pad_token_id = 0
     return made
+
+
+def least_decode_seconds(precision: str, rows: int, floor: Mapping[str, float]) -> float:
+    """Of a token of each row: weights, and keys and values of the columns that are there, are read once for all."""
+    shape = ModelShape.of(model())
+    columns = WORK.prompt_tokens + WORK.response_tokens / 2
+    moved = WIDTH[precision] * (shape.parameters + 2 * shape.layers * rows * columns * shape.key_width)
+    return moved / floor["bytes_per_second"]
 
 
 def one_line(error: Exception) -> str:

@@ -18,15 +18,31 @@ import pytest
 import torch
 from rich.console import Console
 
-from benchmarks import device, finetuning, gpu, gpu_steps, machine, page, profiling, sampling, sharding, timing
+from benchmarks import (
+    device,
+    finetuning,
+    gpu,
+    gpu_parts,
+    gpu_steps,
+    gpu_works,
+    machine,
+    page,
+    profiling,
+    sampling,
+    sharding,
+    timing,
+)
 from benchmarks.__main__ import main
 from benchmarks.aligning import OurStep, Work, align_config, formula_mib, least_flops
-from benchmarks.gpu_works import ROWS, WORK
+from benchmarks.gpu_works import WORK
 from benchmarks.machine import Floor, commit
 from benchmarks.scaling import exponent
 from benchmarks.subjects import as_text, create_model, create_policy, make_end_likely, random_ids, word_tokenizer
 from benchmarks.table import bar_of, load_text, show
 from benchmarks.timing import Turn, Usage, alternate, compared, ratio_of_turns, usage
+from understudy.models.decoding import start_fused
+from understudy.models.generation import SamplingSettings, generate
+from understudy.models.graph_decoding import GraphStepper
 from understudy.training.replay import Sample
 from understudy.training.state import AlignState, MicroBatch
 
@@ -212,11 +228,17 @@ def test_gpu_script_runs_on_a_cpu_with_eager_calls_for_the_graph(
     assert all(1e-5 < checks[name] < 0.05 for name in ("graph_bf16_logits", "packed_bf16_gradients"))
     assert checks["sampled_p"] > 1e-3  # the seed is fixed
     for precision in ("fp32", "bf16"):
-        assert report["decode"][f"{precision}, 2 rows"]["share_of_floor"] < 1
+        decoded = report["decode"][f"{precision}, 2 rows"]
+        # A rollout costs more than its steps.
+        assert 0 < decoded["share_of_floor"] < decoded["stepper_share_of_floor"] < 1
+        assert decoded["token_seconds"] == decoded["generate_seconds"] / 6
+        ending = report["decode"][f"{precision}, 2 rows that end"]
+        assert all(2 <= way["tokens"] <= 2 * 6 for way in ending.values()) and list(ending) == ["graphs", "leaving"]
         assert 0 < report["update"][f"{precision}, 20 tokens"]["mfu"] < 1.5
         step = report["step"][precision]
         for peer in ("rloo", "grpo"):
             assert step[f"{peer}_ratio"] == pytest.approx(step[f"{peer}_seconds"] / step["ours_seconds"])
+        assert step["share_of_floor"] == step["least_seconds"] / step["ours_seconds"]
     assert report["step"]["profile"]["lines"][0]["name"] == "all"
     # Every contender of every precision apart, and their profile.
     assert [job[0] for job in jobs] == ["checks", "decode", "update", *["contender"] * 6, "profile"]
@@ -278,17 +300,51 @@ def test_whatever_failed_and_no_bar_that_is_missed_makes_the_exit_status(
         assert line in capsys.readouterr().out
 
 
-def test_bars_of_a_gpu_by_hand() -> None:
+def test_bars_of_a_gpu_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu, "ROWS", (128, 512))
     report = {
         "step": {"bf16": {"rloo_ratio": 5.5}, "fp32": {"failed": {"rloo": "OutOfMemoryError: …"}}},
-        "decode": {f"bf16, {ROWS[-1]} rows": {"share_of_floor": 0.39}},
+        "decode": {"bf16, 128 rows": {"share_of_floor": 0.39}, "bf16, 512 rows": {"share_of_floor": 0.41}},
         "update": {"bf16, 1 tokens": {"mfu": 0.3}, "bf16, 2 tokens": {"mfu": 0.4}, "fp32, 2 tokens": {"failed": "…"}},
     }
     found = gpu.bars(report)
     assert found["whole step to TRL RLOO, bf16"] == {"bar": 5.0, "value": 5.5, "met": True}
-    assert found[f"decode to the bandwidth floor, bf16, {ROWS[-1]} rows"]["met"] is False
+    decoded = [found[f"rollout's token to the bandwidth floor, bf16, {rows} rows"]["met"] for rows in (128, 512)]
+    assert decoded == [False, True]
     assert found["MFU of the best update, bf16"] == {"bar": 0.4, "value": 0.4, "met": True}
-    assert [bar["met"] for name, bar in found.items() if "fp32" in name] == [None, None, None]
+    assert [bar["met"] for name, bar in found.items() if "fp32" in name] == [None] * 4
+
+
+def test_floors_of_a_gpu_by_hand() -> None:
+    """58,608 parameters, 3,072 of them an embedding, two layers with keys of 48; a prompt of 4, 2 responses of 6."""
+    read = 58_608 + 2 * 2 * 2 * (4 + 6 / 2) * 48
+    assert gpu_works.least_decode_seconds("bf16", 2, {"bytes_per_second": 1e6}) == 2 * read / 1e6
+    assert gpu_works.least_decode_seconds("fp32", 2, {"bytes_per_second": 1e6}) == 4 * read / 1e6
+    work = replace(WORK, precision="fp32")
+    flops = least_flops(work, 58_608, 3_072, 48)
+    sampling = 2 * 58_608 * (4 + 2 * 6)
+    slow_memory = {"fp32_flops_per_second": 1e9, "bytes_per_second": 1e6}
+    reading = 6 * 4 * (58_608 + 2 * 2 * 2 * 7 * 48) / 1e6
+    assert gpu_steps.least_step_seconds(work, slow_memory) == pytest.approx(reading + (flops - sampling) / 1e9)
+    fast_memory = slow_memory | {"bytes_per_second": 1e15}
+    assert gpu_steps.least_step_seconds(work, fast_memory) == pytest.approx(flops / 1e9)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_rows_of_a_gpus_workload_end_at_their_chance_whatever_the_precision(precision: str) -> None:
+    policy = gpu_works.policy(ends_inside=True)
+    ending = partial(gpu_parts.start_ending, partial(start_fused, GraphStepper), 1 / 4)
+    with torch.no_grad(), device.autocast(precision):
+        stepper = ending(policy, [[5, 6, 7]], 8, 4)
+        for token in (3, 9, 9):
+            assert stepper.logits_BV.softmax(-1)[:, policy.end_token_id].sub(1 / 4).abs().max() < 1e-4
+            stepper.step(torch.full((8,), token))
+        rollouts = generate(
+            policy, [[5, 6, 7]], SamplingSettings(6), torch.Generator().manual_seed(0), 400, begin=ending
+        )
+    # (1 - (3/4)^6) / (1/4) tokens are due; the mean of 400 responses is spread by 0.1.
+    assert rollouts.num_tokens / 400 == pytest.approx(3.29, abs=0.4)
+    assert not stepper.loses_rows
 
 
 def test_contenders_on_a_gpu_take_turns_and_one_that_fails_leaves_the_others_numbers(
