@@ -87,8 +87,11 @@ class Profiler:
         self._recorded.stop()
         kind = torch.autograd.DeviceType.CUDA if ON_GPU else torch.autograd.DeviceType.CPU
         spent = "self_device_time_total" if ON_GPU else "self_cpu_time_total"
+        # A range that a program marks, such as an optimiser's step, spans kernels that are listed themselves.
         events = [
-            (event, getattr(event, spent)) for event in self._recorded.key_averages() if event.device_type == kind
+            (event, getattr(event, spent))
+            for event in self._recorded.key_averages()
+            if event.device_type == kind and not event.is_user_annotation
         ]
         told = [
             {"name": event.key[:90], "calls": event.count, "milliseconds": round(microseconds / 1e3, 2)}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import io
 import json
+import math
 import os
 import pickle
 import subprocess
@@ -13,15 +14,18 @@ from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from rich.console import Console
 
 from benchmarks import (
+    chisquare,
     device,
     finetuning,
     gpu,
+    gpu_checks,
     gpu_parts,
     gpu_steps,
     gpu_works,
@@ -224,9 +228,9 @@ def test_gpu_script_runs_on_a_cpu_with_eager_calls_for_the_graph(
     (path,) = tmp_path.glob("gpu-*.json")
     report = json.loads(path.read_text())
     checks = report["checks"]
-    assert all(checks[name] < 1e-5 for name in ("graph_fp32_logits", "packed_fp32_logps", "packed_fp32_gradients"))
-    assert all(1e-5 < checks[name] < 0.05 for name in ("graph_bf16_logits", "packed_bf16_gradients"))
-    assert checks["sampled_p"] > 1e-3  # the seed is fixed
+    kinds = ("graph_{}_logits", "packed_{}_logps", "packed_{}_gradients", "sampled_{}", "control_{}")
+    assert set(checks) - {"took_seconds"} == {kind.format(name) for kind in kinds for name in ("fp32", "bf16")}
+    assert all(checks[name]["error"] > 1e-5 for name in ("graph_bf16_logits", "packed_bf16_gradients"))
     for precision in ("fp32", "bf16"):
         decoded = report["decode"][f"{precision}, 2 rows"]
         # A rollout costs more than its steps.
@@ -416,8 +420,55 @@ def test_a_profile_on_a_gpu_is_of_one_warm_round(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(device, "PROFILE_LINES", 10_000)
     _, *lines = gpu_steps.round_profile(replace(WORK, precision="fp32"))
     calls = {line["name"]: line["calls"] for line in lines}
-    # Two updates of the discriminator, one of the policy; no weights are made.
-    assert calls["Optimizer.step#AdamW.step"] == 3 and "aten::normal_" not in calls
+    # Two updates of the discriminator, one of the policy, each with and without decay of weights; none are made.
+    assert calls["aten::_fused_adamw_"] == 3 * 2 and "aten::normal_" not in calls
+
+
+def test_a_range_that_spans_kernels_is_no_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu, cuda = torch.autograd.DeviceType.CPU, torch.autograd.DeviceType.CUDA
+
+    def event(key: str, microseconds: float, kind: object, marked: bool = False) -> SimpleNamespace:
+        times = {"self_device_time_total": microseconds, "self_cpu_time_total": -1.0}
+        return SimpleNamespace(key=key, count=2, device_type=kind, is_user_annotation=marked, **times)
+
+    events = [event("gemm", 3000.0, cuda), event("Optimizer.step", 9000.0, cuda, True), event("aten::mm", 3000.0, cpu)]
+    recorded = SimpleNamespace(start=lambda: None, stop=lambda: None, key_averages=lambda: [*events])
+    monkeypatch.setattr(torch.profiler, "profile", lambda activities: recorded)
+    monkeypatch.setattr(device, "ON_GPU", True)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    whole, *lines = device.Profiler().stop()
+    assert whole["device_seconds"] == 0.003
+    assert lines == [{"name": "gemm", "calls": 2, "milliseconds": 3.0}]
+
+
+def test_a_check_without_a_number_or_with_too_large_an_error_is_not_met() -> None:
+    assert gpu_checks._judged(1e-6, "fp32") == {"error": 1e-6, "at_most": 1e-5, "ok": True}
+    assert not gpu_checks._judged(1e-4, "fp32")["ok"] and gpu_checks._judged(1e-4, "bf16")["ok"]
+    assert not gpu_checks._judged(math.nan, "bf16")["ok"]
+    assert chisquare.accepted([0.5, 1e-3]) and not chisquare.accepted([0.5, 4e-5])
+    assert chisquare.rejected([1e-9, 4e-5]) and not chisquare.rejected([1e-9, 1e-3])
+    assert not chisquare.accepted([0.5, math.nan]) and not chisquare.rejected([1e-9, math.nan])
+
+
+def test_second_tokens_are_those_after_the_commonest_first_and_rare_ones_share_a_bin() -> None:
+    probability_V = torch.cat([torch.full((9,), 0.11), torch.full((10,), 1e-3)])
+    firsts = [token for token in range(9) for _ in range(110)] + [*range(9, 19)]
+    # 10 rare tokens of 1,000 are too few for a bin of their own, and join a token of which 110 are due.
+    with pytest.raises(ValueError, match="1000 tokens fill 9 bins, the least with 110 due"):
+        chisquare.p_value(firsts, probability_V)
+    assert chisquare.p_value(firsts * 10, probability_V) == pytest.approx(1.0)
+    assert chisquare.p_value(firsts[:-10] * 10, probability_V) < 1e-6  # none of the rare ones
+    assert math.isnan(chisquare.p_value(firsts * 10, probability_V * math.nan))
+    asked: list[list[int]] = []
+
+    def probabilities(tokens: list[int]) -> torch.Tensor:
+        asked.append(tokens)
+        return probability_V
+
+    # After 3, the commonest that goes on, seconds are as due; after all others they are always 0.
+    rows = [[0, 0]] * 900 + [[1]] * 9000 + [[3, token] for token in firsts * 10]
+    assert chisquare.p_values(rows, probabilities)[1] == pytest.approx(1.0)
+    assert asked == [[], [3]]
 
 
 def test_what_the_device_was_measured_with_is_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
