@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from models.families import random_policy
-from support.vllm_stub import Stub, serve, vllm_module
+from support.vllm_stub import OldWorker, Stub, serve, vllm_module
 
 from benchmarks.chisquare import ERROR_RATE, p_values
 from understudy.config import LoraConfig
@@ -233,6 +233,12 @@ def test_a_server_that_takes_no_weights_is_an_error_with_the_remedy() -> None:
         assert not [path for path, _ in stub.requests if path == "/v1/completions"]
 
 
+def test_a_server_whose_workers_take_no_folder_is_an_error_with_the_remedy(stub: tuple[str, Stub]) -> None:
+    stub[1].worker = OldWorker(stub[1].policy)
+    with pytest.raises(ServiceUnreachable, match="unexpected keyword argument 'weights_path'.*vLLM 0.16 or newer"):
+        _sample(create_engine("vllm", stub[0]), random_policy("llama"), SamplingSettings(2), 0, 2)
+
+
 def test_a_server_that_is_not_there_is_named() -> None:
     with pytest.raises(ServiceUnreachable, match=r"http://127.0.0.1:9 \(align.rollout.server_url\) does not answer"):
         _sample(create_engine("vllm", "http://127.0.0.1:9"), random_policy("llama"), SamplingSettings(2), 0, 2)
@@ -309,6 +315,35 @@ def test_colocated_vllm_loads_once_and_reloads_after_an_update(colocated: list[t
         next(policy.model.parameters()).add_(1)
     _sample(engine, policy, SamplingSettings(4), 0, 2)
     assert [name for name, _ in colocated] == ["load", "generate", "generate", "reload_weights", "reset", "generate"]
+
+
+@pytest.mark.parametrize("method", ["collective_rpc", "reset_prefix_cache"])
+def test_weights_that_colocated_vllm_failed_to_read_are_sent_again(
+    method: str, colocated: list[tuple[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine, policy = create_engine("vllm"), random_policy("llama")
+    _sample(engine, policy, SamplingSettings(2), 0, 2)
+    with torch.no_grad():
+        next(policy.model.parameters()).add_(1)
+
+    def fail(*_: Any, **named: Any) -> None:
+        raise RuntimeError("out of memory")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(sys.modules["vllm"].LLM, method, fail)
+        with pytest.raises(RuntimeError, match="out of memory"):
+            _sample(engine, policy, SamplingSettings(2), 0, 2)
+    del colocated[:]
+    _sample(engine, policy, SamplingSettings(2), 0, 2)
+    assert [name for name, _ in colocated] == ["reload_weights", "reset", "generate"]
+
+
+def test_colocated_vllm_has_the_precision_of_the_policy_or_of_autocast(colocated: list[tuple[str, Any]]) -> None:
+    policy = random_policy("llama")
+    _sample(create_engine("vllm"), policy, SamplingSettings(2), 0, 2)
+    with torch.autocast("cpu", torch.bfloat16):
+        _sample(create_engine("vllm"), policy, SamplingSettings(2), 0, 2)
+    assert [dtype for name, dtype in colocated if name == "load"] == ["float32", "bfloat16"]
 
 
 def test_wrong_choices_are_refused_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
