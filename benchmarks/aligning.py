@@ -41,6 +41,7 @@ class Work:
     divergence: str = "reverse_kl"
     discriminator: str = "shared_trunk"  # or "sft", a copy of the policy, all of it trained
     precision: str = "fp32"  # or "bf16", by autocast
+    micro_batch_tokens: int | None = None  # None: as params.yaml says
 
     @property
     def name(self) -> str:
@@ -52,11 +53,21 @@ class Work:
         """Tokens that a step samples."""
         return self.prompts * self.repeats * self.response_tokens
 
+    @property
+    def read_tokens(self) -> int:
+        """Prompts and responses of a step, each prompt once."""
+        return self.prompts * self.prompt_tokens + self.sampled_tokens
+
+    def in_one_pass(self) -> Work:
+        """The same with all rows in one micro-batch, as a TRL trainer takes them."""
+        rows = self.prompts * self.repeats
+        return replace(self, micro_batch_tokens=rows * (self.prompt_tokens + self.response_tokens))
+
 
 def align_config(work: Work, rounds: int) -> AlignConfig:
     """The default params at this work: the discriminator sees, as they say, two pairs for every three samples."""
     batch_pairs = max(1, round(work.prompts * work.repeats / 3))
-    settings = {
+    settings: dict[str, Any] = {
         "num_rounds": rounds,
         "divergence": work.divergence,
         "discriminator.init": work.discriminator,
@@ -68,6 +79,8 @@ def align_config(work: Work, rounds: int) -> AlignConfig:
         "held_out_every_rounds": 10_000,
         "checkpoint_every_rounds": 10_000,
     }
+    if work.micro_batch_tokens is not None:
+        settings["micro_batch_tokens"] = work.micro_batch_tokens
     return load_params(ROOT / "params.yaml", [f"align.{name}={value}" for name, value in settings.items()]).align
 
 
@@ -83,6 +96,7 @@ def formula_mib(work: Work, model: Any) -> float:
 
     step = StepShape(
         *(work.prompts, work.repeats, work.prompt_tokens, work.response_tokens),
+        micro_batch_tokens=align_config(work, 1).micro_batch_tokens,
         discriminator_pairs=discriminator_pairs(work),
     )
     shared = work.discriminator == "shared_trunk"
@@ -250,7 +264,7 @@ def least_flops(work: Work, parameters: int, embedding: int, hidden: int) -> flo
     responses alone.
     """
     rows = work.prompts * work.repeats
-    tokens = work.prompts * work.prompt_tokens + rows * work.response_tokens
+    tokens = work.read_tokens
     settings = align_config(work, 1).discriminator
     pairs = discriminator_pairs(work)
     policy = 2 * parameters * (1 + 1 + 3) * tokens

@@ -1,7 +1,7 @@
 """Timings on a machine that others use too: contenders take turns, each in a process of its own; medians are compared.
 
 What ran before in a process changes what runs after it, the allocator's state above all: beside our step of one kind
-RLOO took 11 to 20% longer than beside the other, with some hundred thousand page faults more.
+RLOO took 11 to 20% longer than beside the other (docs/lab-notes.md).
 """
 
 from __future__ import annotations

@@ -5,31 +5,54 @@ from __future__ import annotations
 import importlib
 import io
 import json
+import math
 import os
 import pickle
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from rich.console import Console
 
-from benchmarks import finetuning, gpu, machine, page, profiling, sampling, sharding, timing
+from benchmarks import (
+    chisquare,
+    device,
+    finetuning,
+    gpu,
+    gpu_checks,
+    gpu_parts,
+    gpu_steps,
+    gpu_works,
+    machine,
+    page,
+    profiling,
+    sampling,
+    sharding,
+    timing,
+)
 from benchmarks.__main__ import main
-from benchmarks.aligning import OurStep, Work, align_config, least_flops
+from benchmarks.aligning import OurStep, Work, align_config, formula_mib, least_flops
+from benchmarks.gpu_works import WORK
 from benchmarks.machine import Floor, commit
 from benchmarks.scaling import exponent
-from benchmarks.subjects import as_text, create_policy, make_end_likely, random_ids, word_tokenizer
+from benchmarks.subjects import as_text, create_model, create_policy, make_end_likely, random_ids, word_tokenizer
 from benchmarks.table import bar_of, load_text, show
 from benchmarks.timing import Turn, Usage, alternate, compared, ratio_of_turns, usage
+from understudy.models.decoding import start_fused
+from understudy.models.generation import SamplingSettings, generate
+from understudy.models.graph_decoding import GraphStepper
+from understudy.training.replay import Sample
+from understudy.training.state import AlignState, MicroBatch
 
 FAILING_AFTER_A_CELL = """
 import sys
-from benchmarks import gpu
+from benchmarks import gpu, gpu_parts
 
 timed = []
 
@@ -39,9 +62,11 @@ def step_seconds(kind, *_):
         raise RuntimeError("no such kernel\\nCompile with TORCH_USE_CUDA_DSA")
     return {"seconds": 1.0}
 
-gpu._step_seconds = step_seconds
+gpu_parts._step_seconds = step_seconds
 sys.exit(gpu.main(["--part-alone", *sys.argv[1:]]))
 """
+
+FLOOR = {"bf16_flops_per_second": 2e12, "fp32_flops_per_second": 1e12, "bytes_per_second": 1e12}
 
 
 @pytest.fixture
@@ -186,25 +211,42 @@ def test_a_floor_is_the_longer_of_both_at_the_best_rates() -> None:
 def test_gpu_script_runs_on_a_cpu_with_eager_calls_for_the_graph(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def in_this_process(part: str, path: Path, floor: dict[str, float], peers: list[str]) -> dict[str, object]:
-        assert gpu.main(["--part-alone", part, "--json", str(path), "--floor", json.dumps(floor)]) == 0
-        found: dict[str, object] = json.loads(path.read_text())
-        return found
+    from accelerate.state import AcceleratorState
+
+    jobs: list[tuple[str, ...]] = []
+
+    def in_this_process(job: tuple[str, ...], path: Path, floor: dict[str, float], seconds: float) -> gpu.Found:
+        AcceleratorState._reset_state(reset_partial_state=True)
+        jobs.append(job)
+        assert gpu.main(["--part-alone", *job, "--json", str(path), "--floor", json.dumps(floor)]) == 0
+        found: gpu.Found = json.loads(path.read_text())
+        path.unlink()
+        return found | {"took_seconds": 0.0}
 
     monkeypatch.setattr(gpu, "in_a_process", in_this_process)
     assert gpu.main(["--out", str(tmp_path)]) == 0
     (path,) = tmp_path.glob("gpu-*.json")
     report = json.loads(path.read_text())
     checks = report["checks"]
-    assert all(checks[name] < 1e-5 for name in ("graph_fp32_logits", "packed_fp32_logps", "packed_fp32_gradients"))
-    assert all(1e-5 < checks[name] < 0.05 for name in ("graph_bf16_logits", "packed_bf16_gradients"))
-    assert checks["sampled_p"] > 1e-3  # the seed is fixed
+    kinds = ("graph_{}_logits", "packed_{}_logps", "packed_{}_gradients", "sampled_{}", "control_{}")
+    assert set(checks) - {"took_seconds"} == {kind.format(name) for kind in kinds for name in ("fp32", "bf16")}
+    assert all(checks[name]["error"] > 1e-5 for name in ("graph_bf16_logits", "packed_bf16_gradients"))
     for precision in ("fp32", "bf16"):
-        assert report["decode"][f"{precision}, 2 rows"]["share_of_floor"] < 1
+        decoded = report["decode"][f"{precision}, 2 rows"]
+        # A rollout costs more than its steps.
+        assert 0 < decoded["share_of_floor"] < decoded["stepper_share_of_floor"] < 1
+        assert decoded["token_seconds"] == decoded["generate_seconds"] / 6
+        ending = report["decode"][f"{precision}, 2 rows that end"]
+        assert all(2 <= way["tokens"] <= 2 * 6 for way in ending.values()) and list(ending) == ["graphs", "leaving"]
         assert 0 < report["update"][f"{precision}, 20 tokens"]["mfu"] < 1.5
         step = report["step"][precision]
         for peer in ("rloo", "grpo"):
             assert step[f"{peer}_ratio"] == pytest.approx(step[f"{peer}_seconds"] / step["ours_seconds"])
+        assert step["share_of_floor"] == step["least_seconds"] / step["ours_seconds"]
+    assert report["step"]["profile"]["lines"][0]["name"] == "all"
+    # Every contender of every precision apart, and their profile.
+    assert [job[0] for job in jobs] == ["checks", "decode", "update", *["contender"] * 6, "profile"]
+    assert len(set(jobs)) == len(jobs)
     shown = capsys.readouterr().out.splitlines()
     assert shown[:-1] == [line for line in shown if " of 5.0" in line or " of 0.4" in line] and len(shown) == 7
 
@@ -219,62 +261,222 @@ def test_gpu_script_tells_of_a_part_that_failed_and_goes_on(
     assert report["decode"]["failed"] == "RuntimeError: no such kernel"
     assert report["decode"]["bf16, 2 rows"]["GraphStepper"] == {"seconds": 1.0}  # measured before
     assert "failed" not in report["update"] and report["update"]["fp32, 20 tokens"]["seconds"] > 0
-    assert "whole step to TRL RLOO, bf16: unmeasured" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "whole step to TRL RLOO, bf16: unmeasured" in shown
+    assert "decode: failed: RuntimeError: no such kernel" in shown
 
 
-def test_bars_of_a_gpu_by_hand() -> None:
+def test_what_a_process_had_measured_when_its_time_was_up_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    script = "import pathlib, sys, time; print('seen at once', flush=True)\n"
+    script += "pathlib.Path(sys.argv[3]).write_text('{\"cell\": 1}'); time.sleep(float(sys.argv[1]))"
+    monkeypatch.setattr(gpu, "COMMAND", [sys.executable, "-c", script])
+    path = tmp_path / "found.json"
+    found = gpu.in_a_process(("60",), path, {}, 3.0)
+    assert 3.0 <= found.pop("took_seconds") < 50.0
+    assert found == {"cell": 1, "failed": "it was stopped after 3 s"}
+    assert "seen at once" in capfd.readouterr().err and not path.exists()
+    assert "failed" not in gpu.in_a_process(("0",), path, {}, 60.0)
+    assert gpu.in_a_process(("0",), path, {}, 0.0) == {"failed": "no time was left to begin"}
+
+
+def test_a_process_that_dies_without_a_word_is_told_by_its_status(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gpu, "COMMAND", [sys.executable, "-c", "import os; os.abort()"])
+    assert gpu.in_a_process(("decode",), tmp_path / "found.json", {}, 60.0)["failed"] == "it ended with -6"
+
+
+def test_whatever_failed_and_no_bar_that_is_missed_makes_the_exit_status(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    missed = {"bars": {"MFU": {"bar": 0.4, "value": 0.1, "met": False}}}
+    good = {"update": {"bf16, 8 tokens": {"mfu": 0.1}}, "step": {"bf16": {"failed": {}, "seconds": {"ours": [None]}}}}
+    assert gpu.tell(missed | good, tmp_path) == 0
+    assert capsys.readouterr().out.splitlines()[0] == "MFU: not met, 0.1 of 0.4"
+    for wrong, line in (
+        ({"update": {"bf16, 8 tokens": {"failed": "OutOfMemoryError: …"}}}, "update: bf16, 8 tokens: failed: OutOf"),
+        ({"step": {"fp32": {"failed": {"grpo": "ValueError: …"}}}}, "step: fp32: failed: {'grpo': 'ValueError: …'}"),
+        ({"checks": {"logits": {"error": 0.2, "ok": False}}}, "checks: logits: not met: {'error': 0.2"),
+    ):
+        assert gpu.tell(missed | good | wrong, tmp_path) == 1
+        assert line in capsys.readouterr().out
+
+
+def test_bars_of_a_gpu_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu, "ROWS", (128, 512))
     report = {
         "step": {"bf16": {"rloo_ratio": 5.5}, "fp32": {"failed": {"rloo": "OutOfMemoryError: …"}}},
-        "decode": {f"bf16, {gpu.ROWS[-1]} rows": {"share_of_floor": 0.39}},
+        "decode": {"bf16, 128 rows": {"share_of_floor": 0.39}, "bf16, 512 rows": {"share_of_floor": 0.41}},
         "update": {"bf16, 1 tokens": {"mfu": 0.3}, "bf16, 2 tokens": {"mfu": 0.4}, "fp32, 2 tokens": {"failed": "…"}},
     }
     found = gpu.bars(report)
     assert found["whole step to TRL RLOO, bf16"] == {"bar": 5.0, "value": 5.5, "met": True}
-    assert found[f"decode to the bandwidth floor, bf16, {gpu.ROWS[-1]} rows"]["met"] is False
+    decoded = [found[f"rollout's token to the bandwidth floor, bf16, {rows} rows"]["met"] for rows in (128, 512)]
+    assert decoded == [False, True]
     assert found["MFU of the best update, bf16"] == {"bar": 0.4, "value": 0.4, "met": True}
-    assert [bar["met"] for name, bar in found.items() if "fp32" in name] == [None, None, None]
+    assert [bar["met"] for name, bar in found.items() if "fp32" in name] == [None] * 4
 
 
-def test_a_contender_that_fails_on_a_gpu_leaves_the_others_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
-    def out_of_memory() -> float:
-        raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate")
+def test_floors_of_a_gpu_by_hand() -> None:
+    """58,608 parameters, 3,072 of them an embedding, two layers with keys of 48; a prompt of 4, 2 responses of 6."""
+    read = 58_608 + 2 * 2 * 2 * (4 + 6 / 2) * 48
+    assert gpu_works.least_decode_seconds("bf16", 2, {"bytes_per_second": 1e6}) == 2 * read / 1e6
+    assert gpu_works.least_decode_seconds("fp32", 2, {"bytes_per_second": 1e6}) == 4 * read / 1e6
+    work = replace(WORK, precision="fp32")
+    flops = least_flops(work, 58_608, 3_072, 48)
+    sampling = 2 * 58_608 * (4 + 2 * 6)
+    slow_memory = {"fp32_flops_per_second": 1e9, "bytes_per_second": 1e6}
+    reading = 6 * 4 * (58_608 + 2 * 2 * 2 * 7 * 48) / 1e6
+    assert gpu_steps.least_step_seconds(work, slow_memory) == pytest.approx(reading + (flops - sampling) / 1e9)
+    fast_memory = slow_memory | {"bytes_per_second": 1e15}
+    assert gpu_steps.least_step_seconds(work, fast_memory) == pytest.approx(flops / 1e9)
 
-    once = iter([out_of_memory, lambda: 9.0])
-    runs: dict[str, Callable[[], float]] = {"ours": lambda: 2.0, "rloo": out_of_memory, "grpo": lambda: next(once)()}
-    monkeypatch.setattr(gpu, "TURNS", 2)
-    told: dict[str, object] = {"formula_mib": 1.0}
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_rows_of_a_gpus_workload_end_at_their_chance_whatever_the_precision(precision: str) -> None:
+    policy = gpu_works.policy(ends_inside=True)
+    ending = partial(gpu_parts.start_ending, partial(start_fused, GraphStepper), 1 / 4)
+    with torch.no_grad(), device.autocast(precision):
+        stepper = ending(policy, [[5, 6, 7]], 8, 4)
+        for token in (3, 9, 9):
+            assert stepper.logits_BV.softmax(-1)[:, policy.end_token_id].sub(1 / 4).abs().max() < 1e-4
+            stepper.step(torch.full((8,), token))
+        rollouts = generate(
+            policy, [[5, 6, 7]], SamplingSettings(6), torch.Generator().manual_seed(0), 400, begin=ending
+        )
+    # (1 - (3/4)^6) / (1/4) tokens are due; the mean of 400 responses is spread by 0.1.
+    assert rollouts.num_tokens / 400 == pytest.approx(3.29, abs=0.4)
+    assert not stepper.loses_rows
+
+
+def test_contenders_on_a_gpu_take_turns_and_one_that_fails_leaves_the_others_numbers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(gpu_steps, "TURNS", 2)
+    asked: list[tuple[str, str]] = []
     kept: list[str] = []
-    gpu.steps_in_turns(runs, told, lambda: kept.append(json.dumps(told)))
-    assert len(kept) == 6 and json.loads(kept[-1]) == told
-    assert told["seconds"] == {"ours": [2.0, 2.0], "rloo": [None, None], "grpo": [None, 9.0]}
-    assert told["failed"] == dict.fromkeys(("grpo", "rloo"), "OutOfMemoryError: CUDA out of memory.")
-    assert {name for name in told if name.endswith("_ratio")} == {"grpo_ratio"}
-    assert told["grpo_ratio"] == 4.5 and told["ours_seconds"] == 2.0 and "rloo_seconds" not in told
+
+    def run(part: str, *options: str) -> gpu.Found:
+        if part == "profile":
+            return {"lines": []}
+        name, precision = options[1], options[3]
+        asked.append((precision, name))
+        if name == "rloo" or (name, len(asked)) == ("grpo", 3):
+            return {"failed": "OutOfMemoryError: CUDA out of memory.", "took_seconds": 1.0}
+        return {"seconds": {"ours": 2.0, "grpo": 9.0}[name], "peak_mib": float(len(asked)), "took_seconds": 1.0}
+
+    found = gpu_steps.whole_steps(["rloo", "grpo"], FLOOR, run, lambda: 100.0, lambda now: kept.append(json.dumps(now)))
+    names = ["ours", "rloo", "grpo"]
+    assert [name for _, name in asked] == [*names, *names, *names[::-1], *names[::-1]]
+    assert len(kept) == 13 and json.loads(kept[-1]) == found
+    bf16, fp32 = found["bf16"], found["fp32"]
+    assert bf16["seconds"] == {"ours": [2.0, 2.0], "rloo": [None, None], "grpo": [None, 9.0]}
+    assert bf16["failed"] == dict.fromkeys(("grpo", "rloo"), "OutOfMemoryError: CUDA out of memory.")
+    assert {name for name in bf16 if name.endswith("_ratio")} == {"grpo_ratio"}
+    assert bf16["grpo_ratio"] == 4.5 and bf16["ours_seconds"] == 2.0 and "rloo_seconds" not in bf16
+    assert bf16["peak_mib"] == {"ours": 9.0, "grpo": 7.0} and list(fp32["failed"]) == ["rloo"]
+
+
+def test_a_further_turn_begins_only_where_time_is_left_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu_steps, "TURNS", 2)
+    left = 70.0
+
+    def run(part: str, *options: str) -> gpu.Found:
+        nonlocal left
+        took = 20.0 if "rloo" in options else 5.0
+        left -= took
+        return {"seconds": took, "took_seconds": took}
+
+    found = gpu_steps.whole_steps(["rloo"], FLOOR, run, lambda: left, lambda _: None)
+    # 15 seconds were left after the first turn and the profile: for ours twice, for no RLOO.
+    assert found["bf16"]["seconds"] == {"ours": [5.0, 5.0], "rloo": [20.0, None]}
+    assert found["fp32"]["seconds"] == {"ours": [5.0, 5.0], "rloo": [20.0, None]}
+    assert found["bf16"]["failed"] == {} and found["bf16"]["rloo_ratio"] == 4.0
+
+
+def test_every_contender_on_a_gpu_is_timed_over_equally_many_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    rounds: list[int] = []
+
+    class Step:
+        def __init__(self, *_: object) -> None:
+            pass
+
+        def seconds(self, count: int) -> float:
+            rounds.append(count)
+            return 1.0
+
+    monkeypatch.setattr(gpu_steps, "OurStep", Step)
+    monkeypatch.setattr(gpu_steps, "PeerStep", Step)
+    monkeypatch.setattr(gpu_steps, "ON_GPU", True)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: 350 * 2**20)
+    for name in ("ours", "rloo", "grpo"):
+        assert gpu_steps.contender(name, "bf16") == {"seconds": 1.0, "peak_mib": 350.0}
+    assert rounds == [gpu_steps.ROUNDS] * 3
 
 
 def test_a_profile_on_a_gpu_is_of_one_warm_round(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gpu, "PROFILE_LINES", 10_000)
-    _, *lines = gpu.round_profile(replace(gpu.WORK, precision="fp32"))
+    monkeypatch.setattr(device, "PROFILE_LINES", 10_000)
+    _, *lines = gpu_steps.round_profile(replace(WORK, precision="fp32"))
     calls = {line["name"]: line["calls"] for line in lines}
-    # Two updates of the discriminator, one of the policy; no weights are made.
-    assert calls["Optimizer.step#AdamW.step"] == 3 and "aten::normal_" not in calls
+    # Two updates of the discriminator, one of the policy, each with and without decay of weights; none are made.
+    assert calls["aten::_fused_adamw_"] == 3 * 2 and "aten::normal_" not in calls
 
 
-def test_peak_memory_is_above_what_was_there_and_the_largest_of_turns(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Step:
-        def seconds(self, rounds: int) -> float:
-            return 1.0
+def test_a_range_that_spans_kernels_is_no_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu, cuda = torch.autograd.DeviceType.CPU, torch.autograd.DeviceType.CUDA
 
-    peaks = iter([350 * 2**20, 300 * 2**20])
-    monkeypatch.setattr(gpu, "ON_GPU", True)
-    monkeypatch.setattr(gpu, "OurStep", lambda *_: Step())
-    for name in ("reset_peak_memory_stats", "empty_cache"):
-        monkeypatch.setattr(torch.cuda, name, lambda: None)
-    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda: 100 * 2**20)
-    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: next(peaks))
-    told: dict[str, float] = {}
-    assert [gpu._our_step(gpu.WORK, told) for _ in range(2)] == [1.0, 1.0]
-    assert told == {"peak_mib": 250.0}
+    def event(key: str, microseconds: float, kind: object, marked: bool = False) -> SimpleNamespace:
+        times = {"self_device_time_total": microseconds, "self_cpu_time_total": -1.0}
+        return SimpleNamespace(key=key, count=2, device_type=kind, is_user_annotation=marked, **times)
+
+    events = [event("gemm", 3000.0, cuda), event("Optimizer.step", 9000.0, cuda, True), event("aten::mm", 3000.0, cpu)]
+    recorded = SimpleNamespace(start=lambda: None, stop=lambda: None, key_averages=lambda: [*events])
+    monkeypatch.setattr(torch.profiler, "profile", lambda activities: recorded)
+    monkeypatch.setattr(device, "ON_GPU", True)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    whole, *lines = device.Profiler().stop()
+    assert whole["device_seconds"] == 0.003
+    assert lines == [{"name": "gemm", "calls": 2, "milliseconds": 3.0}]
+
+
+def test_a_check_without_a_number_or_with_too_large_an_error_is_not_met() -> None:
+    assert gpu_checks._judged(1e-6, "fp32") == {"error": 1e-6, "at_most": 1e-5, "ok": True}
+    assert not gpu_checks._judged(1e-4, "fp32")["ok"] and gpu_checks._judged(1e-4, "bf16")["ok"]
+    assert not gpu_checks._judged(math.nan, "bf16")["ok"]
+    assert chisquare.accepted([0.5, 1e-3]) and not chisquare.accepted([0.5, 4e-5])
+    assert chisquare.rejected([1e-9, 4e-5]) and not chisquare.rejected([1e-9, 1e-3])
+    assert not chisquare.accepted([0.5, math.nan]) and not chisquare.rejected([1e-9, math.nan])
+
+
+def test_second_tokens_are_those_after_the_commonest_first_and_rare_ones_share_a_bin() -> None:
+    probability_V = torch.cat([torch.full((9,), 0.11), torch.full((10,), 1e-3)])
+    firsts = [token for token in range(9) for _ in range(110)] + [*range(9, 19)]
+    # 10 rare tokens of 1,000 are too few for a bin of their own, and join a token of which 110 are due.
+    with pytest.raises(ValueError, match="1000 tokens fill 9 bins, the least with 110 due"):
+        chisquare.p_value(firsts, probability_V)
+    assert chisquare.p_value(firsts * 10, probability_V) == pytest.approx(1.0)
+    assert chisquare.p_value(firsts[:-10] * 10, probability_V) < 1e-6  # none of the rare ones
+    assert math.isnan(chisquare.p_value(firsts * 10, probability_V * math.nan))
+    asked: list[list[int]] = []
+
+    def probabilities(tokens: list[int]) -> torch.Tensor:
+        asked.append(tokens)
+        return probability_V
+
+    # After 3, the commonest that goes on, seconds are as due; after all others they are always 0.
+    rows = [[0, 0]] * 900 + [[1]] * 9000 + [[3, token] for token in firsts * 10]
+    assert chisquare.p_values(rows, probabilities)[1] == pytest.approx(1.0)
+    assert asked == [[], [3]]
+
+
+def test_what_the_device_was_measured_with_is_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[str] = []
+    monkeypatch.setattr(device, "ON_GPU", True)
+    monkeypatch.setattr(device, "_rates", lambda: told.append("measured") or {})
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: told.append("freed"))
+    assert device.measure_device() == {} and told == ["measured", "freed"]
 
 
 def test_unknown_suite_is_refused_with_the_known_ones(capsys: pytest.CaptureFixture[str]) -> None:
@@ -291,6 +493,28 @@ def test_our_step_samples_all_tokens_of_the_work() -> None:
     # As in params.yaml: two updates of 32 pairs for 96 samples.
     assert config.discriminator.updates_per_round * config.discriminator.batch_pairs == 22
     assert (config.num_rounds, config.discriminator.warmup_rounds) == (3, 0)
+
+
+def test_a_work_in_one_pass_takes_all_its_rows_at_once_also_in_the_formula(monkeypatch: pytest.MonkeyPatch) -> None:
+    work = Work("0.1M", 4, 8, 32, 64, 64)
+    assert align_config(work, 1).micro_batch_tokens == 8192  # as params.yaml says
+    work = replace(work, micro_batch_tokens=200)  # two rows
+    passes: list[int] = []
+    divide = AlignState.micro_batches
+
+    def counted(state: AlignState, samples: list[Sample]) -> Iterator[MicroBatch]:
+        for micro in divide(state, samples):
+            passes.append(micro.batch.num_rows)
+            yield micro
+
+    monkeypatch.setattr(AlignState, "micro_batches", counted)
+    OurStep(work).run(0)
+    assert set(passes) == {2}
+    passes.clear()
+    OurStep(work.in_one_pass()).run(0)
+    assert set(passes) == {32}
+    model = create_model("0.1M", 64, 128)
+    assert formula_mib(work.in_one_pass(), model) > 2 * formula_mib(work, model)
 
 
 def test_words_are_tokens_and_the_end_cannot_be_sampled() -> None:

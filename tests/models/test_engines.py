@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections import Counter
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
@@ -11,8 +10,9 @@ from typing import Any
 import pytest
 import torch
 from models.families import random_policy
-from support.vllm_stub import Stub, serve, vllm_module
+from support.vllm_stub import OldWorker, Stub, serve, vllm_module
 
+from benchmarks.chisquare import ERROR_RATE, p_values
 from understudy.config import LoraConfig
 from understudy.errors import ConfigError, ServiceUnreachable
 from understudy.models.decoding import start_fused
@@ -23,7 +23,6 @@ from understudy.models.language_model import LanguageModel
 from understudy.models.loading import with_lora
 
 PROMPTS = [[5, 6, 7, 8], [9, 10]]
-ERROR_RATE = 1e-4  # of a chi-square test, all its statistics together; the seeds are fixed
 
 
 @pytest.fixture
@@ -113,8 +112,8 @@ def test_tokens_follow_the_policys_probabilities_by_chi_square(engine: Generator
     # Settings that a model brings along must not narrow the distribution.
     policy.model.generation_config.do_sample = True
     policy.model.generation_config.top_k = 3
-    p_values = _p_values(engine, policy, PROMPTS, SamplingSettings(2, temperature=0.8))
-    assert min(p_values) * len(p_values) > ERROR_RATE, p_values
+    found = _p_values(engine, policy, PROMPTS, SamplingSettings(2, temperature=0.8))
+    assert min(found) * len(found) > ERROR_RATE, found
 
 
 @pytest.mark.parametrize(
@@ -135,8 +134,8 @@ def test_the_chi_square_test_rejects_another_temperature_and_a_nucleus(
     Due here are 620 and 230 at temperature 0.9, 550 and 250 with a nucleus of 0.95, and 130 and 70 with one of 0.99,
     which only the first is sure to tell.
     """
-    p_values = _p_values(engine, _peaked_policy(), PROMPTS[:1], wrong)
-    assert sum(p_value * len(p_values) < ERROR_RATE for p_value in p_values) >= num_rejected, p_values
+    found = _p_values(engine, _peaked_policy(), PROMPTS[:1], wrong)
+    assert sum(value * len(found) < ERROR_RATE for value in found) >= num_rejected, found
 
 
 def _peaked_policy() -> LanguageModel:
@@ -150,41 +149,18 @@ def _peaked_policy() -> LanguageModel:
 def _p_values(
     engine: Generator, policy: LanguageModel, prompts: list[list[int]], settings: SamplingSettings
 ) -> list[float]:
-    """Of the first token to each prompt, and of the second where the first is the most frequent one that goes on.
-
-    Given the first tokens, those second ones are one multinomial; all second tokens would be a sum of different ones.
-    """
+    """Of the first and of the second token of responses to each prompt, had they been drawn at temperature 0.8."""
     repeats, found = 10_000, []
     rows = engine.generate(policy, prompts, settings, torch.Generator().manual_seed(3), repeats).responses
     for index, prompt in enumerate(prompts):
-        own = rows[index * repeats : (index + 1) * repeats]
-        firsts = [row[0] for row in own]
-        common = Counter(row[0] for row in own if len(row) == 2).most_common(1)[0][0]
-        found.append(_p_value(firsts, policy, prompt))
-        found.append(_p_value([row[1] for row in own if row[0] == common], policy, [*prompt, common]))
+        found += p_values(rows[index * repeats : (index + 1) * repeats], partial(_probabilities, policy, prompt))
     return found
 
 
-def _p_value(tokens: list[int], policy: LanguageModel, context: list[int]) -> float:
-    """Of tokens after a context, had they been drawn at temperature 0.8.
-
-    From the least likely on, tokens share a bin until at least 50 are due there; a likely one has its own.
-    """
-    from scipy.stats import chisquare
-
+def _probabilities(policy: LanguageModel, prompt: list[int], tokens: list[int]) -> torch.Tensor:
     with torch.no_grad():
-        logits_V = policy.model(input_ids=torch.tensor([context])).logits[0, -1]
-    due_V, order_V = ((logits_V.double() / 0.8).softmax(-1) * len(tokens)).sort()
-    seen_V = torch.bincount(torch.tensor(tokens), minlength=len(due_V))[order_V]
-    due, seen = [0.0], [0]
-    for token_due, token_seen in zip(due_V.tolist(), seen_V.tolist(), strict=True):
-        if due[-1] >= 50:
-            due.append(0.0)
-            seen.append(0)
-        due[-1] += token_due
-        seen[-1] += token_seen
-    assert min(due) >= 50 and len(due) >= 10
-    return float(chisquare(seen, due).pvalue)
+        logits_V = policy.model(input_ids=torch.tensor([[*prompt, *tokens]])).logits[0, -1]
+    return (logits_V.double() / 0.8).softmax(-1)
 
 
 @pytest.mark.parametrize(("greedy", "adapted"), [(False, False), (True, True)])
@@ -255,6 +231,12 @@ def test_a_server_that_takes_no_weights_is_an_error_with_the_remedy() -> None:
             with pytest.raises(ServiceUnreachable, match="404.*VLLM_SERVER_DEV_MODE=1"):
                 _sample(engine, random_policy("llama"), SamplingSettings(2), 0, 2)
         assert not [path for path, _ in stub.requests if path == "/v1/completions"]
+
+
+def test_a_server_whose_workers_take_no_folder_is_an_error_with_the_remedy(stub: tuple[str, Stub]) -> None:
+    stub[1].worker = OldWorker(stub[1].policy)
+    with pytest.raises(ServiceUnreachable, match="unexpected keyword argument 'weights_path'.*vLLM 0.16 or newer"):
+        _sample(create_engine("vllm", stub[0]), random_policy("llama"), SamplingSettings(2), 0, 2)
 
 
 def test_a_server_that_is_not_there_is_named() -> None:
@@ -333,6 +315,35 @@ def test_colocated_vllm_loads_once_and_reloads_after_an_update(colocated: list[t
         next(policy.model.parameters()).add_(1)
     _sample(engine, policy, SamplingSettings(4), 0, 2)
     assert [name for name, _ in colocated] == ["load", "generate", "generate", "reload_weights", "reset", "generate"]
+
+
+@pytest.mark.parametrize("method", ["collective_rpc", "reset_prefix_cache"])
+def test_weights_that_colocated_vllm_failed_to_read_are_sent_again(
+    method: str, colocated: list[tuple[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine, policy = create_engine("vllm"), random_policy("llama")
+    _sample(engine, policy, SamplingSettings(2), 0, 2)
+    with torch.no_grad():
+        next(policy.model.parameters()).add_(1)
+
+    def fail(*_: Any, **named: Any) -> None:
+        raise RuntimeError("out of memory")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(sys.modules["vllm"].LLM, method, fail)
+        with pytest.raises(RuntimeError, match="out of memory"):
+            _sample(engine, policy, SamplingSettings(2), 0, 2)
+    del colocated[:]
+    _sample(engine, policy, SamplingSettings(2), 0, 2)
+    assert [name for name, _ in colocated] == ["reload_weights", "reset", "generate"]
+
+
+def test_colocated_vllm_has_the_precision_of_the_policy_or_of_autocast(colocated: list[tuple[str, Any]]) -> None:
+    policy = random_policy("llama")
+    _sample(create_engine("vllm"), policy, SamplingSettings(2), 0, 2)
+    with torch.autocast("cpu", torch.bfloat16):
+        _sample(create_engine("vllm"), policy, SamplingSettings(2), 0, 2)
+    assert [dtype for name, dtype in colocated if name == "load"] == ["float32", "bfloat16"]
 
 
 def test_wrong_choices_are_refused_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:

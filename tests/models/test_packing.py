@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from models.families import random_policy
+from torch.nn.functional import scaled_dot_product_attention
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from understudy.config import LoraConfig
@@ -232,6 +233,37 @@ def test_attention_over_sequences_end_to_end_equals_that_over_rectangles(
     torch.testing.assert_close(results[0][0], results[1][0], atol=2e-5, rtol=1e-5)
     for name, gradient in results[0][1].items():
         torch.testing.assert_close(gradient, results[1][1][name], atol=3e-4, rtol=1e-3, msg=name)
+
+
+@pytest.mark.parametrize("batch_name", BATCHES)
+def test_heads_that_share_keys_ask_no_kernel_to_share_them_where_that_is_slow(
+    batch_name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy, results = random_policy("llama"), []
+    assert policy.unwrapped.config.num_key_value_heads < policy.unwrapped.config.num_attention_heads
+    batch, shared = _both(policy, batch_name)[0], []
+
+    def asked(*tensors: torch.Tensor, enable_gqa: bool, **named: Any) -> torch.Tensor:
+        shared.append(enable_gqa)
+        assert enable_gqa or tensors[0].shape[1] == tensors[1].shape[1]
+        return scaled_dot_product_attention(*tensors, enable_gqa=enable_gqa, **named)
+
+    monkeypatch.setattr(packing, "scaled_dot_product_attention", asked)
+    for slow in (False, True):
+        monkeypatch.setattr(packing, "_shares_keys_slowly", lambda value, slow=slow: slow)
+        logp_BT = policy.response_logps(batch)
+        logp_BT.sum().backward()
+        results.append((logp_BT.detach(), _gradients(policy.model)))
+    half = len(shared) // 2
+    assert shared == [True] * half + [False] * half
+    torch.testing.assert_close(results[0][0], results[1][0], atol=2e-5, rtol=1e-5)
+    for name, gradient in results[0][1].items():
+        torch.testing.assert_close(gradient, results[1][1][name], atol=3e-4, rtol=1e-3, msg=name)
+
+
+def test_on_a_gpu_keys_are_not_shared_in_rectangles() -> None:
+    assert packing._shares_keys_slowly(torch.zeros(1).as_subclass(OnGpu))
+    assert not packing._shares_keys_slowly(torch.zeros(1))
 
 
 class OnGpu(torch.Tensor):

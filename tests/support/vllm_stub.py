@@ -3,6 +3,8 @@
 The server refuses what vLLM refuses. Rules taken from vLLM's protocol (CompletionRequest, SamplingParams): unknown
 models are 404; n > 1 is refused when decoding greedily; max_tokens must fit the context; a seed has 64 bits;
 development endpoints exist only in development mode.
+Workers take the arguments of `Worker.reload_weights` as vLLM has it from 0.16 on. The module loads float32 weights in
+half of their precision unless it is told a dtype, as vLLM does.
 Seeds are vLLM's (ParentRequest): response j to a prompt is drawn by seed + j, whatever else is in the batch.
 """
 
@@ -67,17 +69,41 @@ def _load(policy: LanguageModel, folder: str) -> None:
     policy.model.load_state_dict(load_file(Path(folder) / "model.safetensors"), strict=False)
 
 
+class Worker:
+    """What `collective_rpc` calls the methods of."""
+
+    def __init__(self, policy: LanguageModel) -> None:
+        self._policy = policy
+
+    def reload_weights(
+        self, weights_iterator: Any = None, weights_path: str | None = None, is_checkpoint_format: bool = True
+    ) -> None:
+        assert weights_iterator is None and is_checkpoint_format and weights_path is not None
+        _load(self._policy, weights_path)
+
+
+class OldWorker(Worker):
+    """Before 0.16."""
+
+    def reload_weights(self) -> None:  # type: ignore[override]
+        pass
+
+
 def vllm_module(policy: LanguageModel, calls: list[tuple[str, Any]]) -> types.ModuleType:
     """A stand-in for the module `vllm`, whose LLM samples by the policy's network and notes what it is told."""
 
     class LLM:
-        def __init__(self, model: str, **named: Any) -> None:
-            calls.append(("load", model))
+        def __init__(self, model: str, *, dtype: str = "auto", gpu_memory_utilization: float = 0.9) -> None:
+            calls.append(("load", dtype))
             _load(policy, model)
+            if dtype != "float32":
+                policy.model.to(torch.float16 if dtype == "auto" else getattr(torch, dtype)).float()
 
-        def collective_rpc(self, method: str, kwargs: dict[str, str]) -> None:
-            calls.append((method, kwargs["weights_path"]))
-            _load(policy, kwargs["weights_path"])
+        def collective_rpc(
+            self, method: str, timeout: float | None = None, args: tuple[Any, ...] = (), kwargs: Any = None
+        ) -> None:
+            calls.append((method, kwargs))
+            getattr(Worker(policy), method)(*args, **(kwargs or {}))
 
         def reset_prefix_cache(self) -> None:
             calls.append(("reset", None))
@@ -105,7 +131,7 @@ class Stub:
     """What the server holds and has seen."""
 
     def __init__(self, policy: LanguageModel, development: bool) -> None:
-        self.policy, self.development = policy, development
+        self.policy, self.development, self.worker = policy, development, Worker(policy)
         self.requests: list[tuple[str, dict[str, Any]]] = []
         self.num_reloads = 0
         self.cache_is_stale = False
@@ -122,9 +148,10 @@ class Stub:
         if path == "/reset_prefix_cache":
             self.cache_is_stale = False
             return 200, None
-        if body["method"] != "reload_weights":
-            return 400, {"error": {"message": f"no method {body['method']}"}}
-        _load(self.policy, body["kwargs"]["weights_path"])
+        try:
+            getattr(self.worker, body["method"])(*body.get("args", []), **body.get("kwargs", {}))
+        except (AttributeError, TypeError) as error:
+            return 500, {"error": {"message": str(error)}}
         self.num_reloads, self.cache_is_stale = self.num_reloads + 1, True
         return 200, {"results": [None]}
 

@@ -266,8 +266,11 @@ def attend_in_rectangles(
     query_NHD: Tensor, key_NHD: Tensor, value_NHD: Tensor, packed: Packed, scaling: float | None
 ) -> Tensor:
     """Attention of packed tokens, (N, H, D), by the kernel for rectangles, which every device and precision has."""
-    grouped, layout = query_NHD.shape[1] != key_NHD.shape[1], packed.rectangles
-    kernel: Any = partial(scaled_dot_product_attention, scale=scaling, enable_gqa=grouped)
+    groups, layout = query_NHD.shape[1] // key_NHD.shape[1], packed.rectangles
+    if groups > 1 and _shares_keys_slowly(value_NHD):
+        key_NHD, value_NHD = key_NHD.repeat_interleave(groups, 1), value_NHD.repeat_interleave(groups, 1)
+        groups = 1
+    kernel: Any = partial(scaled_dot_product_attention, scale=scaling, enable_gqa=groups > 1)
     tensors = (query_NHD, key_NHD, value_NHD)
     if isinstance(layout, WholeRows):
         # Padding comes after all that a token may see, so only the future has to be masked.
@@ -282,6 +285,15 @@ def attend_in_rectangles(
         attn_mask=layout.response_mask_RTS[:, None],
     )
     return torch.cat([_flat(prompt, layout.from_prompt_N), _flat(response, layout.from_response_N)])
+
+
+def _shares_keys_slowly(value: Tensor) -> bool:
+    """Whether heads that share keys would be computed with all scores in memory.
+
+    On a GPU only the flash kernel lets heads share keys, and it takes neither float32 nor a mask; the memory-efficient
+    one, which takes both, wants keys and values of every head.
+    """
+    return value.is_cuda
 
 
 def _rows(value_NHD: Tensor, index_RS: Tensor) -> Tensor:

@@ -1,16 +1,19 @@
 """Sampling by vLLM, in this process or by a server; the weights go there after each update.
 
-Not run against a real vLLM yet: the client is tested against a stub that enforces the rules of its OpenAI server.
+Weights are read from a folder by `reload_weights(weights_path=…)`, which vLLM's workers have from 0.16 on; before, the
+method took no argument and read what was loaded first. Not run against a real vLLM yet: the client is tested against a
+stub that enforces the rules of its OpenAI server and of its workers.
 """
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
 import tempfile
 import urllib.error
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -34,16 +37,20 @@ class _Synchronised:
         self._folder = tempfile.TemporaryDirectory(prefix="understudy-vllm-")
         self._sent: tuple[int, ...] | None = None
 
-    def _write_if_changed(self, policy: LanguageModel) -> Path | None:
-        """The folder with the weights, or None where vLLM has them already."""
+    @contextlib.contextmanager
+    def _changed(self, policy: LanguageModel) -> Iterator[Path | None]:
+        """The folder with the weights, or None where vLLM has them already; it has them if the block ends well."""
         # Every update in place raises the version of a tensor.
         now = tuple(parameter._version for parameter in policy.model.parameters())
         if now == self._sent:
-            return None
+            yield None
+            return
+        # Whatever is sampled after a failure must not come from weights that were read in part, or not at all.
+        self._sent = None
         folder = Path(self._folder.name) / "policy"
         policy.save(folder)
+        yield folder
         self._sent = now
-        return folder
 
 
 def sampling_arguments(
@@ -79,7 +86,10 @@ def prompt_seeds(generator: torch.Generator, num_prompts: int, responses_per_pro
 
 
 class VllmServer(_Synchronised):
-    """A vLLM server, started with VLLM_SERVER_DEV_MODE=1 and a disk that it shares with this process."""
+    """A vLLM server, started with VLLM_SERVER_DEV_MODE=1 and a disk that it shares with this process.
+
+    It samples in the precision that it was started with (--dtype), which is half of float32's unless told.
+    """
 
     def __init__(self, url: str) -> None:
         super().__init__()
@@ -103,9 +113,11 @@ class VllmServer(_Synchronised):
         refuse_several(peers, "vllm")
         if self._model is None:
             self._model = str(self._call("/v1/models")["data"][0]["id"])
-        folder = self._write_if_changed(policy)
-        if folder is not None:
-            self._synchronise(folder)
+        with self._changed(policy) as folder:
+            if folder is not None:
+                self._call("/collective_rpc", {"method": "reload_weights", "kwargs": {"weights_path": str(folder)}})
+                # What was computed with the old weights must not answer for the new ones.
+                self._call("/reset_prefix_cache", {})
         limits = response_limits(policy, prompts, settings.max_response_tokens)
         seeds = prompt_seeds(generator, len(prompts), responses_per_prompt)
 
@@ -128,18 +140,9 @@ class VllmServer(_Synchronised):
         if len(choices) != arguments["n"] or any(choice.get("token_ids") is None for choice in choices):
             raise ServiceUnreachable(
                 f"{self._url} gave {len(choices)} responses with token ids to a prompt, of {arguments['n']} asked for. "
-                "Use a vLLM that knows return_token_ids (0.10.2 or newer)."
+                "Use vLLM 0.16 or newer."
             )
         return [_row(choice, policy) for choice in choices]
-
-    def _synchronise(self, folder: Path) -> None:
-        try:
-            self._call("/collective_rpc", {"method": "reload_weights", "kwargs": {"weights_path": str(folder)}})
-            # What was computed with the old weights must not answer for the new ones.
-            self._call("/reset_prefix_cache", {})
-        except ServiceUnreachable:
-            self._sent = None
-            raise
 
     def _call(self, path: str, body: dict[str, Any] | None = None) -> Any:
         data = None if body is None else json.dumps(body).encode()
@@ -150,8 +153,8 @@ class VllmServer(_Synchronised):
         except urllib.error.HTTPError as error:
             said = error.read().decode(errors="replace")[:300]
             raise ServiceUnreachable(
-                f"{self._url}{path} refused with status {error.code}: {said}. Check that it serves this model, and "
-                "was started with VLLM_SERVER_DEV_MODE=1 so that weights can be sent."
+                f"{self._url}{path} refused with status {error.code}: {said}. Check that it is vLLM 0.16 or newer, "
+                "serves this model, and was started with VLLM_SERVER_DEV_MODE=1 so that weights can be sent."
             ) from error
         except OSError as error:
             raise ServiceUnreachable(
@@ -161,7 +164,7 @@ class VllmServer(_Synchronised):
 
 
 class VllmColocated(_Synchronised):
-    """vLLM in this process, on the same device."""
+    """vLLM in this process, on the same device, in the precision of the policy or of autocast where that is on."""
 
     def __init__(self) -> None:
         try:
@@ -186,13 +189,12 @@ class VllmColocated(_Synchronised):
     ) -> Rollouts:
         """Load or reload the weights if they changed, and sample by token ids."""
         refuse_several(peers, "vllm")
-        folder = self._write_if_changed(policy)
-        if self._llm is None:
-            # Half of the device stays for training.
-            self._llm = self._vllm.LLM(model=str(folder), gpu_memory_utilization=0.45)
-        elif folder is not None:
-            self._llm.collective_rpc("reload_weights", kwargs={"weights_path": str(folder)})
-            self._llm.reset_prefix_cache()
+        with self._changed(policy) as folder:
+            if self._llm is None:
+                self._llm = self._load(policy, folder)
+            elif folder is not None:
+                self._llm.collective_rpc("reload_weights", kwargs={"weights_path": str(folder)})
+                self._llm.reset_prefix_cache()
         limits = response_limits(policy, prompts, settings.max_response_tokens)
         seeds = prompt_seeds(generator, len(prompts), responses_per_prompt)
         asked = [{"prompt_token_ids": list(prompt)} for prompt in prompts]
@@ -207,6 +209,13 @@ class VllmColocated(_Synchronised):
             for choice in output.outputs
         ]
         return as_rollouts(policy, prompts, [_row(choice, policy) for choice in choices], responses_per_prompt)
+
+    def _load(self, policy: LanguageModel, folder: Path | None) -> Any:
+        kind = policy.device.type
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else policy.model.dtype
+        # Left to itself, vLLM halves the precision of float32 weights. Half of the device stays for training.
+        named = {"dtype": str(dtype).removeprefix("torch."), "gpu_memory_utilization": 0.45}
+        return self._vllm.LLM(model=str(folder), **named)
 
 
 def _row(choice: dict[str, Any], policy: LanguageModel) -> list[int]:
