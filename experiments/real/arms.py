@@ -148,6 +148,23 @@ ARMS: dict[str, Arm] = {
             (*_NGRAMS_WIDE, "align.discriminator.ngram_lengths=true", _NGRAMS_RATE),
             "ours",
         ),
+        # As the stability runs have it, or until a health gate ends it, and SFT for as much compute.
+        Arm(
+            "reverse_kl_ngrams_wide_x5",
+            "reverse KL, sequence, by n-grams, 96 prompts a round, five times the rounds",
+            "align",
+            (*_NGRAMS_WIDE, "align.num_rounds=120", _NGRAMS_RATE),
+            "ours",
+        ),
+        Arm(
+            "sft_longer_ngrams_wide_x5_last",
+            "SFT, as much compute as by n-grams, 96 prompts, five times the rounds, last weights",
+            "sft_longer",
+            (),
+            "sft",
+            "reverse_kl_ngrams_wide_x5",
+            "last",
+        ),
         # Whether it is the n-grams that gain, or how much and how fast is learned with them.
         Arm(
             "reverse_kl_more_updates",

@@ -29,6 +29,7 @@ TASK, SIZE = "ansible", "2000"
 MIN_SEEDS = 3
 MIN_RATIO = 0.95  # of distinct-2
 _UNMEASURED = "**Bar 2 is unmeasured**"
+_SAID = {True: "**yes**", False: "**no**", None: "unmeasured"}
 
 
 @dataclass(frozen=True)
@@ -94,6 +95,21 @@ def block(cells: Cells, size: str = SIZE) -> str:
     return "\n\n".join(_told(key, verdict(arms)) for key, arms in found.items())
 
 
+def scratch_table(cells: Cells) -> str:
+    """The bar's three conditions of policies from scratch, which it is not about: three rows a size of Ansible."""
+    lines = ["| policies from scratch | best of ours against the best SFT | condition | measured | |", "|---" * 5 + "|"]
+    for key, arms in cells.items():
+        if not key.task.startswith(TASK) or is_pretrained(key) or not (best_of("sft", arms) and best_of("ours", arms)):
+            continue
+        found = verdict(arms)
+        named = f"{key.task}, {wording.size(key.size)}{wording.in_brackets(key)}"
+        pair = f"{wording.contender(found.ours)} against {wording.contender(found.sft)}"
+        for each in found.conditions:
+            lines.append(f"| {named} | {pair} | {each.name} | {each.numbers} | {_SAID[each.holds]} |")
+            named = pair = ""
+    return "\n".join(lines)
+
+
 def is_pretrained(key: Key) -> bool:
     """Whether cells are of a pretrained policy."""
     return "model.init=pretrained" in key.settings
@@ -149,8 +165,7 @@ def _told(key: Key, found: Verdict) -> str:
     seeds = "one seed" if found.num_seeds == 1 else f"{found.num_seeds} seeds"
     pair = f"{wording.contender(found.ours)} against {wording.contender(found.sft)}"
     lines = [f"{in_words(key.settings)}, {seeds}: {pair}, each the best on validation prompts.", ""]
-    said = {True: "**yes**", False: "**no**", None: "unmeasured"}
-    lines += [f"- {each.name}: {each.numbers}: {said[each.holds]}" for each in found.conditions]
+    lines += [f"- {each.name}: {each.numbers}: {_SAID[each.holds]}" for each in found.conditions]
     return "\n".join([*lines, f"- {_outcome(found)}, by {seeds}."])
 
 

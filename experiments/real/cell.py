@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import platform
 import shutil
 import tempfile
 import time
@@ -25,6 +26,7 @@ from understudy.data.withholding import for_alignment, for_warm_start
 from understudy.models.discriminator import create_discriminator
 from understudy.models.language_model import LanguageModel, TokenBatch
 from understudy.models.loading import create_policy, load_policy, with_lora
+from understudy.platform.code_hash import code_sha256
 from understudy.tracker import ListTracker
 from understudy.training.adversarial import align, num_discriminator_outputs, objective_from
 from understudy.training.checkpoint import Checkpoints
@@ -153,6 +155,7 @@ class Study:
             "seed": cell.seed,
             "overrides": list(overrides),
             "settings": self.settings.told,
+            "made_by": made_by(),
             "num_train": len(rows.train),
             "num_parameters": sum(parameter.numel() for parameter in policy.model.parameters()),
             **told,
@@ -291,6 +294,17 @@ class Study:
             yield Loop(accelerator, ListTracker(), Checkpoints(folder, keep=1))
         finally:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def made_by() -> dict[str, str]:
+    """What other numbers may come from with the same overrides: code, by its digest, versions, and the processor."""
+    import transformers
+
+    processor = (
+        torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()
+    )
+    versions = {"torch": torch.__version__, "transformers": transformers.__version__}
+    return {"code_sha256": code_sha256("align"), **versions, "processor": processor}
 
 
 def _publish(policy: LanguageModel, told: dict[str, Any], folder: Path) -> None:

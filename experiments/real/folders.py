@@ -2,7 +2,7 @@
 
 Cells of policies from scratch lie in results/. Those of a pretrained policy have the same file names, and lie in
 results-NAME/ beside it, a folder for each model and set of overrides: where gpu.sh puts them. In no table: earlier/, a
-first training of what was trained again, and partial/, arms that have too few seeds yet.
+first training of what was trained again.
 """
 
 from __future__ import annotations

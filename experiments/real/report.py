@@ -7,6 +7,7 @@ from typing import Any
 from experiments.real import bar2, wording
 from experiments.real.arms import ARMS
 from experiments.real.resampling import mean, of_seeds
+from experiments.real.samples import gaps_table, length, samples_table
 from experiments.real.study import (
     DECIDING,
     DECODINGS,
@@ -30,12 +31,14 @@ OTHERS = {
     "chrf": "chrF",
 }
 SIZES = {"500": "few: 500", "2000": "2,000", "all": "many: all"}
+BY_NGRAMS = ("reverse_kl_ngrams_wide", "js_ngrams_wide", "forward_kl_ngrams_wide")
 TALKED_OF = frozenset(
     ("sft", "sft_longer_last", "reverse_kl_sequence", "js_sequence", "forward_kl_sequence", "best_of_8")
+    + BY_NGRAMS
     + tuple(
         f"{kind}_ngrams{width}"
         for kind in ("reverse_kl", "best_of_8", "sft_longer")
-        for width in ("", "_wide", "_wide_lengths")
+        for width in ("", "_wide", "_wide_lengths", "_wide_x5")
     )
 )
 SAYS_NOTHING = 0.05  # a score that both stay below: nobody is right, so nobody is better
@@ -51,7 +54,9 @@ def pages(cells: Cells) -> dict[str, dict[str, str]]:
             "real-choice": choice(cells),
             "real-few": briefly(cells.get(Key("ansible", "2000"), {})),
             "real-many": briefly(cells.get(Key("ansible_all", "all"), {})),
+            "real-divergences": divergences(cells.get(Key("ansible_all", "all"), {})),
             "real-bar2": bar2.block(cells),
+            "real-bar2-scratch": bar2.scratch_table(cells),
         },
     }
 
@@ -107,14 +112,30 @@ def briefly(arms: Arms) -> str:
     for name in (name for name in arms if name in TALKED_OF or name == best.arm):
         tuned = [cell["decodings"]["tuned"] for cell in arms[name].values()]
         columns = [
-            wording.shown(mean(judged(arms[name], "tuned"))),
+            _shown_score(Contender(name, "tuned"), arms),
             *_both_wins(Contender(name, "tuned"), best, arms),
             wording.number(of_seeds(each["chrf"] for each in tuned), 1),
             wording.number(of_seeds(each["distinct_2"] for each in tuned), 3),
-            wording.number(of_seeds(map(_length, tuned)), 0),
+            wording.number(of_seeds(length(cell, "tuned") for cell in arms[name].values()), 0),
         ]
         lines.append(f"| {ARMS[name].label} | " + " | ".join(columns) + " |")
     return "\n".join([*lines, *_over_every_sft(arms)])
+
+
+def divergences(arms: Arms) -> str:
+    """The divergences where one wins, with all else alike: each over the best SFT and over the first of them, tuned."""
+    names = [name for name in BY_NGRAMS if name in arms]
+    if "sft" not in arms or not names:
+        return "Not measured."
+    best, first = best_sft(arms), Contender(names[0], "tuned")
+    label = wording.contender(first).split(",")[0]
+    heads = f"arm | score | wins over best SFT | at equal length | wins over {label} | at equal length"
+    lines = [f"| {heads} |", "|---" * 6 + "|"]
+    for name in names:
+        ours = Contender(name, "tuned")
+        both = [*_both_wins(ours, best, arms), *_both_wins(ours, first, arms)]
+        lines.append(f"| {ARMS[name].label} | {_shown_score(ours, arms)} | {' | '.join(both)} |")
+    return "\n".join(lines)
 
 
 def _over_every_sft(arms: Arms) -> list[str]:
@@ -125,7 +146,7 @@ def _over_every_sft(arms: Arms) -> list[str]:
     lines = ["", f"| {wording.contender(ours)} over | score | wins | at equal length |", "|---" * 4 + "|"]
     for name, *same in sft_policies(arms):
         theirs = Contender(name, "tuned")
-        score = wording.shown(mean(judged(arms[name], "tuned")))
+        score = _shown_score(theirs, arms)
         label = "; the same policy: ".join(ARMS[each].label for each in (name, *same))
         lines.append(f"| {label} | {score} | {' | '.join(_both_wins(ours, theirs, arms))} |")
     return lines
@@ -179,7 +200,9 @@ def _of_one(key: Key, arms: Arms) -> list[str]:
         known = _asked(judge, arms)
         if best.arm in known:
             shown.append(wins_table(known, best, label, judge))
-    return [*shown, start_table(arms), samples_table(arms)]
+    plain = Contender("sft", "tuned")
+    gaps = [gaps_table(arms, best, "the best SFT's"), *([gaps_table(arms, plain, "SFT's")] if best != plain else [])]
+    return [*shown, start_table(arms), samples_table(arms), *gaps]
 
 
 def wins_table(arms: Arms, best: Contender, label: str, judge: str = DECIDING) -> str:
@@ -207,39 +230,6 @@ def start_table(arms: Arms) -> str:
     return "\n".join(lines)
 
 
-def samples_table(arms: Arms) -> str:
-    """What the samples at T=1 are like, mean over seeds; some also at the tuned decoding."""
-    heads = "arm | AUC | AUC, tuned | by MiniLM | by MiniLM, tuned | NLL | distinct-2 | distinct-2, tuned"
-    heads += " | self-BLEU | length | length, tuned | chrF | disc. AUC"
-    lines = [f"| {heads} |", "|---" * 13 + "|"]
-    for name, cells in arms.items():
-        plain, tuned = ([cell["decodings"][at] for cell in cells.values()] for at in DECODINGS)
-        columns = [
-            *(_auc(each, "auc") for each in (plain, tuned)),
-            *(_auc(each, "auc_minilm") for each in (plain, tuned)),
-            wording.number(of_seeds(_nll(cell) for cell in cells.values()), 3),
-            *(wording.number(of_seeds(one["distinct_2"] for one in each), 3) for each in (plain, tuned)),
-            wording.number(of_seeds(each["self_bleu"] for each in plain), 1),
-            *(wording.number(of_seeds(map(_length, each)), 1) for each in (plain, tuned)),
-            wording.number(of_seeds(each["chrf"] for each in plain), 1),
-            wording.number(of_seeds(cell.get("held_out_auc") for cell in cells.values()), 2),
-        ]
-        lines.append(f"| {ARMS[name].label} | " + " | ".join(columns) + " |")
-    return "\n".join(lines)
-
-
-def _auc(made: list[dict[str, Any]], name: str) -> str:
-    """Of a fresh classifier; empty where some seed's cell is from before it was measured."""
-    known = [each[name] for each in made if each.get(name) is not None]
-    return wording.shown(wording.clipped(of_seeds(known))) if len(known) == len(made) else ""
-
-
-def _length(made: dict[str, Any]) -> float:
-    """Characters of a response, on average."""
-    lengths: list[int] = made["lengths"]
-    return sum(lengths) / len(lengths)
-
-
 def _asked(judge: str, arms: Arms) -> Arms:
     """The arms that this judge has judged in every cell; none where it says the deciding judge's again."""
     plain = {name: [cell["decodings"]["T=1"] for cell in cells.values()] for name, cells in arms.items()}
@@ -256,7 +246,11 @@ def _both_wins(ours: Contender, best: Contender, arms: Arms, judge: str = DECIDI
 
 
 def _scored(contender: Contender, arms: Arms) -> str:
-    return f"{wording.contender(contender)}: {wording.shown(mean(judged(arms[contender.arm], contender.decoding)))}"
+    return f"{wording.contender(contender)}: {_shown_score(contender, arms)}"
+
+
+def _shown_score(contender: Contender, arms: Arms) -> str:
+    return wording.shown(mean(judged(arms[contender.arm], contender.decoding)))
 
 
 def _num_seeds(arms: Arms) -> int:
@@ -266,7 +260,3 @@ def _num_seeds(arms: Arms) -> int:
 def _seeds(arms: Arms) -> str:
     num = _num_seeds(arms)
     return "one seed, so that intervals are over prompts alone" if num == 1 else f"{num} seeds"
-
-
-def _nll(cell: dict[str, Any]) -> float | None:
-    return sum(cell["nll"]) / sum(cell["expert_tokens"]) if "nll" in cell else None

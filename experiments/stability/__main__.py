@@ -47,7 +47,7 @@ def _run(out: Path, num_seeds: int, smoke: bool, only: str) -> None:
     import torch
 
     from examples.writing import write_json
-    from experiments.stability.study import default_case, long_case, rounds_case, run, sections_case
+    from experiments.stability.study import default_case, long_case, recipe_case, rounds_case, run, sections_case
 
     torch.set_num_threads(1)
     started = time.monotonic()
@@ -63,6 +63,7 @@ def _run(out: Path, num_seeds: int, smoke: bool, only: str) -> None:
         cases = [rounds_case(name, seed) for name in divergences for seed in range(num_seeds)]
         cases += [
             *(default_case(name, seed) for name in divergences for seed in range(num_seeds)),
+            *(recipe_case(seed) for seed in range(num_seeds)),
             long_case(0),
             *(sections_case(seed) for seed in range(num_seeds)),
         ]

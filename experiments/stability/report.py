@@ -26,16 +26,15 @@ def tables(results: Sequence[Result]) -> str:
 
 
 def verdict(result: Result) -> str:
-    """Return "healthy", or what was not: stopped by a gate, or below SFT by a judge at some decoding."""
-    if result["stopped_by"] is not None:
-        return f"stopped by {result['stopped_by'].split(':')[0]}"
+    """Return "healthy", or what was not: stopped by a gate, below SFT by a judge at some decoding, or both."""
     below = [
         f"{judge}, {decoding}"
         for decoding, found in result["evaluation"].items()
         for judge, difference in found["differences"].items()
         if difference["high"] is not None and difference["high"] < 0
     ]
-    return f"below SFT ({'; '.join(below)})" if below else "healthy"
+    stopped = [f"stopped by {result['stopped_by'].split(':')[0]}"] if result["stopped_by"] is not None else []
+    return "; ".join([*stopped, *([f"below SFT ({'; '.join(below)})"] if below else [])]) or "healthy"
 
 
 def _courses(results: Sequence[Result]) -> str:

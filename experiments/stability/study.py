@@ -14,6 +14,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import yaml
+
 from examples.writing import write_jsonl
 from experiments.stability import lists, sections
 from understudy.config import Params, load_params
@@ -27,6 +29,13 @@ MEASURED = ("length_tokens", "distinct_2", "eos_rate")  # and every judge
 FOLLOWED = ("response_tokens", "distinct_2", "entropy", "kl", "held_out_auc", "discriminator_accuracy")
 
 
+RECIPE = ROOT / "pipelines" / "runs" / "cpu-many.yaml"
+_JUDGES = [
+    {"name": "validity", "kind": "callable", "target": "examples/ansible/validity.py:judge"},
+    {"name": "minilm", "kind": "callable", "target": "experiments/stability/similarity.py:judge"},
+    {"name": "chrf", "kind": "callable", "target": "examples/debian/similarity.py:judge"},
+]
+_SIMILARITY = f"evaluation.judges={json.dumps(_JUDGES)}"
 FETCHED, SOURCE = ROOT / "build" / "stability" / "raw", "demonstrations.jsonl"
 
 
@@ -88,17 +97,15 @@ def rounds_case(divergence: str, seed: int, num_rounds: int = 5 * DEFAULT_ROUNDS
 
 def default_case(divergence: str, seed: int, num_rounds: int = 5 * DEFAULT_ROUNDS) -> Case:
     """params.yaml itself, model and data, but for the number of rounds; two judges of similarity beside its own."""
-    judges = [
-        {"name": "validity", "kind": "callable", "target": "examples/ansible/validity.py:judge"},
-        {"name": "minilm", "kind": "callable", "target": "experiments/stability/similarity.py:judge"},
-        {"name": "chrf", "kind": "callable", "target": "examples/debian/similarity.py:judge"},
-    ]
-    settings = (
-        f"align.divergence={divergence}",
-        f"align.num_rounds={num_rounds}",
-        f"evaluation.judges={json.dumps(judges)}",
-    )
+    settings = (f"align.divergence={divergence}", f"align.num_rounds={num_rounds}", _SIMILARITY)
     return Case(f"default-{divergence}", settings, seed, _ansible)
+
+
+def recipe_case(seed: int, num_rounds: int = 5 * DEFAULT_ROUNDS) -> Case:
+    """The same by the alignment of cpu-many.yaml: n-grams, 96 prompts a round, four times the rate."""
+    recipe = yaml.safe_load(RECIPE.read_text(encoding="utf-8"))["align"]
+    settings = (f"align={json.dumps(recipe)}", f"align.num_rounds={num_rounds}", _SIMILARITY)
+    return Case("recipe", settings, seed, _ansible)
 
 
 def long_case(seed: int, num_rounds: int = 8, num_lines: int = 280, tokens: int = 1024) -> Case:

@@ -24,8 +24,9 @@ from experiments.real.arms import ARMS
 from experiments.real.cell import Cell, ClosedFormReward, Folders, Settings, Study
 from experiments.real.folders import kept, load_all
 from experiments.real.measure import Chooser
-from experiments.real.report import briefly, choice, pages, sft_policies, summary, tables
+from experiments.real.report import briefly, choice, divergences, pages, sft_policies, summary, tables
 from experiments.real.resampling import mean, of_seeds
+from experiments.real.samples import gaps_table
 from experiments.real.study import (
     DECODINGS,
     Contender,
@@ -41,6 +42,7 @@ from understudy.config import SplitsConfig, load_params
 from understudy.data.withholding import is_withheld
 from understudy.evaluation.intervals import Interval
 from understudy.models.scalar_head import ScalarHead
+from understudy.platform.code_hash import code_sha256
 from understudy.training.adversarial import AlignResult, objective_from
 from understudy.training.methods import composed
 from understudy.training.sft import SftResult
@@ -54,7 +56,7 @@ def _params(task: Task, *overrides: str) -> Any:
 
 
 def test_every_arm_of_the_comparison_is_there_and_its_params_are_valid() -> None:
-    assert len(ARMS) == 39 and [name for name, arm in ARMS.items() if arm.role == "sft"] == [
+    assert len(ARMS) == 41 and [name for name, arm in ARMS.items() if arm.role == "sft"] == [
         "sft",
         "sft_longer",
         "sft_longer_last",
@@ -63,6 +65,7 @@ def test_every_arm_of_the_comparison_is_there_and_its_params_are_valid() -> None
         "sft_longer_ngrams_last",
         "sft_longer_ngrams_wide",
         "sft_longer_ngrams_wide_last",
+        "sft_longer_ngrams_wide_x5_last",
         "sft_twice",
         "sft_longer_twice",
         "sft_8_more_last",
@@ -313,7 +316,8 @@ def test_a_setting_that_an_arm_has_too_sets_no_arm_apart(tmp_path: Path, monkeyp
     monkeypatch.setattr(real_tasks, "_ARITHMETIC_ROWS", 800)
     study = Study(Folders(tmp_path / "results", tmp_path / "work"), Settings(over=(shared,)))
     for arm in ("sft", "reverse_kl_ngrams"):
-        study.run(Cell(TASKS["pick"], 100, ARMS[arm], 0))
+        made = study.run(Cell(TASKS["pick"], 100, ARMS[arm], 0))
+        assert made["made_by"]["torch"] == torch.__version__ and made["made_by"]["code_sha256"] == code_sha256("align")
     found = {key: list(arms) for key, arms in load_cells(tmp_path / "results").items()}
     assert found == {("pick", "100", shared): ["sft", "reverse_kl_ngrams"]}
 
@@ -381,10 +385,29 @@ def test_a_second_fresh_classifier_is_told_where_every_seed_has_it(tmp_path: Pat
             cell = json.loads(path.read_text())
             cell["decodings"]["T=1"]["auc_minilm"] = 0.75
             path.write_text(json.dumps(cell))
-    last = tables(load_cells(tmp_path)).split("| arm |")[-1].splitlines()
+    last = tables(load_cells(tmp_path)).split("| arm |")[-1].split("\n\n")[0].splitlines()
     columns = {row.split(" | ")[0]: row.split(" | ") for row in last[2:]}
     at = last[0].split(" | ").index("by MiniLM") + 1
     assert columns["| SFT"][at] == "" and columns["| SPIN"][at] == "0.750 [0.750, 0.750]"
+
+
+def test_samples_are_compared_with_the_best_sfts_seed_by_seed(tmp_path: Path) -> None:
+    values = {"sft": {0: (0.5, 0.7), 1: (0.6, 0.7)}, "spin": {0: (0.4, 0.6), 1: (0.4, None)}}
+    for arm, seeds in values.items():
+        for seed, (distinct_2, by_encoder) in seeds.items():
+            _written(tmp_path, arm, seed, 0.5)
+            path = tmp_path / f"pick-500-{arm}-{seed}.json"
+            cell = json.loads(path.read_text())
+            for made in cell["decodings"].values():
+                made |= {"distinct_2": distinct_2, "auc_minilm": by_encoder}
+            path.write_text(json.dumps(cell))
+    arms = load_cells(tmp_path)[Key("pick", "500")]
+    for best in (Contender("sft", "T=1"), Contender("sft", "tuned")):
+        heads, _, *rows = (line.split(" | ") for line in gaps_table(arms, best, "SFT's").splitlines())
+        found = {row[0].strip("| "): dict(zip(heads[1:], row[1:], strict=True)) for row in rows}
+        # -0.1 and -0.2: a mean of -0.15, and 12.706 * 0.0707 / sqrt(2) to both sides; MiniLM's is not known of seed 1.
+        assert found["SPIN"]["distinct-2"] == "-0.150 [-0.785, +0.485]" and found["SPIN"]["AUC by MiniLM"] == ""
+        assert ("SFT" in found) == (best.decoding == "T=1")
 
 
 def test_a_share_has_limits_between_0_and_1() -> None:
@@ -467,6 +490,18 @@ def test_what_is_talked_of_stands_in_a_short_table_with_the_best_sft(tmp_path: P
     assert head == "| JS, sequence (tuned) over | score | wins | at equal length |"
     wins = {row.split(" | ")[0]: float(row.split(" | ")[2].split("%")[0]) for row in (plain, smoothed)}
     assert wins["| SFT"] > 55 and wins["| SFT, label smoothing 0.1"] < 35
+
+
+def test_divergences_by_ngrams_are_compared_with_the_best_sft_and_with_each_other(tmp_path: Path) -> None:
+    for seed in range(5):
+        for arm, chance in (("sft", 0.2), ("reverse_kl_ngrams_wide", 0.5), ("forward_kl_ngrams_wide", 0.9)):
+            _written(tmp_path, arm, seed, chance)
+    head, _, *rows = divergences(load_cells(tmp_path)[Key("pick", "500")]).splitlines()
+    assert head.endswith("| wins over best SFT | at equal length | wins over reverse KL | at equal length |")
+    reverse, forward = ([each.split("%")[0] for each in row.strip("| ").split(" | ")] for row in rows)
+    assert (reverse[0], reverse[4]) == ("reverse KL, sequence, by n-grams, 96 prompts a round", "(itself)")
+    assert float(forward[2]) > float(reverse[2]) > 55 and float(forward[4]) > 60
+    assert divergences({}) == "Not measured."
 
 
 def test_sft_arms_that_are_one_policy_are_counted_once(tmp_path: Path) -> None:
@@ -724,7 +759,9 @@ def test_the_committed_cells_make_the_blocks_of_both_pages(committed: Any) -> No
         assert blocks.filled(text, made) == text, f"docs/{name}: run `python -m experiments.real --report`"
 
 
-def test_one_recipe_beats_validations_sft_but_not_every_sft(committed: Any) -> None:
+def test_by_ngrams_every_sft_is_beaten_in_form_alone_where_demonstrations_are_many(
+    committed: Any,
+) -> None:
     wins = set()
     for key, arms in ((key, arms) for key, arms in committed.items() if not key.settings):
         best = best_sft(arms)
@@ -736,13 +773,16 @@ def test_one_recipe_beats_validations_sft_but_not_every_sft(committed: Any) -> N
                     for kind, each in zip(("plain", "at equal length"), found, strict=True):
                         if each is None or each.low > 0.5:
                             wins.add((key.task, arm, decoding, judge, kind))
-    recipe = ("ansible_all", "reverse_kl_ngrams_wide", "tuned", "scores")
-    assert wins == {(*recipe, "plain"), (*recipe, "at equal length")}
+    assert wins == {
+        ("ansible_all", f"{divergence}_ngrams_wide", "tuned", "scores", "plain")
+        for divergence in ("reverse_kl", "forward_kl")
+    }
     arms = next(arms for key, arms in committed.items() if key.task == "ansible_all")
     policies = sft_policies(arms)
-    over = [win_rate(arms["reverse_kl_ngrams_wide"], "tuned", arms[name], "tuned") for name, *_ in policies]
-    assert [sum(found[kind] is not None and found[kind].low > 0.5 for found in over) for kind in (0, 1)] == [5, 3]  # type: ignore[union-attr]
-    assert (len(policies), sum(map(len, policies))) == (6, 8)
+    assert (len(policies), sum(map(len, policies))) == (7, 9)
+    for divergence, beaten in {"forward_kl": [7, 5], "reverse_kl": [6, 3], "js": [5, 5]}.items():
+        over = [win_rate(arms[f"{divergence}_ngrams_wide"], "tuned", arms[name], "tuned") for name, *_ in policies]
+        assert [sum(bool(each and each.low > 0.5) for each in kind) for kind in zip(*over, strict=True)] == beaten
 
 
 def _others(arms: dict[str, dict[int, dict[str, Any]]]) -> set[str]:

@@ -11,7 +11,7 @@ import pytest
 
 from experiments.real import bar2, folders
 from experiments.real.__main__ import create_parser, main, settings_from
-from experiments.real.bar2 import block, contests, verdict
+from experiments.real.bar2 import block, contests, scratch_table, verdict
 from experiments.real.cell import Settings
 from experiments.real.folders import RESULTS, kept, load_all
 from experiments.real.report import pages, printed, summary
@@ -192,8 +192,17 @@ def test_it_says_of_real_cells_what_the_tables_say() -> None:
     assert f"{ours.split(':')[0]} against {sft.split(':')[0]}" in said[0]
     assert said[2].startswith(f"- wins by validity: {wins} of prompts, ties half (at equal length {at_equal_length});")
     assert said[-1].startswith(
-        "- **Bar 2 does not hold**: wins by validity, fresh classifier's AUC (n-grams of characters), distinct-2"
+        "- **Bar 2 does not hold**: wins by validity, fresh classifier's AUC (MiniLM embeddings), distinct-2"
     )
+
+
+def test_the_conditions_are_told_of_policies_from_scratch_too() -> None:
+    cells: Cells = {Key("ansible", "2000"): _arms(), Key("pick", "500"): _arms(), _key(*SHORT): _arms()}
+    first, *others = scratch_table(cells).splitlines()[2:]
+    assert (
+        first.startswith("| ansible, 2,000 | ") and " | wins by validity | " in first and first.endswith(" | **yes** |")
+    )
+    assert [row.startswith("|  |  | ") for row in others] == [True, True]  # neither pick nor the pretrained
 
 
 def test_the_page_and_what_is_printed_of_pretrained_cells_hold_the_verdict() -> None:

@@ -20,6 +20,7 @@ from experiments.stability.study import (
     SOURCE,
     default_case,
     long_case,
+    recipe_case,
     rounds_case,
     sections_case,
 )
@@ -73,6 +74,13 @@ def test_the_default_run_is_params_yaml_but_for_rounds_divergence_and_judges() -
     assert params.evaluation.model_copy(update={"judges": plain.evaluation.judges}) == plain.evaluation
 
 
+def test_the_recipes_run_is_the_default_by_the_presets_alignment() -> None:
+    default, params = _params(default_case("reverse_kl", 0).overrides), _params(recipe_case(0).overrides)
+    preset = load_params(ROOT / "params.yaml", (), [ROOT / "pipelines/runs/cpu-many.yaml"])
+    assert params.align == preset.align.model_copy(update={"num_rounds": 5 * DEFAULT_ROUNDS})
+    assert params.model_copy(update={"align": default.align}) == default
+
+
 def test_an_expert_of_sections_takes_the_1024_tokens_that_a_policy_may(tmp_path: Path) -> None:
     case = sections_case(0)
     case.demonstrations(tmp_path)
@@ -89,6 +97,7 @@ def test_recorded_settings_are_those_of_the_cases() -> None:
     cases = [rounds_case(name, seed) for name in ("reverse_kl", "js") for seed in range(3)]
     cases += [
         *(default_case(name, seed) for name in ("reverse_kl", "js") for seed in range(3)),
+        *(recipe_case(seed) for seed in range(3)),
         long_case(0),
         *(sections_case(seed) for seed in range(3)),
     ]
@@ -117,7 +126,8 @@ def _result(low: float = -0.1, high: float = 0.1, stopped_by: str | None = None)
 def test_a_verdict_names_the_gate_or_the_judge_and_decoding() -> None:
     assert verdict(_result()) == "healthy" and verdict(_result(high=0.0)) == "healthy"
     assert verdict(_result(high=-0.01)) == "below SFT (a, tuned)"
-    assert verdict(_result(high=-0.01, stopped_by="kl: too far")) == "stopped by kl"
+    assert verdict(_result(high=-0.01, stopped_by="kl: too far")) == "stopped by kl; below SFT (a, tuned)"
+    assert verdict(_result(stopped_by="kl: too far")) == "stopped by kl"
 
 
 def test_a_difference_of_too_few_groups_is_no_verdict() -> None:
@@ -152,9 +162,13 @@ def test_the_page_is_what_the_raw_numbers_say() -> None:
     )
 
 
-def test_all_runs_but_the_one_that_is_stopped_are_healthy_as_the_page_says() -> None:
+def test_runs_end_as_the_page_says() -> None:
     ends = {f"{item['case']}-{item['seed']}": verdict(item) for item in load(RESULTS)}
-    assert len(ends) == 16 and ends.pop("long-0") == "stopped by auc" and set(ends.values()) == {"healthy"}
+    assert len(ends) == 19 and ends.pop("long-0") == "stopped by auc"
+    below = "below SFT (minilm, tuned; chrf, tuned; minilm, greedy; chrf, greedy)"
+    recipe = [ends.pop(f"recipe-{seed}") for seed in range(3)]
+    assert recipe == [*[f"stopped by distinct_2; {below}"] * 2, "stopped by distinct_2"]
+    assert set(ends.values()) == {"healthy"}
     (long,) = (item for item in load(RESULTS) if item["case"] == "long")
     assert [row["held_out_auc"] for row in long["history"] if "held_out_auc" in row][-3:] == [1.0] * 3
     # What comes back is SFT's policy: the last that was healthy.
