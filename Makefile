@@ -7,7 +7,6 @@ SHELL := /bin/bash
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
-# Python compiles what is imported when it first is: a fifth of the files, for a minute less of installing.
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 RAW := .understudy/raw
 MIN_TESTS ?= 2850
@@ -45,17 +44,17 @@ bench: $(VENV)/.installed-bench $(RAW)/demonstrations.jsonl
 $(VENV)/.torch: constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "installing torch"
-	@$(PIP) install --no-compile "$$(grep -i '^torch==' constraints.txt)"
+	@$(PIP) install "$$(grep -i '^torch==' constraints.txt)"
 	@touch $@
 
 $(VENV)/.installed: $(VENV)/.torch pyproject.toml constraints.txt
 	@echo "installing understudy (a few minutes the first time)"
-	@$(PIP) install --no-compile -c constraints.txt -e .
+	@$(PIP) install -c constraints.txt -e .
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed
 	@echo "installing what tests need"
-	@$(PIP) install --no-compile -c constraints.txt -e ".[dev]"
+	@$(PIP) install -c constraints.txt -e ".[dev]"
 	@missing=$$(for name in $(DEBIAN_PACKAGES); do dpkg -s $$name >/dev/null 2>&1 || echo $$name; done); \
 	if [ -n "$$missing" ] && [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
 	  (apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing) >/dev/null; fi
@@ -63,7 +62,7 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 
 $(VENV)/.installed-bench: $(VENV)/.installed
 	@echo "installing the peers"
-	@$(PIP) install --no-compile -c constraints.txt -e ".[bench]"
+	@$(PIP) install -c constraints.txt -e ".[bench]"
 	@touch $@
 
 $(RAW)/demonstrations.jsonl:
