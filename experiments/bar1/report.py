@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from experiments.bar1.seeds import mean
+from experiments.bar1.seeds import difference, mean
 from understudy.evaluation.intervals import Interval
 
 NAMES = {
@@ -90,9 +90,8 @@ def curve_difference_table(head: str, curve: dict[str, Any]) -> str:
 
 
 def _over(ours: Sequence[float], theirs: Sequence[float]) -> str:
-    gap = [mine - other for mine, other in zip(ours, theirs, strict=True)]
-    found = mean(gap, (-1, 1))
-    return f"{found.value:+.3f} [{found.low:+.3f}, {found.high:+.3f}], {sum(each > 0 for each in gap)} of {len(gap)}"
+    found, won = difference(ours, theirs)
+    return f"{found.value:+.3f} [{found.low:+.3f}, {found.high:+.3f}], {won} of {found.n}"
 
 
 def _average(values: Sequence[float] | None) -> float:

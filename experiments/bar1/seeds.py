@@ -36,6 +36,12 @@ def mean(values: Sequence[float], bounds: tuple[float, float]) -> Interval:
     return Interval(middle, low, high, num, num)
 
 
+def difference(ours: Sequence[float], theirs: Sequence[float]) -> tuple[Interval, int]:
+    """Return the mean difference of two shares, paired by seed (S), and on how many seeds it is above 0."""
+    gap = [mine - other for mine, other in zip(ours, theirs, strict=True)]
+    return mean(gap, (-1, 1)), sum(each > 0 for each in gap)
+
+
 def widest(value: float, num: int, bounds: tuple[float, float]) -> tuple[float, float]:
     """Return the limits of what `num` equal values leave possible.
 

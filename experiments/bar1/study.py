@@ -14,7 +14,7 @@ from torch import Tensor
 
 from experiments.bar1.baselines import ClosedForm, IterativeSFT, SelfPlay, best_decoding, best_of_n
 from experiments.bar1.learn import Game, Settings, half_cosine, sft
-from experiments.bar1.seeds import mean
+from experiments.bar1.seeds import difference
 from experiments.bar1.world import NUM_CODEWORDS, Markov, World, measure, per_seed
 from understudy.objectives.divergences import Divergence, divergence
 
@@ -185,11 +185,9 @@ def differences(main: Results) -> Results:
     made: Results = {}
     for name in (*OURS, "forward_kl_unclipped"):
         for baseline in BASELINES:
-            pairs = zip(main[name]["validity"], main[baseline]["validity"], strict=True)
-            gap = [ours - theirs for ours, theirs in pairs]
-            found = mean(gap, (-1, 1))
+            found, won = difference(main[name]["validity"], main[baseline]["validity"])
             limits = {"value": found.value, "low": found.low, "high": found.high, "n": found.n}
-            made[f"{name} - {baseline}"] = limits | {"won": sum(each > 0 for each in gap)}
+            made[f"{name} - {baseline}"] = limits | {"won": won}
     return made
 
 

@@ -156,12 +156,9 @@ ARMS: dict[str, Arm] = {
             (*_NGRAMS_WIDE, "align.num_rounds=120", _NGRAMS_RATE),
             "ours",
         ),
-        Arm(
+        _longer(
             "sft_longer_ngrams_wide_x5_last",
-            "SFT, as much compute as by n-grams, 96 prompts, five times the rounds, last weights",
-            "sft_longer",
-            (),
-            "sft",
+            " as by n-grams, 96 prompts, five times the rounds",
             "reverse_kl_ngrams_wide_x5",
             "last",
         ),

@@ -236,6 +236,7 @@ def test_gpu_script_runs_on_a_cpu_with_eager_calls_for_the_graph(
         # That a rollout costs more than its steps is not told apart where others work, too.
         assert 0 < decoded["share_of_floor"] < 1 and 0 < decoded["stepper_share_of_floor"] < 1
         assert decoded["token_seconds"] == decoded["generate_seconds"] / 6
+        assert decoded["share_of_floor"] == decoded["least_seconds"] / decoded["token_seconds"]
         ending = report["decode"][f"{precision}, 2 rows that end"]
         assert all(2 <= way["tokens"] <= 2 * 6 for way in ending.values()) and list(ending) == ["graphs", "leaving"]
         assert 0 < report["update"][f"{precision}, 20 tokens"]["mfu"] < 1.5
