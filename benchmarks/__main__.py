@@ -87,6 +87,10 @@ def suites(quick: bool, turns: int) -> dict[str, Callable[[], list[dict[str, Any
         found = [ingesting.measure(count, turns) for count in counts]
         return [*found, ingesting.measure(counts[0], turns, near_duplicates=True)]
 
+    def profile() -> list[dict[str, Any]]:
+        steps = [profiling.measure(work, rounds[work.size]) for work in both]
+        return [*steps, ingesting.measure_lines(counts[-1])]
+
     return {
         "sampling": lambda: [sampling.measure(shape, turns) for shape in shapes],
         "align": lambda: [row for work in works for row in aligning.measure(work, rounds[work.size], turns)],
@@ -96,7 +100,7 @@ def suites(quick: bool, turns: int) -> dict[str, Callable[[], list[dict[str, Any
         "processes": lambda: [processes.measure(work, rounds[work.size], turns) for work in works],
         "dag": lambda: [dag.measure(name) for name in tuple(dag.RUNS)[: 1 if quick else None]],
         "scale": lambda: scaling.measure(quick),
-        "profile": lambda: [profiling.measure(work, rounds[work.size]) for work in both],
+        "profile": profile,
     }
 
 

@@ -203,7 +203,7 @@ def profile(rows: list[Row]) -> str:
     """Phases of a round with the lines that do them, and torch's operations."""
     parts = []
     for row in rows:
-        if row["suite"] != "profile":
+        if "phases" not in row:
             continue
         total = sum(phase["seconds"] for phase in row["phases"].values())
         phases = [
@@ -216,6 +216,22 @@ def profile(rows: list[Row]) -> str:
     return "\n\n".join(parts)
 
 
+def lines(rows: list[Row]) -> str:
+    """The lines of a part's library code that take the most time."""
+    return "\n\n".join(_lines(row) for row in rows if row["suite"] == "profile" and "lines" in row)
+
+
+def _lines(row: Row) -> str:
+    shares = [line["share"] for line in row["lines"]]
+    cells = [
+        # A bar would end the cell, within code, too.
+        (f"{line['share']:.1%}", f"`{line['path']}: {line['function']}`", f"`{line['text']}`".replace("|", r"\|"))
+        for line in row["lines"]
+    ]
+    table = _table((f"share of the {row['name'].removeprefix('profile of the ')}", "where", "line"), cells)
+    return f"{table}\n\nAll other lines take {1 - sum(shares):.0%}, none above {shares[-1]:.1%}. Load {_load(row)}."
+
+
 BLOCKS: dict[str, Callable[[list[Row]], str]] = {
     "machine": machine,
     "peers": peers,
@@ -225,6 +241,7 @@ BLOCKS: dict[str, Callable[[list[Row]], str]] = {
     "scale": scale,
     "dag": dag,
     "profile": profile,
+    "lines": lines,
 }
 
 
