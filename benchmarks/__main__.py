@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 # Before torch is imported, and for all processes that are started: one thread, so that numbers compare across machines
-# and with the peers, and no bars of progress among the table's lines.
+# and with the peers, and no bars of progress, deprecations of the peers' or notes of the profiler before the table.
 for name, value in (
     ("OMP_NUM_THREADS", "1"),
     ("HF_HUB_OFFLINE", "1"),
@@ -24,6 +24,8 @@ for name, value in (
     ("HF_DATASETS_DISABLE_PROGRESS_BARS", "1"),
     ("TOKENIZERS_PARALLELISM", "false"),
     ("TRANSFORMERS_VERBOSITY", "error"),
+    ("PYTHONWARNINGS", "ignore::FutureWarning"),
+    ("KINETO_LOG_LEVEL", "99"),
 ):
     os.environ.setdefault(name, value)
 RESULTS = Path(__file__).parent / "results"
@@ -78,10 +80,10 @@ def suites(quick: bool, turns: int) -> dict[str, Callable[[], list[dict[str, Any
     both = [replace(work, discriminator=kind) for kind in aligning.DISCRIMINATORS for work in works]
     shapes = [sampling.Shape(size, 4, 8, 8, 64) if quick else sampling.Shape(size) for size in sizes]
     shapes.insert(1, replace(shapes[0], rows=32, ends=True))
-    rows = {"0.1M": 24, "1M": 384, "10M": 64}
+    rows = {"0.1M": 24, "1M": 384, "10M": 128}
     counts = (500,) if quick else (10_000, 100_000, 1_000_000)
     sharded = ((counts[-1], False), (counts[len(counts) // 2], True))  # the search for near-duplicates takes longer
-    rounds = {"0.1M": 1, "1M": 4, "10M": 1}
+    rounds = {"0.1M": 1, "1M": 4, "10M": 2}
 
     def ingest() -> list[dict[str, Any]]:
         found = [ingesting.measure(count, turns) for count in counts]
@@ -94,7 +96,7 @@ def suites(quick: bool, turns: int) -> dict[str, Callable[[], list[dict[str, Any
     return {
         "sampling": lambda: [sampling.measure(shape, turns) for shape in shapes],
         "align": lambda: [row for work in works for row in aligning.measure(work, rounds[work.size], turns)],
-        "sft": lambda: [finetuning.measure(size, rows[size], turns) for size in sizes],
+        "sft": lambda: [row for size in sizes for row in finetuning.measure(size, rows[size], turns)],
         "ingest": ingest,
         "shards": lambda: [sharding.measure(count, near, turns) for count, near in sharded],
         "processes": lambda: [processes.measure(work, rounds[work.size], turns) for work in works],

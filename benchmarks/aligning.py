@@ -25,7 +25,12 @@ from understudy.config import AlignConfig, load_params
 
 ROOT = Path(__file__).parents[1]
 DISCRIMINATORS = ("shared_trunk", "sft")
-PEERS = ("rloo", "grpo")
+# TRL's trainers as they come, and RLOO tuned: with the faster cache, and with what our loop asks of the C library.
+PEERS = {
+    "TRL RLOO": {"trainer": "rloo"},
+    "TRL GRPO": {"trainer": "grpo"},
+    "TRL RLOO with a static cache and freed memory kept": {"trainer": "rloo", "tuned": True},
+}
 
 
 @dataclass(frozen=True)
@@ -135,8 +140,8 @@ class OurStep:
 class PeerStep:
     """Steps of a TRL trainer without the first. The reward is a number without a model: TRL trains none."""
 
-    def __init__(self, work: Work, trainer: str, device: str = "cpu") -> None:
-        self.work, self.trainer, self.device = work, trainer, device
+    def __init__(self, work: Work, trainer: str, device: str = "cpu", tuned: bool = False) -> None:
+        self.work, self.trainer, self.device, self.tuned = work, trainer, device, tuned
 
     def seconds(self, rounds: int) -> float:
         """Seconds of one step, the mean over `rounds`."""
@@ -148,7 +153,12 @@ class PeerStep:
         from datasets import Dataset
         from transformers import TrainerCallback
 
-        work = self.work
+        from understudy.training.allocator import keep_freed_memory
+
+        work, settings = self.work, peer_settings(self.work, self.device)
+        if self.tuned:
+            keep_freed_memory()
+            settings["cache_implementation"] = "static"
         clock = Clock()
 
         class Ticks(TrainerCallback):  # type: ignore[misc]
@@ -161,11 +171,11 @@ class PeerStep:
             model = create_model(work.size, work.vocabulary, 2 * (work.prompt_tokens + work.response_tokens))
             model.save_pretrained(Path(folder) / "model")
             kinds = {"rloo": (trl.RLOOTrainer, trl.RLOOConfig), "grpo": (trl.GRPOTrainer, trl.GRPOConfig)}
-            kind, settings = kinds[self.trainer]
+            kind, arguments = kinds[self.trainer]
             trainer = kind(
                 model=str(Path(folder) / "model"),
                 reward_funcs=_reward,
-                args=settings(output_dir=folder, max_steps=rounds + 1, **peer_settings(work, self.device)),
+                args=arguments(output_dir=folder, max_steps=rounds + 1, **settings),
                 train_dataset=Dataset.from_dict({"prompt": texts}),
                 processing_class=word_tokenizer(work.vocabulary),
                 callbacks=[Ticks()],
@@ -291,7 +301,7 @@ def measure(work: Work, rounds: int, repetitions: int) -> list[dict[str, Any]]:
     embedding = model.get_input_embeddings().weight
     works = {kind: replace(work, discriminator=kind) for kind in DISCRIMINATORS}
     steps: dict[str, OurStep | PeerStep] = {kind: OurStep(each) for kind, each in works.items()}
-    steps |= {peer: PeerStep(work, peer) for peer in PEERS}
+    steps |= {name: PeerStep(work, **settings) for name, settings in PEERS.items()}  # type: ignore[arg-type]
     turns = take_turns({name: partial(turn_of, step, rounds) for name, step in steps.items()}, repetitions)
     rows = []
     for kind, each in works.items():
@@ -301,7 +311,7 @@ def measure(work: Work, rounds: int, repetitions: int) -> list[dict[str, Any]]:
                 {
                     "name": each.name,
                     "unit": "sampled tokens/s",
-                    "peer_name": f"TRL {peer.upper()}",
+                    "peer_name": peer,
                     **compared({"ours": turns[kind], peer: turns[peer]}, peer),
                     "least": {"flops": least / work.sampled_tokens},
                 }

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks.table import bar_of, bar_text, load_text, meets
+from benchmarks.table import bar_of, bar_text, load_text, met_text, peer_of
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "speed.md"
@@ -39,11 +39,11 @@ def main(arguments: list[str]) -> int:
 
 def latest(folder: Path) -> list[Row]:
     """The last measurement of every row, each with the machine of its run; quick runs do not count."""
-    found: dict[tuple[str, str | None], Row] = {}
+    found: dict[tuple[str, str], Row] = {}
     for path in sorted(folder.glob("cpu-2*.json")):
         report = json.loads(path.read_text(encoding="utf-8"))
         for row in report["rows"]:
-            key = (row["name"], (row.get("peer_name") or "").split(",")[0])
+            key = (row["name"], peer_of(row))
             found[key] = row | {"bar": bar_of(row), "machine": report["machine"], "file": path.name}
     return list(found.values())
 
@@ -262,7 +262,7 @@ def _turns(values: list[float], how: str) -> str:
 
 
 def _met(row: Row) -> str:
-    return {True: "yes", False: "**no**", None: ""}[meets(row)]
+    return met_text(row).replace("no", "**no**")
 
 
 def _load(row: Row) -> str:

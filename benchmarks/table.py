@@ -16,8 +16,8 @@ BARS = {
     "align step 10M/TRL RLOO": 1.3,
     "align step 1M, trunk of its own/TRL RLOO": 2.0,
     "align step 10M, trunk of its own/TRL RLOO": 1.3,
-    "SFT 1M": 1.2,
-    "SFT 10M": 1.2,
+    "SFT 1M/TRL SFT": 1.2,
+    "SFT 10M/TRL SFT": 1.2,
     "ingest 10,000 rows": 50_000,
     "ingest 100,000 rows": 50_000,
     "ingest 1,000,000 rows": 50_000,
@@ -39,7 +39,7 @@ def show(report: dict[str, Any], console: Console | None = None) -> None:
         f"torch {machine['torch']}, transformers {machine['transformers']}, TRL {machine['trl']}"
     )
     table = Table("work", "unit", "peer", title="Understudy beside its peers")
-    for name in ("ours", "peer's", "ratio", "bar", "floor", "load"):
+    for name in ("ours", "peer's", "ratio", "bar", "met", "floor", "load"):
         table.add_column(name, justify="right")
     for row in report["rows"]:
         table.add_row(
@@ -50,6 +50,7 @@ def show(report: dict[str, Any], console: Console | None = None) -> None:
             _number(row["peer"]),
             _ratio(row),
             bar_text(row),
+            met_text(row),
             _number(row["floor"]),
             load_text(row),
         )
@@ -67,7 +68,12 @@ def _ratio(row: dict[str, Any]) -> str:
 
 def bar_of(row: dict[str, Any]) -> float | None:
     """The ratio or the speed that is asked of a row."""
-    return BARS.get(f"{row['name']}/{row.get('peer_name')}", BARS.get(row["name"]))
+    return BARS.get(f"{row['name']}/{peer_of(row)}", BARS.get(row["name"]))
+
+
+def peer_of(row: dict[str, Any]) -> str:
+    """Whom a row compares with, without the way of it that was the fastest."""
+    return (row.get("peer_name") or "").split(",")[0]
 
 
 def meets(row: dict[str, Any]) -> bool | None:
@@ -83,6 +89,11 @@ def bar_text(row: dict[str, Any]) -> str:
     if row["bar"] is None:
         return ""
     return f"{row['bar']:,.0f}" if row["ratio"] is None else f"{row['bar']:.1f}"
+
+
+def met_text(row: dict[str, Any]) -> str:
+    """Whether a row meets its bar, in a word; nothing where it has none."""
+    return {True: "yes", False: "no", None: ""}[meets(row)]
 
 
 def load_text(row: dict[str, Any]) -> str:

@@ -8,6 +8,7 @@ import json
 import math
 import os
 import pickle
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -126,18 +127,22 @@ def test_steps_and_sft_run_beside_trls_trainers(tmp_path: Path, turns_here: list
     assert main(["--quick", "--only", "align,sft", "--out", str(tmp_path)]) == 0
     (path,) = tmp_path.glob("cpu-quick-*.json")
     rows = json.loads(path.read_text())["rows"]
-    steps = [(name, f"TRL {peer}") for name in ("", ", trunk of its own") for peer in ("RLOO", "GRPO")]
-    assert [(row["name"], row["peer_name"]) for row in rows[:4]] == [
+    peers = ("RLOO", "GRPO", "RLOO with a static cache and freed memory kept")
+    steps = [(name, f"TRL {peer}") for name in ("", ", trunk of its own") for peer in peers]
+    assert [(row["name"], row["peer_name"]) for row in rows[:6]] == [
         (f"align step 0.1M{name}", by) for name, by in steps
     ]
-    assert rows[4]["name"] == "SFT 0.1M" and rows[4]["peer_name"].startswith("TRL SFT, packing ")
+    assert [row["name"] for row in rows[6:]] == ["SFT 0.1M"] * 2
+    for row, memory in zip(rows[6:], ("", " with freed memory kept"), strict=True):
+        assert row["peer_name"].startswith(f"TRL SFT{memory}, packing ")
+        assert set(row["seconds"]) == {"ours", f"cut{memory}", f"whole{memory}"}
     assert all(row["peer"] > 0 and row["ratio"] == pytest.approx(row["ours"] / row["peer"]) for row in rows)
-    # Both of our steps compare with the same turns: four were taken in all, and three of SFT.
-    assert len(turns_here) == 4 + 3
-    for first, second, peer in ((0, 2, "rloo"), (1, 3, "grpo")):
+    # Both of our steps compare with the same turns: five were taken in all, and five of SFT.
+    assert len(turns_here) == 5 + 5
+    for first, second, peer in ((0, 3, "TRL RLOO"), (1, 4, "TRL GRPO"), (2, 5, f"TRL {peers[2]}")):
         assert rows[first]["seconds"][peer] == rows[second]["seconds"][peer]
         assert rows[first]["seconds"]["ours"] != rows[second]["seconds"]["ours"]
-    assert all(row["tokens"]["ours"] == [2 * 2 * 8] and row["minor_faults"]["ours"][0] >= 0 for row in rows[:4])
+    assert all(row["tokens"]["ours"] == [2 * 2 * 8] and row["minor_faults"]["ours"][0] >= 0 for row in rows[:6])
 
 
 def test_every_turn_of_every_contender_has_a_process_of_its_own() -> None:
@@ -565,6 +570,8 @@ def test_bars_belong_to_their_peer_and_colour_the_ratio() -> None:
     out = io.StringIO()
     show({"machine": machine, "rows": rows}, Console(file=out, force_terminal=True, width=160))
     text = out.getvalue()
+    shown = re.sub(r"\x1b\[[0-9;]*m", "", text)
+    assert re.findall(r"2\.0 *│ *(yes|no) ", shown) == ["yes", "no"]
     assert "\x1b[32m2.50" in text and "\x1b[31m1.50" in text and "1,234" in text
     assert "2.5 to 1.0, busy" in text
 
@@ -630,17 +637,23 @@ def test_the_functions_that_the_profiles_name_are_there() -> None:
         assert callable(owner) or isinstance(owner, property)
 
 
-def test_peers_of_sft_pack_in_both_of_trls_ways(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_peers_of_sft_pack_in_both_of_trls_ways_and_the_faster_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
+    takes = {"whole False": 5.0, "cut False": 3.0, "whole True": 2.5, "cut True": 2.8, "ours": 2.0}
 
     def alone(contender: partial[Turn]) -> Turn:
-        asked.append(contender.args[-1] if contender.func is finetuning.peer else "ours")
-        return Turn(30, {"whole": 5.0, "cut": 3.0, "ours": 2.0}[asked[-1]], 0, 0.0, 1)
+        asked.append(f"{contender.args[-1]} {contender.args[-2]}" if contender.func is finetuning.peer else "ours")
+        return Turn(30, takes[asked[-1]], 0, 0.0, 1)
 
     monkeypatch.setattr(timing, "alone", alone)
     found = finetuning.measure("0.1M", 4, 2)
-    assert sorted(asked) == ["cut", "cut", "ours", "ours", "whole", "whole"]
-    assert found["ratio"] == 1.5 and found["peer_name"] == "TRL SFT, packing cut demonstrations"
+    assert sorted(asked) == sorted([*takes] * 2)
+    assert [(row["ratio"], row["peer_name"]) for row in found] == [
+        (1.5, "TRL SFT, packing cut demonstrations"),
+        (1.25, "TRL SFT with freed memory kept, packing whole demonstrations"),
+    ]
+    # The bars are of TRL as it is.
+    assert [bar_of(row | {"name": "SFT 1M"}) for row in found] == [1.2, None]
 
 
 def test_two_shards_and_one_process_take_turns_on_the_same_rows() -> None:

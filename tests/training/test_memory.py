@@ -44,7 +44,7 @@ LARGE_VOCABULARY = {"vocabulary": 49_152, "prompts": 1, "response_tokens": 32}
 
 @pytest.mark.parametrize("discriminator", ["shared_trunk", "sft"])
 @pytest.mark.parametrize("work", [SMALL_WORK, LARGE_VOCABULARY])
-def test_formula_is_within_a_third_of_the_measured_peak(work: dict[str, int], discriminator: str) -> None:
+def test_formula_is_within_a_quarter_of_the_measured_peak(work: dict[str, int], discriminator: str) -> None:
     asked = {"size": "1M", "discriminator": discriminator, **work}
     command = [sys.executable, "-m", "benchmarks.scaling", json.dumps(asked)]
     done = subprocess.run(

@@ -15,7 +15,7 @@ from understudy.models.portions import WHOLE_LOGITS, cpu_rows
 
 FLOAT = 4
 # Aligned blocks that are freed leave room that the next ones of their size do not fit into: a tenth to three tenths of
-# what was asked for (docs/speed.md, "As the work grows").
+# what was asked for, of which the formula takes the middle.
 _UNUSED = 0.2
 
 
