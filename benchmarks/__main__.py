@@ -1,6 +1,6 @@
 """`make bench`: one table of ours, the peer, the ratio and the floor; raw numbers in benchmarks/results/.
 
-python -m benchmarks [--quick] [--only SUITE,…] [--repetitions 5] [--out FOLDER]
+python -m benchmarks [--quick] [--only SUITE,…] [--repetitions 3] [--out FOLDER]
 SUITE: sampling, align, sft, ingest, shards, dag, scale, profile, processes; by default all of them
 """
 
@@ -37,7 +37,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="tiny works, one turn: does it run at all?")
     parser.add_argument("--only", default=",".join(SUITES), help="comma-separated suites")
-    parser.add_argument("--repetitions", type=int, default=5)
+    parser.add_argument("--repetitions", type=int, default=3, help="turns of each contender")
     parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args(arguments)
     wanted = options.only.split(",")

@@ -25,11 +25,12 @@ from understudy.config import AlignConfig, load_params
 
 ROOT = Path(__file__).parents[1]
 DISCRIMINATORS = ("shared_trunk", "sft")
-# TRL's trainers as they come, and RLOO tuned: with the faster cache, and with what our loop asks of the C library.
+# TRL's trainers as they come, and RLOO with what a user could change: our loop asks the C library for the former, too.
 PEERS = {
     "TRL RLOO": {"trainer": "rloo"},
     "TRL GRPO": {"trainer": "grpo"},
-    "TRL RLOO with a static cache and freed memory kept": {"trainer": "rloo", "tuned": True},
+    "TRL RLOO with freed memory kept": {"trainer": "rloo", "keeps_memory": True},
+    "TRL RLOO with a static cache": {"trainer": "rloo", "cache": "static"},
 }
 
 
@@ -140,8 +141,11 @@ class OurStep:
 class PeerStep:
     """Steps of a TRL trainer without the first. The reward is a number without a model: TRL trains none."""
 
-    def __init__(self, work: Work, trainer: str, device: str = "cpu", tuned: bool = False) -> None:
-        self.work, self.trainer, self.device, self.tuned = work, trainer, device, tuned
+    def __init__(
+        self, work: Work, trainer: str, device: str = "cpu", keeps_memory: bool = False, cache: str | None = None
+    ) -> None:
+        self.work, self.trainer, self.device = work, trainer, device
+        self.keeps_memory, self.cache = keeps_memory, cache
 
     def seconds(self, rounds: int) -> float:
         """Seconds of one step, the mean over `rounds`."""
@@ -156,9 +160,10 @@ class PeerStep:
         from understudy.training.allocator import keep_freed_memory
 
         work, settings = self.work, peer_settings(self.work, self.device)
-        if self.tuned:
-            keep_freed_memory()
-            settings["cache_implementation"] = "static"
+        if self.keeps_memory:
+            assert keep_freed_memory()
+        if self.cache:
+            settings["cache_implementation"] = self.cache
         clock = Clock()
 
         class Ticks(TrainerCallback):  # type: ignore[misc]

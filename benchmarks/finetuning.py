@@ -71,7 +71,7 @@ def peer(size: str, rows: int, keeps_memory: bool, packing: str) -> Turn:
     from understudy.training.allocator import keep_freed_memory
 
     if keeps_memory:
-        keep_freed_memory()
+        assert keep_freed_memory()
     _peer(size, demonstrations(min(rows, WARM_UP_ROWS)), packing)
     return _peer(size, demonstrations(rows), packing)
 

@@ -22,8 +22,9 @@ Line = tuple[str, str, int]  # file below the root, function, number
 def sampled_lines() -> Iterator[Counter[Line]]:
     """Add up the processor's seconds by the innermost line of the library that is running when a sample is taken.
 
-    What other libraries do counts for the line that called them. Python sees a sample as such a call returns, so one is
-    worth the time since the sample before: a long call is one sample, not a rare one.
+    What other libraries do counts for the line that called them. Python sees a sample as such a call returns, where a
+    function begins or a loop goes round, so one is worth the time since the sample before: a long call is one sample,
+    not a rare one, and a `def` has what its caller did before the call.
 
     Raises:
         ValueError: not in the main thread.

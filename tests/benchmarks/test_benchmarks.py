@@ -127,22 +127,23 @@ def test_steps_and_sft_run_beside_trls_trainers(tmp_path: Path, turns_here: list
     assert main(["--quick", "--only", "align,sft", "--out", str(tmp_path)]) == 0
     (path,) = tmp_path.glob("cpu-quick-*.json")
     rows = json.loads(path.read_text())["rows"]
-    peers = ("RLOO", "GRPO", "RLOO with a static cache and freed memory kept")
+    peers = ("RLOO", "GRPO", "RLOO with freed memory kept", "RLOO with a static cache")
     steps = [(name, f"TRL {peer}") for name in ("", ", trunk of its own") for peer in peers]
-    assert [(row["name"], row["peer_name"]) for row in rows[:6]] == [
+    assert [(row["name"], row["peer_name"]) for row in rows[:8]] == [
         (f"align step 0.1M{name}", by) for name, by in steps
     ]
-    assert [row["name"] for row in rows[6:]] == ["SFT 0.1M"] * 2
-    for row, memory in zip(rows[6:], ("", " with freed memory kept"), strict=True):
+    assert [row["name"] for row in rows[8:]] == ["SFT 0.1M"] * 2
+    for row, memory in zip(rows[8:], ("", " with freed memory kept"), strict=True):
         assert row["peer_name"].startswith(f"TRL SFT{memory}, packing ")
         assert set(row["seconds"]) == {"ours", f"cut{memory}", f"whole{memory}"}
     assert all(row["peer"] > 0 and row["ratio"] == pytest.approx(row["ours"] / row["peer"]) for row in rows)
-    # Both of our steps compare with the same turns: five were taken in all, and five of SFT.
-    assert len(turns_here) == 5 + 5
-    for first, second, peer in ((0, 3, "TRL RLOO"), (1, 4, "TRL GRPO"), (2, 5, f"TRL {peers[2]}")):
+    # Both of our steps compare with the same turns: six were taken in all, and five of SFT.
+    assert len(turns_here) == 6 + 5
+    for first, second in ((index, index + 4) for index in range(4)):
+        peer = f"TRL {peers[first]}"
         assert rows[first]["seconds"][peer] == rows[second]["seconds"][peer]
         assert rows[first]["seconds"]["ours"] != rows[second]["seconds"]["ours"]
-    assert all(row["tokens"]["ours"] == [2 * 2 * 8] and row["minor_faults"]["ours"][0] >= 0 for row in rows[:6])
+    assert all(row["tokens"]["ours"] == [2 * 2 * 8] and row["minor_faults"]["ours"][0] >= 0 for row in rows[:8])
 
 
 def test_every_turn_of_every_contender_has_a_process_of_its_own() -> None:
@@ -597,6 +598,7 @@ def test_the_latest_run_counts_and_bars_are_told(tmp_path: Path) -> None:
     assert "| 200 | 100 | 2.00 | 2: 1.50 to 2.00 | 1.4 | yes | 400 | 50% | 1.0 to 2.0 |" in page.peers(found)
     assert "**no**" in page.peers([found[0] | {"ratio": 1.3}])
     assert "| 1.6 to 2.0, **busy** |" in page.peers([found[0] | {"load_average_before": [1.6, 1, 1]}])
+    assert page.machine([found[0], found[0] | {"suite": "sft"}]).startswith("- `cpu-20260102.json` (sampling, sft): ")
     # Of runs before turns had processes of their own the page says so.
     assert page.machine(found).endswith("; ours and its peers took turns within one process")
     assert page.machine([found[0] | {"process": {}}]).endswith("Z")

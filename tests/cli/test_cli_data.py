@@ -62,7 +62,7 @@ def test_a_terminated_ingest_cleans_up_and_says_to_run_it_again(shards: str, pro
     command = [sys.executable, "-m", "understudy", "data", "ingest", "many", "--shards", shards]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         deadline = time.monotonic() + 60
-        while not list(project.glob(".understudy/tmp/ingest-*/shard*/*")) and time.monotonic() < deadline:
+        while not list(project.glob(".understudy/tmp/work-*/shard*/*")) and time.monotonic() < deadline:
             time.sleep(0.02)
         process.terminate()
         _, told = process.communicate(timeout=60)

@@ -672,21 +672,21 @@ def test_many_write_one_file_at_once_and_it_is_one_of_theirs(tmp_path: Path) -> 
 
 def test_what_a_killed_process_left_long_ago_goes_and_what_another_works_in_stays(tmp_path: Path) -> None:
     base = tmp_path / "w" / "tmp"
-    for name in ("ingest-dead", "ingest-at-work", "ingest-young"):
+    for name in ("work-dead", "work-at-it", "work-young"):
         (base / name).mkdir(parents=True)
         (base / name / "spool").write_bytes(b"rows")
-    for name in ("ingest-dead", "ingest-at-work"):
+    for name in ("work-dead", "work-at-it"):
         os.utime(base / name, (time.time() - 90_000, time.time() - 90_000))
     hold = "import fcntl, os, sys; fcntl.flock(os.open(sys.argv[1], 0), fcntl.LOCK_EX); print(); sys.stdin.read()"
-    command = [sys.executable, "-u", "-c", hold, str(base / "ingest-at-work")]
+    command = [sys.executable, "-u", "-c", hold, str(base / "work-at-it")]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdout and process.stdout.readline() == b"\n"
         with temporary_folder(tmp_path / "w") as folder:
-            assert {path.name for path in base.iterdir()} == {"ingest-at-work", "ingest-young", folder.name}
+            assert {path.name for path in base.iterdir()} == {"work-at-it", "work-young", folder.name}
         process.communicate()
     with temporary_folder(tmp_path / "w"):
         pass
-    assert names(base) == {"ingest-young", "ingest-young/spool"}
+    assert names(base) == {"work-young", "work-young/spool"}
 
 
 def test_summary_of_a_known_file(tmp_path: Path) -> None:

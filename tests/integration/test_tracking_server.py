@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import tempfile
 import time
 
 import pytest
 
+from understudy.cli.model_stream import Answerer
+from understudy.platform.promotion.examine import stored_artifacts
 from understudy.platform.registry import Registry
 from understudy.platform.tracking import current, open_run, open_step_run
 from understudy.records import DatasetRef
@@ -92,5 +95,21 @@ def test_register_once_load_and_generate(server, tmp_path, tiny_policy):
     pipeline = mlflow.transformers.load_model("models:/server-model@challenger")
     text = pipeline("install nginx", max_new_tokens=4, do_sample=False)[0]["generated_text"]
     assert text.startswith("install nginx")
-    folder = registry.download(registry.find("server-model@challenger"))
+    version = registry.find("server-model@challenger")
+    folder = registry.download(version, tmp_path)
+    assert folder == tmp_path / "model"
     assert (folder / "model.safetensors").read_bytes() == (tiny_policy / "model.safetensors").read_bytes()
+
+
+def test_who_reads_a_registered_model_leaves_no_copy_of_it(server, tmp_path, tiny_policy, monkeypatch):
+    registry = Registry(server, tmp_path / "w")
+    tags = {"weights_sha256": "d" * 64, "report_sha256": "e" * 64, "metrics": "{}"}
+    version = registry.find(f"{registry.register('read-model', 'challenger', tiny_policy, tags, 'read', None).name}/1")
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "system"))
+    (tmp_path / "system").mkdir()
+    answerer = Answerer(registry, version, 3, 0.0)
+    with stored_artifacts(registry, version, None) as stored:
+        first, again = (stored.registered(version.tags["registered_sha256"]) for _ in range(2))
+        assert first == again and (first / "model" / "model.safetensors").is_file()
+    assert not list((tmp_path / "system").iterdir()) and not (tmp_path / "w" / "tmp").exists()
+    assert answerer.answer("install nginx", 0)["tokens"] == 3  # its weights outlive the folder that they came from

@@ -52,10 +52,14 @@ def test_the_step_registers_once_with_every_tag(folder, tmp_path, monkeypatch):
     registry = Registry(f"sqlite:///{tmp_path}/mlflow.db", tmp_path)
     version = registry.find("tiny@challenger")
     assert version.metrics == {"T=1": {"nll": 2.5}}
-    files = [path.name for path in registry.download(version).parent.rglob("*") if path.is_file()]
+    (tmp_path / "downloaded").mkdir()
+    model = registry.download(version, tmp_path / "downloaded")
+    # What lies on this machine is not copied.
+    assert not list((tmp_path / "downloaded").iterdir())
+    files = [path.name for path in model.parent.rglob("*") if path.is_file()]
     assert "model.safetensors" in files and not [name for name in files if name.endswith((".bin", ".pkl", ".pt"))]
     # The temperature that the evaluation chose for this policy is what the version samples at.
-    assert (tags["temperature"], generation_defaults(registry.download(version))["temperature"]) == ("0.3", 0.3)
+    assert (tags["temperature"], generation_defaults(model)["temperature"]) == ("0.3", 0.3)
     with pytest.raises(ConfigError, match="no registered model 'tyni'.*Did you mean tiny"):
         registry.find("tyni")
     with pytest.raises(ConfigError, match=r"has no @champion. It has @challenger, /1"):

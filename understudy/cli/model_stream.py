@@ -29,18 +29,20 @@ class Answerer:
         from understudy.models.generation import SamplingSettings
         from understudy.models.loading import load_policy
         from understudy.platform.registry import generation_defaults
+        from understudy.platform.workdir import scratch_folder
 
         self.name = f"{version.name}/{version.version}"
-        folder = registry.download(version)
-        defaults = generation_defaults(folder)
+        _silence_loading()
+        with scratch_folder(registry.workdir) as scratch:
+            folder = registry.download(version, scratch)
+            defaults = generation_defaults(folder)
+            self.policy = load_policy(folder)
         chosen = defaults["temperature"] if temperature is None else temperature
         self.settings = SamplingSettings(
             max_response_tokens=max_new_tokens or defaults["max_new_tokens"],
             temperature=chosen or 1.0,
             greedy=chosen == 0,
         )
-        _silence_loading()
-        self.policy = load_policy(folder)
 
     def answer(self, prompt: str, seed: int, write: Callable[[str], None] | None = None) -> dict[str, Any]:
         """Return response, finished, tokens and seed; `write` gets the text piece by piece as it is written.

@@ -80,13 +80,13 @@ def temporary_folder(workdir: Path) -> Iterator[Path]:
     """Give a new folder on the disk of `workdir`, removed at the end whatever happens; old ones of the dead go, too."""
     base = made(workdir / "tmp")
     _remove_abandoned(base)
-    folder = Path(tempfile.mkdtemp(prefix="ingest-", dir=base))
+    folder = Path(tempfile.mkdtemp(prefix="work-", dir=base))
     try:
         with _locked(folder):
             yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-        with suppress(OSError):  # another ingest still has its folder there
+        with suppress(OSError):  # another process still has its folder there
             base.rmdir()
 
 
@@ -107,7 +107,7 @@ def _locked(folder: Path) -> Iterator[bool]:
 
 def _remove_abandoned(base: Path) -> None:
     """Remove what killed processes left long ago, so that it does not fill the disk."""
-    for folder in base.glob("ingest-*"):
+    for folder in base.glob("work-*"):
         try:
             if time.time() - folder.stat().st_mtime > _ABANDONED_AFTER_SECONDS:
                 # By age alone one that takes days would lose its own.

@@ -131,12 +131,16 @@ class Registry:
         there = ", ".join(aliases + [f"/{version.version}" for version in found]) or "nothing"
         raise ConfigError(f"Model {name!r} has no {'@' + alias if alias else '/' + str(number)}. It has {there}.")
 
-    def download(self, version: Version) -> Path:
-        """Return a local folder with the version's Hugging Face files."""
+    def download(self, version: Version, into: Path) -> Path:
+        """Return a local folder with the version's Hugging Face files: where they lie, or a copy in `into`."""
         import mlflow
 
         with self._answering():
-            return Path(mlflow.artifacts.download_artifacts(f"models:/{version.name}/{version.version}")) / "model"
+            lies_here = self.client.get_model_version_download_uri(version.name, version.version).startswith("file:")
+            # Elsewhere MLflow, told no folder, makes one that nobody removes.
+            target = None if lies_here else str(into)
+            uri = f"models:/{version.name}/{version.version}"
+            return Path(mlflow.artifacts.download_artifacts(uri, dst_path=target)) / "model"
 
     def _knows(self, name: str) -> bool:
         from mlflow import MlflowException

@@ -6,16 +6,19 @@ stale lock to remove. The file's content only tells a person who holds it.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
 import secrets
+import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO, Any
 
+from understudy.data.files import temporary_folder
 from understudy.errors import ConfigError, WorkdirBusy
 
 LOCK_NAME = "run.lock"
@@ -54,6 +57,24 @@ def run_folder(workdir: Path, run_id: str) -> Path:
     folder = workdir / "runs" / run_id
     folder.mkdir(parents=True, exist_ok=True)
     return folder
+
+
+@contextmanager
+def scratch_folder(workdir: Path) -> Iterator[Path]:
+    """Give a temporary folder on the disk that has room for models; where that may only be read, the system's will do.
+
+    Raises:
+        OSError: for another reason, as a full disk.
+    """
+    with ExitStack() as stack:
+        try:
+            folder = stack.enter_context(temporary_folder(workdir))
+        except OSError as error:
+            if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+                raise
+            system = tempfile.TemporaryDirectory(prefix="understudy-", ignore_cleanup_errors=True)
+            folder = Path(stack.enter_context(system))
+        yield folder
 
 
 @contextmanager

@@ -10,6 +10,7 @@ import dataclasses
 import hashlib
 import json
 import shutil
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -67,11 +68,12 @@ class Artifacts(Protocol):
 
 
 class StoredArtifacts:
-    """The registry and the stores themselves; nothing is taken from a cache."""
+    """The registry and the stores themselves; nothing is taken from a cache of before."""
 
     def __init__(self, registry: Registry, version: Version, storage_uri: str | None, scratch: Path) -> None:
         metrics = {"metrics": json.dumps(version.metrics)}
         self._registry, self._version, self.scratch = registry, version, scratch
+        self._registered: Path | None = None
         self._store = open_store(storage_uri or str(scratch / "none"), scratch)
         self.identity = Identity(version.name, version.version, metrics | version.tags)
 
@@ -81,8 +83,10 @@ class StoredArtifacts:
 
     def registered(self, sha256: str) -> Path:
         """Return the files that the registry serves."""
-        folder = self._registry.download(self._version).parent
-        return _verified_registered(folder, sha256)
+        if self._registered is None:  # a walk and a copy ask for the same
+            into = Path(tempfile.mkdtemp(prefix="registered-", dir=self.scratch))
+            self._registered = self._registry.download(self._version, into).parent
+        return _verified_registered(self._registered, sha256)
 
     def dataset(self, ref: DatasetRef) -> Path:
         """Return a dataset version, read from its remote."""

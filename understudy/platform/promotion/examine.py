@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,6 +18,7 @@ from understudy.platform.promotion.change import Candidate
 from understudy.platform.promotion.decisions import State
 from understudy.platform.promotion.refusals import Champion, Surroundings, refusals, refuse
 from understudy.platform.storage import open_store
+from understudy.platform.workdir import scratch_folder
 
 if TYPE_CHECKING:
     from understudy.evaluation.gate.schema import Gate
@@ -163,20 +162,8 @@ def walked_version(registry: Registry, version: Version, storage_uri: str | None
 @contextmanager
 def stored_artifacts(registry: Registry, version: Version, storage_uri: str | None) -> Iterator[StoredArtifacts]:
     """Give the version's artifacts as they lie in their stores."""
-    with _scratch_folder(registry.workdir) as scratch:
-        yield StoredArtifacts(registry, version, storage_uri, Path(scratch))
-
-
-def _scratch_folder(workdir: Path) -> tempfile.TemporaryDirectory[str]:
-    """Make a folder on the disk that has room for models; where that may only be read, the system's will do."""
-    parent = workdir / "scratch"
-    try:
-        parent.mkdir(parents=True, exist_ok=True)
-        return tempfile.TemporaryDirectory(prefix="verify-", dir=parent)
-    except OSError as error:
-        if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
-            raise
-        return tempfile.TemporaryDirectory(prefix="understudy-verify-")
+    with scratch_folder(registry.workdir) as scratch:
+        yield StoredArtifacts(registry, version, storage_uri, scratch)
 
 
 def _rules(decision: Any) -> str:

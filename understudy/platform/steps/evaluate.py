@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from understudy.config import EvaluationConfig, ModelConfig, validate
+from understudy.data.files import temporary_folder
 from understudy.platform import where
 from understudy.platform.context import StepContext, current_run, step_context
 from understudy.platform.ladder import ladder_for_report, open_ladder
@@ -17,7 +18,6 @@ from understudy.platform.steps.training import (
     account_for_skipped,
     count_of_skipped,
     load_demonstrations,
-    scratch_folder,
     write_jsonl,
 )
 from understudy.records import DatasetRef, DiscriminatorRef, EvaluationReport, PolicyRef, Record
@@ -198,7 +198,7 @@ def _store(
     answer = ask_gate(Path(os.environ.get("UNDERSTUDY_GATE", "gate.yaml")), whole)
     page = render_report(result, histories, provenance, title, answer, whole)
     numbers = json.dumps(whole, sort_keys=True, indent=1, allow_nan=False)
-    with scratch_folder(context) as folder:
+    with temporary_folder(context.workdir) as folder:
         (folder / "report.html").write_text(page, encoding="utf-8")
         (folder / "report.json").write_text(numbers + "\n", encoding="utf-8")
         if skipped:

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-import shutil
-import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from understudy.config import section_sha256
+from understudy.data.files import temporary_folder
 from understudy.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -129,7 +128,7 @@ def publish(context: StepContext, processes: Processes, name: str, write: Callab
     from understudy.platform.storage import Stored
 
     def put() -> dict[str, str]:
-        with scratch_folder(context) as folder:
+        with temporary_folder(context.workdir) as folder:
             write(folder)
             return asdict(context.store.put_folder(folder, name))
 
@@ -139,15 +138,3 @@ def publish(context: StepContext, processes: Processes, name: str, write: Callab
 def write_jsonl(path: Path, rows: Sequence[Any]) -> None:
     """Write one JSON object per line."""
     path.write_text("".join(json.dumps(row, sort_keys=True) + "\n" for row in rows), encoding="utf-8")
-
-
-@contextmanager
-def scratch_folder(context: StepContext) -> Iterator[Path]:
-    """Return a folder on the working directory's disk that is gone afterwards."""
-    parent = context.workdir / "scratch"
-    parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=f"{context.step}-", dir=parent))
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
