@@ -26,7 +26,7 @@ from understudy.config import AlignConfig, load_params
 ROOT = Path(__file__).parents[1]
 DISCRIMINATORS = ("shared_trunk", "sft")
 # TRL's trainers as they come, and RLOO with what a user could change: our loop asks the C library for the former, too.
-PEERS = {
+PEERS: dict[str, dict[str, Any]] = {
     "TRL RLOO": {"trainer": "rloo"},
     "TRL GRPO": {"trainer": "grpo"},
     "TRL RLOO with freed memory kept": {"trainer": "rloo", "keeps_memory": True},
@@ -306,7 +306,7 @@ def measure(work: Work, rounds: int, repetitions: int) -> list[dict[str, Any]]:
     embedding = model.get_input_embeddings().weight
     works = {kind: replace(work, discriminator=kind) for kind in DISCRIMINATORS}
     steps: dict[str, OurStep | PeerStep] = {kind: OurStep(each) for kind, each in works.items()}
-    steps |= {name: PeerStep(work, **settings) for name, settings in PEERS.items()}  # type: ignore[arg-type]
+    steps |= {name: PeerStep(work, **settings) for name, settings in PEERS.items()}
     turns = take_turns({name: partial(turn_of, step, rounds) for name, step in steps.items()}, repetitions)
     rows = []
     for kind, each in works.items():

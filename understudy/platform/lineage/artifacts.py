@@ -10,11 +10,12 @@ import dataclasses
 import hashlib
 import json
 import shutil
-import tempfile
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from understudy.data.files import made
 from understudy.errors import ConfigError, DataRefused, IntegrityError
 from understudy.platform.datasets import materialise
 from understudy.platform.manifest import (
@@ -73,7 +74,6 @@ class StoredArtifacts:
     def __init__(self, registry: Registry, version: Version, storage_uri: str | None, scratch: Path) -> None:
         metrics = {"metrics": json.dumps(version.metrics)}
         self._registry, self._version, self.scratch = registry, version, scratch
-        self._registered: Path | None = None
         self._store = open_store(storage_uri or str(scratch / "none"), scratch)
         self.identity = Identity(version.name, version.version, metrics | version.tags)
 
@@ -83,10 +83,11 @@ class StoredArtifacts:
 
     def registered(self, sha256: str) -> Path:
         """Return the files that the registry serves."""
-        if self._registered is None:  # a walk and a copy ask for the same
-            into = Path(tempfile.mkdtemp(prefix="registered-", dir=self.scratch))
-            self._registered = self._registry.download(self._version, into).parent
         return _verified_registered(self._registered, sha256)
+
+    @cached_property  # a walk and a copy ask for the same
+    def _registered(self) -> Path:
+        return self._registry.download(self._version, made(self.scratch / "registered")).parent
 
     def dataset(self, ref: DatasetRef) -> Path:
         """Return a dataset version, read from its remote."""
